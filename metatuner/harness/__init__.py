@@ -1,0 +1,1 @@
+"""The ground all methods share: config, benchmarks, lab, policies, budget, cells, evaluation."""

@@ -1,0 +1,112 @@
+"""What `fit` returns and `evaluate` asks: a policy answers queries, and is saved as deltas over named base models."""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from metatuner.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from metatuner.harness.ground import Ground
+
+FORMAT = 1
+_KINDS: dict[str, type["Policy"]] = {}
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question put to a policy: no gold answer travels with it."""
+
+    id: str
+    benchmark: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Response:
+    """A policy's answer to one query, with the prompt it was asked under."""
+
+    prompt: str
+    completion: str
+    prompt_tokens: int
+    completion_tokens: int
+    truncated: bool
+    """The completion reached the benchmark's limit of new tokens."""
+    cut_tokens: int = 0
+    """Query tokens dropped from its start, because the input did not fit the model's window."""
+
+
+class Policy(ABC):
+    """Answers queries. Subclasses are registered by name with `@register_policy`; the manifest names that kind."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def respond(self, queries: Sequence[Query]) -> list[Response]:
+        """One response a query, in the same order."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write weights (safetensors) below `folder`; return what the manifest keeps (JSON values)."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path, state: dict[str, Any], ground: "Ground") -> "Policy":
+        """The policy that `write` saved, on the given models."""
+
+    def save(self, folder: Path) -> None:
+        """Save to `folder`; `manifest.json` is written last, so a folder that has one is complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self.write(folder)
+        manifest = {"format": FORMAT, "kind": self.kind, "state": state}
+        write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is either the old one or the whole new one, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def register_policy(kind: str) -> Callable[[type[Policy]], type[Policy]]:
+    """Class decorator: makes policies of this class loadable by `kind`."""
+
+    def register(cls: type[Policy]) -> type[Policy]:
+        known = _KINDS.get(kind)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UserError(
+                f"policy kind {kind!r} is defined twice: {known.__module__}.{known.__qualname__} and "
+                f"{cls.__module__}.{cls.__qualname__}; rename one"
+            )
+        cls.kind = kind
+        _KINDS[kind] = cls
+        return cls
+
+    return register
+
+
+def load_policy(folder: Path, ground: "Ground") -> Policy:
+    """Load a saved policy. The module that registers its kind must have been imported (the registry does this)."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no manifest.json, so no complete policy is saved here; fit it again")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{path}: format {manifest.get('format')!r}, this version reads {FORMAT}; fit it again")
+    kind = manifest["kind"]
+    if kind not in _KINDS:
+        raise UserError(f"{path}: unknown policy kind {kind!r}; {suggest(kind, _KINDS)}")
+    return _KINDS[kind].read(folder, manifest["state"], ground)

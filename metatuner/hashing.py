@@ -1,0 +1,118 @@
+"""What results depend on, as hashes: values, files, and the code that made them."""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST_PARTY = ("metatuner", "baselines")
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no white space: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def hash_value(value: Any, length: int = 16) -> str:
+    """The first `length` hex digits of the SHA-256 of a JSON-able value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+@cache
+def _hash_file_at(path: Path, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    status = path.stat()
+    return _hash_file_at(path, status.st_size, status.st_mtime_ns)
+
+
+class _Strip(ast.NodeTransformer):
+    """Takes docstrings out, so that only what runs is hashed (comments are not in the tree)."""
+
+    def _body(self, node: Any) -> Any:
+        self.generic_visit(node)
+        first = node.body[0] if node.body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            node.body = node.body[1:] or [ast.Pass()]
+        return node
+
+    visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _body
+
+
+@cache
+def _parsed(path: Path) -> tuple[str, tuple[tuple[str, int, tuple[str, ...]], ...]]:
+    """A module's hash (docstrings and comments left out) and its import statements (module, level, names)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    imports: list[tuple[str, int, tuple[str, ...]]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [(alias.name, 0, ()) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imports.append((node.module or "", node.level, tuple(alias.name for alias in node.names)))
+    text = ast.dump(_Strip().visit(tree), annotate_fields=False)
+    return hashlib.sha256(text.encode()).hexdigest(), tuple(imports)
+
+
+def _locate(module: str) -> list[Path]:
+    """The files that importing a dotted first-party module runs: its packages' __init__ and itself."""
+    if module.split(".")[0] not in FIRST_PARTY:
+        return []
+    found, here = [], ROOT
+    for part in module.split("."):
+        here = here / part
+        if (here / "__init__.py").is_file():
+            found.append(here / "__init__.py")
+        elif here.with_suffix(".py").is_file():
+            found.append(here.with_suffix(".py"))
+    return found
+
+
+def _direct_imports(path: Path) -> set[Path]:
+    files: set[Path] = set()
+    inside = path.is_relative_to(ROOT)
+    package = list(path.relative_to(ROOT).parent.parts) if inside else []
+    for module, level, names in _parsed(path)[1]:
+        if level:
+            if not inside:
+                continue
+            base = package[: len(package) - level + 1]
+            module = ".".join(base + ([module] if module else []))
+        files.update(_locate(module))
+        for name in names:
+            files.update(_locate(f"{module}.{name}"))
+    return files
+
+
+def import_closure(*roots: Path) -> list[Path]:
+    """Every first-party file that the given files import, directly or not, themselves included; sorted."""
+    seen: set[Path] = set()
+    todo = [root.resolve() for root in roots]
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            todo += _direct_imports(path)
+    return sorted(seen)
+
+
+def hash_code(*roots: Path, data: Iterable[Path] = ()) -> str:
+    """A hash of the code that `roots` run: their first-party import closure without comments and docstrings.
+
+    Files are named by their place below the project root (a file elsewhere: by its name), so that moving a checkout
+    changes nothing. `data` adds files that the code reads (word lists, task definitions), by their bytes.
+    """
+
+    def name(path: Path) -> str:
+        return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+    parts = [[name(path), _parsed(path)[0]] for path in import_closure(*roots)]
+    parts += [[name(path.resolve()), hash_file(path)] for path in sorted(data)]
+    return hash_value(parts)
