@@ -1,0 +1,58 @@
+# The two commands of the README, and a few beside them. `make` alone lists them.
+#
+#   PYTHON=python3.12   another interpreter for .venv
+#   CORES=2             cores for snakemake (default: all)
+#   PINS=cuda           constraints/cuda.txt instead of constraints/cpu.txt
+#   TORCH_INDEX=URL     take torch from this package index (docs/install.md)
+#   ARGS="..."          more arguments for snakemake or pytest
+
+PYTHON ?= python3
+CORES ?= all
+PINS ?= cpu
+TORCH_INDEX ?=
+ARGS ?=
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# Steps find the environment's own metatuner and snakemake.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce resume figures test lint clean
+
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /make \1\t/' | expand -t 18
+
+$(INSTALLED): pyproject.toml constraints/$(PINS).txt $(wildcard constraints/*.txt)
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "$(PYTHON): not found; install Python >= 3.11 or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is `$(PYTHON) -V`, but >= 3.11 is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(if $(TORCH_INDEX),$(PIP) install -q --no-deps --index-url $(TORCH_INDEX) "$$(grep '^torch==' constraints/cpu.txt)")
+	$(PIP) install -q -c constraints/$(PINS).txt -e '.[test]'
+	@touch $@
+
+reproduce: $(INSTALLED) ## run the whole benchmark: models, methods, tables, figures (snakemake --cores all)
+	snakemake --cores $(CORES) $(ARGS)
+
+resume: $(INSTALLED) ## take up an interrupted run
+	metatuner resume --cores $(CORES) $(ARGS)
+
+figures: $(INSTALLED) ## make tables and figures again from the scores at hand
+	snakemake --cores $(CORES) tables figures $(ARGS)
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+lint: $(INSTALLED) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove the environment and caches; results/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
