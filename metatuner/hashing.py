@@ -34,17 +34,16 @@ def hash_file(path: Path) -> str:
     return _hash_file_at(path, status.st_size, status.st_mtime_ns)
 
 
-class _Strip(ast.NodeTransformer):
-    """Takes docstrings out, so that only what runs is hashed (comments are not in the tree)."""
-
-    def _body(self, node: Any) -> Any:
-        self.generic_visit(node)
-        first = node.body[0] if node.body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            node.body = node.body[1:] or [ast.Pass()]
-        return node
-
-    visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _body
+def _plain(node: Any) -> Any:
+    """A syntax tree as JSON values: docstrings and empty fields left out, so that Python versions agree on it."""
+    if isinstance(node, list):
+        return [_plain(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return node if isinstance(node, (str, int, bool)) else repr(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        fields["body"] = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+    return [type(node).__name__, {name: _plain(value) for name, value in fields.items()}]
 
 
 @cache
@@ -57,8 +56,7 @@ def _parsed(path: Path) -> tuple[str, tuple[tuple[str, int, tuple[str, ...]], ..
             imports += [(alias.name, 0, ()) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             imports.append((node.module or "", node.level, tuple(alias.name for alias in node.names)))
-    text = ast.dump(_Strip().visit(tree), annotate_fields=False)
-    return hashlib.sha256(text.encode()).hexdigest(), tuple(imports)
+    return hash_value(_plain(tree), 64), tuple(imports)
 
 
 def _locate(module: str) -> list[Path]:

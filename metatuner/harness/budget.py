@@ -1,0 +1,102 @@
+"""What a fit uses, metered where it happens, and the named limits it must keep.
+
+Counts come from two places. `metatuner.lm.generate` reports each completion exactly. Every other forward pass of a model
+(library trainers, scoring passes) is seen by a hook on its decoder. Padding is never counted.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from metatuner.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from metatuner.lm import LM
+
+
+class BudgetExceeded(UserError):
+    """A fit went over its budget; its cell fails and says so."""
+
+
+@dataclass
+class Usage:
+    """Totals over all models of a fit."""
+
+    lm_calls: int = 0
+    """Sequences sent to a model without gradient: answers, rewrites, scoring passes."""
+    prompt_tokens: int = 0
+    """Tokens read in those calls."""
+    generated_tokens: int = 0
+    """Tokens written in those calls (a library's own decoding loop: without each sequence's first token)."""
+    trained_tokens: int = 0
+    """Tokens that went forward with gradient."""
+
+    def add(self, other: "Usage | Mapping[str, int]") -> None:
+        """Add another total, e.g. that of a fit this one builds on."""
+        counts = asdict(other) if isinstance(other, Usage) else other
+        for name in asdict(self):
+            setattr(self, name, getattr(self, name) + counts.get(name, 0))
+
+
+class Budget:
+    """A meter with limits. Attach it to every model of the fit; it raises BudgetExceeded when a limit is crossed."""
+
+    def __init__(self, limits: Mapping[str, int | None] | None = None, name: str = "unlimited") -> None:
+        self.name = name
+        self.limits = {key: value for key, value in (limits or {}).items() if value is not None}
+        self.used = Usage()
+        self._detach: list[Callable[[], None]] = []
+
+    def left(self, what: str) -> float:
+        """How much of `lm_calls`, `generated_tokens` or `trained_tokens` is left (infinity where unlimited)."""
+        if what not in asdict(self.used):
+            raise UserError(f"budget: nothing is called {what!r}; {suggest(what, asdict(self.used))}")
+        return self.limits[what] - getattr(self.used, what) if what in self.limits else float("inf")
+
+    def add(self, **counts: int) -> None:
+        """Count usage; raise BudgetExceeded when it crosses a limit."""
+        self.used.add(counts)
+        for what, limit in self.limits.items():
+            if getattr(self.used, what) > limit:
+                raise BudgetExceeded(
+                    f"budget {self.name!r}: {what} reached {getattr(self.used, what)}, the limit is {limit}; "
+                    "lower the method's settings or raise the budget in the preset"
+                )
+
+    def attach(self, lm: "LM") -> None:
+        """Meter a model (and copies and PEFT wrappings made of it from now on) until `detach`."""
+        import torch
+
+        def completions(prompt_tokens: int, generated_tokens: int, calls: int) -> None:
+            self.add(lm_calls=calls, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+
+        pad = lm.tokenizer.pad_token_id
+
+        # A plain function: deepcopy of a hooked model keeps pointing at this meter.
+        def forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if lm.generating:
+                return
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            inputs = ids if ids is not None else kwargs["inputs_embeds"]
+            rows, length = inputs.shape[:2]
+            mask = kwargs.get("attention_mask")
+            if mask is not None and mask.dim() == 2:
+                tokens = int(mask[:, -length:].sum())
+            else:
+                tokens = int((ids != pad).sum()) if ids is not None and pad is not None else rows * length
+            cache = kwargs.get("past_key_values")
+            if torch.is_grad_enabled():
+                self.add(trained_tokens=tokens)
+            elif cache is not None and cache.get_seq_length() > 0:
+                self.add(generated_tokens=tokens)
+            else:
+                self.add(lm_calls=rows, prompt_tokens=tokens)
+
+        handle = lm.model.get_decoder().register_forward_pre_hook(forward, with_kwargs=True)
+        lm.listeners.append(completions)
+        self._detach += [handle.remove, lambda: lm.listeners.remove(completions)]
+
+    def detach(self) -> None:
+        """Stop metering."""
+        while self._detach:
+            self._detach.pop()()

@@ -1,0 +1,292 @@
+"""The config: typed in one place, its JSON schema generated, presets that each extend one base.
+
+`load_config("nano", {"seeds": [0]})` gives the resolved preset; errors name the key and the remedy.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from metatuner.errors import UserError, suggest
+from metatuner.hashing import ROOT
+
+BenchmarkId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelConfig(_Part):
+    """A language model: a local folder, a Hub id, or `nano:ROLE` (trained by a rule of the DAG)."""
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    window: int | None = Field(None, ge=16, description="input plus output tokens; default: the model's own")
+    rewrite_system: str = Field("{prompt}", description="what a generator is told; {prompt} and {query} are filled in")
+    rewrite_user: str = Field("{query}", description="what a generator is asked; {prompt} and {query} are filled in")
+
+
+class ModelsConfig(_Part):
+    """The actor, which answers, and the generators, which write prompts and parameters, by size."""
+
+    actor: ModelConfig
+    generators: dict[str, ModelConfig] = Field(default_factory=dict)
+
+
+class SizesConfig(_Part):
+    """Rows a split: `train` and `dev` are redrawn by each seed; `tune`, `test` and `audit` are fixed."""
+
+    train: int | None = Field(None, ge=1, description="null: all rows that are left")
+    dev: int = Field(64, ge=1)
+    tune: int = Field(100, ge=1)
+    test: int | None = Field(None, ge=1, description="null: all")
+    audit: int = Field(0, ge=0, description="a separate draw for the nano world's own bars")
+
+
+class BenchmarkConfig(_Part):
+    """Where a benchmark's rows come from, and how many are used."""
+
+    source: Literal["nano", "local", "hub"]
+    path: str | None = Field(None, description="local: a folder with train.jsonl and test.jsonl ($VARIABLES expand)")
+    sizes: SizesConfig
+    initial_prompt: str | None = Field(None, description="p~; null: the benchmark's own")
+    max_new_tokens: int | None = Field(None, ge=1)
+    split_seed: int = Field(0, ge=0, description="draws the fixed splits")
+
+    @model_validator(mode="after")
+    def _path_goes_with_local(self) -> "BenchmarkConfig":
+        if (self.source == "local") != (self.path is not None):
+            raise ValueError("`path` goes with `source: local`, and only with it")
+        return self
+
+
+class NanoConfig(_Part):
+    """The embedded world."""
+
+    world_seed: int = Field(0, ge=0)
+    null: bool = Field(False, description="the null world: prompts do not matter and no row is shifted")
+    trained: bool = Field(True, description="false: models keep random weights (the smoke preset)")
+
+
+class BudgetConfig(_Part):
+    """Limits on what one fit may use, its prerequisites included; null: metered but not limited."""
+
+    lm_calls: int | None = Field(None, ge=1)
+    generated_tokens: int | None = Field(None, ge=1)
+    trained_tokens: int | None = Field(None, ge=1)
+
+
+class SearchConfig(_Part):
+    """One dimension of random search: either `values`, or a range `low` to `high` (log-uniform if `log`)."""
+
+    values: list[Any] | None = None
+    low: float | None = None
+    high: float | None = None
+    log: bool = True
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "SearchConfig":
+        ranged = self.low is not None and self.high is not None and self.low < self.high
+        if self.values is None and not ranged:
+            raise ValueError("give `values`, or `low` < `high`")
+        if self.values is not None and (self.low is not None or self.high is not None or not self.values):
+            raise ValueError("give a non-empty `values` or a range, not both")
+        return self
+
+
+class MethodConfig(_Part):
+    """A method's settings in this preset, what tuning may change, its budget, and how many cells a job packs."""
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    search: dict[str, SearchConfig] = Field(default_factory=dict)
+    budget: str = "default"
+    pack: int | None = Field(None, ge=1, description="fits a job; null: the preset's `pack`")
+
+
+class TuningConfig(_Part):
+    """Random search on the tune split with a seed outside the reported ones."""
+
+    trials: int = Field(8, ge=1)
+    seed: int = Field(1000, ge=0)
+    winners: str | None = Field(None, description="JSON file of stored winners, relative to the project")
+
+
+class ExperimentConfig(_Part):
+    """A named grid of cells, and the table or figure made from it."""
+
+    methods: list[str] = Field(min_length=1)
+    benchmarks: list[BenchmarkId] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    generator: str
+    variants: dict[str, dict[str, dict[str, Any]]] = Field(
+        default_factory=dict, description="method -> variant name -> settings that differ"
+    )
+
+
+class Config(_Part):
+    """A resolved preset."""
+
+    preset: str
+    results: str = Field(description="folder of generated files, relative to the working directory")
+    cache: str = Field("results/cache", description="what presets share: pretrained nano models")
+    threads: int = Field(1, ge=1, description="torch threads a job; part of no key, but of the machine's rounding")
+    batch_tokens: int = Field(16384, ge=64, description="padded tokens a generation batch may hold")
+    pack: int = Field(12, ge=1, description="fits or evaluations a job")
+    keep_policies: Literal["all", "none"] = Field("all", description="what stays on disk after evaluation")
+    nano: NanoConfig = NanoConfig()  # type: ignore[call-arg]
+    models: ModelsConfig
+    benchmarks: dict[BenchmarkId, BenchmarkConfig]
+    budgets: dict[str, BudgetConfig]
+    methods: dict[str, MethodConfig]
+    tuning: TuningConfig = TuningConfig()  # type: ignore[call-arg]
+    experiments: dict[str, ExperimentConfig]
+    extra_methods: list[str] = Field(default_factory=list, description="files of further methods")
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "Config":
+        for name, experiment in self.experiments.items():
+            for benchmark in experiment.benchmarks:
+                if benchmark not in self.benchmarks:
+                    raise ValueError(
+                        f"experiments.{name}.benchmarks: unknown benchmark {benchmark!r}; "
+                        + suggest(benchmark, self.benchmarks)
+                    )
+            if experiment.generator not in self.models.generators:
+                raise ValueError(
+                    f"experiments.{name}.generator: unknown generator {experiment.generator!r}; "
+                    + suggest(experiment.generator, self.models.generators)
+                )
+            for method in experiment.variants:
+                if method not in experiment.methods:
+                    raise ValueError(f"experiments.{name}.variants: {method!r} is not among the experiment's methods")
+            if self.tuning.seed in experiment.seeds:
+                raise ValueError(f"experiments.{name}.seeds: {self.tuning.seed} is tuning.seed; report other seeds")
+        for name, method_config in self.methods.items():
+            if method_config.budget not in self.budgets:
+                raise ValueError(
+                    f"methods.{name}.budget: unknown budget {method_config.budget!r}; "
+                    + suggest(method_config.budget, self.budgets)
+                )
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a resolved preset, generated from the types."""
+    return Config.model_json_schema()
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge: mappings merge key by key, anything else in `over` replaces; `!key: null` is not special."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def preset_names() -> list[str]:
+    """Names of the presets in config/presets."""
+    return sorted(path.stem for path in (ROOT / "config" / "presets").glob("*.yaml"))
+
+
+def _read_preset(name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
+    if name in chain:
+        raise UserError(f"config/presets/{chain[-1]}.yaml: extends {name!r}, which extends it; break the circle")
+    path = ROOT / "config" / "presets" / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"unknown preset {name!r}; {suggest(name, preset_names())}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f", line {place.line + 1}" if place else ""
+        raise UserError(f"config/presets/{name}.yaml{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"config/presets/{name}.yaml: must be a mapping of keys")
+    base = values.pop("extends", None)
+    return merge(_read_preset(base, (*chain, name)), values) if base else values
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    """The keys that the config's types allow at a location."""
+    here: Any = Config
+    for part in location:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            here = here.model_fields[str(part)].annotation if part in here.model_fields else None
+        elif get_origin(here) is dict:
+            here = get_args(here)[1]
+        else:
+            here = None
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = tuple(part for part in first["loc"] if part != "[key]")
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        return f"unknown config key {key!r}; {suggest(str(location[-1]), _known_keys(location[:-1]))}"
+    if first["type"] == "missing":
+        return f"config key {key!r} is missing; add it to the preset"
+    if first["type"] == "value_error":
+        return f"config{': ' + key if key else ''}: {first['ctx']['error']}"
+    return f"config key {key!r}: {first['msg']}, got {first['input']!r}"
+
+
+def resolve(values: Mapping[str, Any]) -> Config:
+    """Validate a merged preset; UserError names the first key that is wrong."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_one_line(error)) from None
+
+
+def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None) -> Config:
+    """The preset named, deep-merged with overrides and validated.
+
+    Args:
+        preset: a name in config/presets.
+        overrides: nested keys (or one level of dotted ones: `{"tuning.trials": 2}`) that replace the preset's.
+    """
+    values = _read_preset(preset)
+    for key, value in (overrides or {}).items():
+        for part in reversed(key.split(".")[1:]):
+            value = {part: value}
+        values = merge(values, {key.split(".")[0]: value})
+    if isinstance(values.get("extra_methods"), str):  # --config extra_methods=FILE gives a bare name
+        values["extra_methods"] = [values["extra_methods"]]
+    values.setdefault("preset", preset)
+    values.setdefault("results", f"results/{preset}")
+    return resolve(values)
+
+
+def read_config(path: Path) -> Config:
+    """A resolved config that the DAG wrote as JSON."""
+    if not path.is_file():
+        raise UserError(f"no config file {path}; give a resolved preset (results/<preset>/config.json)")
+    try:
+        return resolve(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+
+
+def dump_config(config: Config) -> str:
+    """A config as indented JSON, the form `read_config` takes."""
+    return json.dumps(config.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def expand_path(text: str, key: str) -> Path:
+    """A path with $VARIABLES and ~ expanded; an unset variable is an error that names the config key."""
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    if "$" in expanded:
+        variable = expanded[expanded.index("$") :].split("/")[0]
+        raise UserError(f"config key {key!r}: environment variable {variable} is not set; export it or write a folder")
+    return Path(expanded)

@@ -1,0 +1,52 @@
+"""Where a preset's files lie. Nothing here reads or writes."""
+
+from pathlib import Path
+
+from metatuner.harness.config import Config
+
+
+class Layout:
+    """Paths below `results/<preset>`, and the cache that presets share."""
+
+    def __init__(self, config: Config) -> None:
+        self.root = Path(config.results)
+        self.cache = Path(config.cache)
+        self.config = self.root / "config.json"
+        self.world = self.root / "world"
+        self.scores = self.root / "scores.csv"
+        self.provenance = self.root / "provenance.json"
+        self.verdict = self.root / "verdict.json"
+        self.usage = self.root / "usage"
+        self.logs = self.root / "logs"
+
+    def data(self, benchmark: str) -> Path:
+        """Folder of a benchmark's split files."""
+        return self.root / "data" / benchmark
+
+    def model(self, role: str, key: str) -> Path:
+        """Folder of a pretrained nano model."""
+        return self.cache / "models" / f"{role}-{key}"
+
+    def fit(self, key: str) -> Path:
+        """Folder of a fit: policy/, fit.json, cost.json, log.jsonl. It exists if and only if it is complete."""
+        return self.root / "fits" / key
+
+    def cell(self, key: str) -> Path:
+        """Folder of a cell: predictions.jsonl, metrics.json, cell.json, cost.json. It exists iff it is complete."""
+        return self.root / "cells" / key
+
+    def pack(self, step: str, name: str) -> Path:
+        """The list that a fit or evaluate job writes: its keys and what became of each."""
+        return self.root / "packs" / step / f"{name}.json"
+
+    def tune(self, method: str, benchmark: str) -> Path:
+        """The trials of one method on one benchmark."""
+        return self.root / "tune" / f"{method}-{benchmark}.json"
+
+    def table(self, name: str, suffix: str) -> Path:
+        """A table's file."""
+        return self.root / "tables" / f"{name}.{suffix}"
+
+    def figure(self, name: str, suffix: str) -> Path:
+        """A figure's file."""
+        return self.root / "figures" / f"{name}.{suffix}"

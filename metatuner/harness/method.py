@@ -1,0 +1,88 @@
+"""What an author writes: a method is one file with a name, settings, and `fit(lab) -> Policy`."""
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from metatuner.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from metatuner.harness.ground import Lab
+    from metatuner.harness.policy import Policy
+
+Family = Literal["vanilla", "prompt", "parameter", "hybrid"]
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """For a method with nothing to set."""
+
+
+class Method(ABC):
+    """A way of fitting the actor (or its prompts) to a benchmark's train rows.
+
+    The harness owns timing, tokens, seeds, splits, saving and failures; the method owns `fit`.
+    """
+
+    name: ClassVar[str]
+    """Lower-case letters, digits and underscores; the name in tables and in the config."""
+    family: ClassVar[Family]
+    reference: ClassVar[str]
+    """Where the method is described (paper or repository)."""
+    deviations: ClassVar[tuple[str, ...]] = ()
+    """What differs here from the reference, one sentence each."""
+    Settings: ClassVar[type[Any]] = NoSettings
+    """A frozen dataclass; its defaults hold for every preset that does not say otherwise."""
+    uses_generator: ClassVar[bool] = False
+    """False: a cell of this method is the same whatever the generator, and is computed once."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Names of methods to be fitted before on the same rows and seed; `lab.required(name)` is the saved policy."""
+    internal: ClassVar[bool] = False
+    """True for a method that only serves others (a warm-up) and never stands in a table."""
+
+    def __init__(self, settings: Any = None) -> None:
+        self.settings = self.Settings() if settings is None else settings
+
+    def skip(self, lab: "Lab") -> str | None:
+        """A reason why this method cannot run here (no generator, no rationales), or None."""
+        return None
+
+    @abstractmethod
+    def fit(self, lab: "Lab") -> "Policy":
+        """Fit on `lab.train` (with `lab.dev` for choices within the fit); return the policy to evaluate."""
+
+
+def check_method(cls: type[Method], where: str) -> None:
+    """Raise UserError, with an instruction to the author, if a method's class attributes are not as they must be."""
+    for attribute in ("name", "family", "reference"):
+        if not isinstance(getattr(cls, attribute, None), str):
+            raise UserError(f"{where}: class {cls.__name__} needs `{attribute}` (a string)")
+    if not NAME.fullmatch(cls.name):
+        raise UserError(f"{where}: method name {cls.name!r} must match [a-z][a-z0-9_]*; rename it")
+    if cls.family not in get_args(Family):
+        raise UserError(f"{where}: family {cls.family!r}; {suggest(cls.family, get_args(Family))}")
+    if not (is_dataclass(cls.Settings) and isinstance(cls.Settings, type)):
+        raise UserError(f"{where}: `Settings` of {cls.name} must be a dataclass type")
+
+
+def make_settings(cls: type[Method], values: dict[str, Any], where: str) -> Any:
+    """The method's settings dataclass from config values, types checked; `where` names the place in errors."""
+    from pydantic import TypeAdapter, ValidationError
+
+    known = [field.name for field in fields(cls.Settings)]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{where}: unknown setting {name!r} of method {cls.name}; {suggest(name, known)}")
+    try:
+        return TypeAdapter(cls.Settings).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}.{key}: {first['msg']}, got {first['input']!r}") from None
+
+
+def settings_dict(settings: Any) -> dict[str, Any]:
+    """Settings as JSON values."""
+    return asdict(settings)

@@ -1,0 +1,84 @@
+"""Methods by name: every file of baselines/, the contenders, entry points of other packages, and files a user names."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from metatuner.errors import UserError, suggest
+from metatuner.harness.method import Method, check_method
+from metatuner.hashing import ROOT
+
+ENTRY_POINT_GROUP = "metatuner.methods"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A method's class and the file it was found in (what its code hash starts from)."""
+
+    cls: type[Method]
+    file: Path
+
+
+class Registry:
+    """All methods at hand, by name."""
+
+    def __init__(self, extra_files: Sequence[str | Path] = ()) -> None:
+        self._found: dict[str, Registered] = {}
+        for file in sorted((ROOT / "baselines").glob("[!_]*.py")):
+            self._add_module(importlib.import_module(f"baselines.{file.stem}"), file)
+        contender = ROOT / "metatuner" / "contender.py"
+        if contender.is_file():
+            self._add_module(importlib.import_module("metatuner.contender"), contender)
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            module = importlib.import_module(point.module)
+            self._add_module(module, Path(str(module.__file__)))
+        for name in extra_files:
+            file = Path(name).resolve()
+            self._add_module(_import_file(file), file)
+
+    def _add_module(self, module: ModuleType, file: Path) -> None:
+        classes = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type)
+            and issubclass(value, Method)
+            and value.__module__ == module.__name__
+            and not getattr(value, "__abstractmethods__", None)
+        ]
+        if not classes:
+            raise UserError(f"{file}: no method here; define a subclass of metatuner.harness.method.Method with `fit`")
+        for cls in classes:
+            check_method(cls, str(file))
+            if cls.name in self._found:
+                raise UserError(f"method {cls.name!r} is defined in {self._found[cls.name].file} and in {file}; rename one")
+            self._found[cls.name] = Registered(cls, file.resolve())
+
+    def names(self) -> list[str]:
+        """Names of all methods, sorted."""
+        return sorted(self._found)
+
+    def __getitem__(self, name: str) -> Registered:
+        if name not in self._found:
+            raise UserError(f"unknown method {name!r}; {suggest(name, self._found)}")
+        return self._found[name]
+
+
+def _import_file(file: Path) -> ModuleType:
+    if not file.is_file():
+        raise UserError(f"extra_methods: no file {file}")
+    name = f"extra_method_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"extra_methods: {file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the author's file may raise anything; it is named and the run stops
+        raise UserError(f"extra_methods: {file} does not import: {type(error).__name__}: {error}") from error
+    return module
