@@ -1,0 +1,127 @@
+"""What a benchmark is: how its rows are read, asked, answered and scored."""
+
+import copy
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from metatuner.errors import UserError
+from metatuner.harness.rows import Row
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where a benchmark's official rows are on the Hugging Face Hub."""
+
+    path: str
+    config: str | None
+    revision: str | None
+    train: str
+    """Name of the split that train, tune and dev rows are drawn from."""
+    test: str
+    """Name of the split that test rows are drawn from: the official test split, or validation where test labels are
+    not public."""
+    verified: bool = False
+    """Whether this address has been loaded and its rows compared with local ones."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The metrics of one answer."""
+
+    metrics: dict[str, float]
+    """Each in 0..1, keyed as `Benchmark.metrics`."""
+    stopped: str | None = None
+    """Why scoring was cut short and gave 0: "time" or "memory"; None if it ran to its end."""
+
+
+class Benchmark(ABC):
+    """A benchmark. A subclass in `metatuner/harness/benchmarks/<id>.py` is all it takes to add one."""
+
+    id: ClassVar[str]
+    version: ClassVar[int]
+    """Raised whenever rendering, extraction or a metric changes what a score means."""
+    metrics: ClassVar[tuple[str, ...]]
+    primary: ClassVar[str]
+    """The metric that rewards and headline tables use; one of `metrics`."""
+    hub: ClassVar[HubSource | None] = None
+    paper_test_size: ClassVar[int | None] = None
+    """Test rows used in the paper (arXiv 2509.24245)."""
+    initial_prompt: str
+    """The prompt that every method starts from (p~)."""
+    stops: tuple[str, ...] = ()
+    """Texts that end a completion besides the model's end of turn."""
+    max_new_tokens: int
+
+    def with_overrides(self, *, initial_prompt: str | None = None, max_new_tokens: int | None = None) -> Self:
+        """The same benchmark with another initial prompt or length limit, as a preset may ask."""
+        changed = copy.copy(self)
+        if initial_prompt is not None:
+            changed.initial_prompt = initial_prompt
+        if max_new_tokens is not None:
+            changed.max_new_tokens = max_new_tokens
+        return changed
+
+    def raw_from_hub(self, record: dict[str, Any], index: int) -> dict[str, Any]:
+        """A Hub record as a raw row; the default keeps it, with its index as id where it has none."""
+        return record if "id" in record else {"id": str(index), **record}
+
+    @abstractmethod
+    def row(self, raw: dict[str, Any]) -> Row:
+        """A raw row, checked and rendered. `UserError` names the field that is missing or ill-typed."""
+
+    @abstractmethod
+    def extract(self, completion: str) -> str | None:
+        """The answer a completion states, or None if it states none."""
+
+    @abstractmethod
+    def score(self, extracted: str | None, row: Row) -> dict[str, float]:
+        """The metrics of an extracted answer, each in 0..1; no answer scores 0."""
+
+    def score_all(self, extracted: Sequence[str | None], rows: Sequence[Row]) -> list[Scored]:
+        """The metrics of a batch of answers, in order; one a row."""
+        return [Scored(self.score(answer, row)) for answer, row in zip(extracted, rows, strict=True)]
+
+
+def text_field(raw: dict[str, Any], name: str) -> str:
+    """A field that must hold text with something in it."""
+    value = _present(raw, name)
+    if not isinstance(value, str):
+        raise UserError(f"field {name!r} must be text, is {type(value).__name__}; correct the row")
+    if not value.strip():
+        raise UserError(f"field {name!r} is empty; fill it in or leave the row out")
+    return value
+
+
+def int_field(raw: dict[str, Any], name: str, low: int, high: int) -> int:
+    """A field that must hold an integer from `low` to `high`."""
+    value = _present(raw, name)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise UserError(f"field {name!r} must be an integer from {low} to {high}, is {value!r}; correct the row")
+    return value
+
+
+def kind_of(raw: dict[str, Any], otherwise: str) -> str:
+    """The row's own `kind`, else the benchmark's breakdown."""
+    return text_field(raw, "kind") if "kind" in raw else otherwise
+
+
+def _present(raw: dict[str, Any], name: str) -> Any:
+    if name not in raw:
+        raise UserError(f"field {name!r} is missing; the row has {', '.join(raw) or 'no fields'}")
+    return raw[name]
+
+
+def after_last(marker: re.Pattern[str], text: str) -> str | None:
+    """What follows the last match of a marker; None if there is none."""
+    last = None
+    for last in marker.finditer(text):
+        pass
+    return None if last is None else text[last.end() :]
+
+
+def first_line(text: str) -> str | None:
+    """The first line with something on it, stripped; None if there is none."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), None)

@@ -1,0 +1,159 @@
+r"""Equivalence of mathematical expressions in LaTeX (MATH), decided where nothing hostile can do harm.
+
+math-verify parses both expressions into SymPy and compares them. An expression comes from a model, so it may be endless
+or huge: the comparison runs in one worker process, started when first needed, under a memory limit and a timer that the
+kernel enforces. A worker that is stopped scores 0 for that expression, says so, and is replaced.
+"""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from metatuner.harness.metrics import equivalence_worker
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one comparison may use."""
+
+    cpu_seconds: float = 5.0
+    """Processor time rather than wall-clock time, so that a busy machine does not change scores."""
+    wall_seconds: float = 60.0
+    """A stop for a process that waits instead of computing."""
+    memory_bytes: int = 2 * 1024**3
+    """Address space of the worker, its libraries (0.3 GB) included."""
+    characters: int = 2000
+    """Longer expressions are not compared; the longest answer in MATH has 159."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether two expressions are equivalent, and why the comparison was stopped if it was."""
+
+    equal: bool
+    stopped: str | None = None
+    """"time", "memory" or "length"; None if the comparison ran to its end."""
+
+
+class Comparer:
+    """A worker process that compares expressions one at a time; started at the first comparison, replaced if it dies."""
+
+    def __init__(self, limits: Limits = Limits()) -> None:
+        self.limits = limits
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def compare(self, answer: str, gold: str) -> Verdict:
+        """Whether math-verify finds the LaTeX expressions `answer` and `gold` equivalent, within the limits."""
+        if max(len(answer), len(gold)) > self.limits.characters:
+            return Verdict(False, "length")
+        with self._lock:
+            process = self._process or self._start()
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps([answer, gold]) + "\n")
+            process.stdin.flush()
+            reply = process.stdout.readline()
+            if reply:
+                return Verdict(**json.loads(reply))
+            self._process = None
+            process.stdin.close()
+            process.stdout.close()
+            return Verdict(False, equivalence_worker.STOPPED_BY.get(process.wait(), "memory"))
+
+    def close(self) -> None:
+        """End the worker; the next comparison starts another."""
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.communicate()
+                self._process = None
+
+    def forget(self) -> None:
+        """Let go of a worker that belongs to the process this one was forked from."""
+        self._lock, self._process = threading.Lock(), None
+
+    def _start(self) -> subprocess.Popen[str]:
+        # A fresh interpreter on one file: neither this process's memory (a model's weights) nor its modules come along.
+        command = [sys.executable, "-P", str(Path(equivalence_worker.__file__)), json.dumps(asdict(self.limits))]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
+        )
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != equivalence_worker.READY + "\n":
+            code, self._process = self._process.wait(), None
+            raise RuntimeError(f"the worker that compares expressions did not start (exit status {code}): {command}")
+        return self._process
+
+
+_comparer = Comparer()
+atexit.register(_comparer.close)
+os.register_at_fork(after_in_child=_comparer.forget)
+
+
+def equivalent(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[Verdict]:
+    """For each (answer, references): is the answer equivalent to any reference? All go through one worker.
+
+    Texts equal after light normalisation are equivalent without asking it, and a pair is compared only once.
+    """
+    return [_any_equal(answer, tuple(golds)) for answer, golds in pairs]
+
+
+@lru_cache(maxsize=65536)
+def _any_equal(answer: str, golds: tuple[str, ...]) -> Verdict:
+    if normalise_latex(answer) in map(normalise_latex, golds):
+        return Verdict(True)
+    verdicts = [_comparer.compare(answer, gold) for gold in golds]
+    return max(verdicts, key=lambda verdict: (verdict.equal, verdict.stopped is not None))
+
+
+def normalise_latex(text: str) -> str:
+    r"""White space collapsed and commands that only change the looks dropped: `\dfrac`, `\left(`, `\!`, `$`."""
+    for written, plain in ((r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), (r"\!", ""), ("$", "")):
+        text = text.replace(written, plain)
+    for size in (r"\left", r"\right"):
+        for bracket in "()[]|":
+            text = text.replace(size + bracket, bracket)
+    return " ".join(text.split())
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last `\boxed{...}` (or `\fbox{...}`, or `\boxed` and one token) with balanced braces holds; else None."""
+    starts = []
+    for command in (r"\boxed", r"\fbox"):
+        at = text.find(command)
+        while at >= 0:
+            starts.append(at + len(command))
+            at = text.find(command, at + 1)
+    for start in sorted(starts, reverse=True):
+        inside = _argument(text, start)
+        if inside is not None:
+            return inside.strip()
+    return None
+
+
+def _argument(text: str, start: int) -> str | None:
+    """A command's argument: what balanced braces hold, or up to white space or `$`; None if braces never close."""
+    while start < len(text) and text[start] == " ":
+        start += 1
+    if not text.startswith("{", start):
+        bare = text[start:].split("$")[0].split()
+        return bare[0] if bare else None
+    depth, at = 0, start
+    while at < len(text):
+        if text[at] == "\\":
+            at += 1  # an escaped brace is a character, not a bracket
+        elif text[at] == "{":
+            depth += 1
+        elif text[at] == "}":
+            depth -= 1
+            if not depth:
+                return text[start + 1 : at]
+        at += 1
+    return None
