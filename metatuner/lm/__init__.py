@@ -1,0 +1,21 @@
+"""Language models: loading, rendering, batched generation, the loss on completions, per-query LoRA."""
+
+from metatuner.lm.generation import Adaptation, Completion, generate
+from metatuner.lm.losses import completion_loss
+from metatuner.lm.model import LM, ModelSpec, load_lm
+from metatuner.lm.rendering import Demo, Rendered, completion_ids, render, render_rewrite
+
+__all__ = [
+    "LM",
+    "Adaptation",
+    "Completion",
+    "Demo",
+    "ModelSpec",
+    "Rendered",
+    "completion_ids",
+    "completion_loss",
+    "generate",
+    "load_lm",
+    "render",
+    "render_rewrite",
+]

@@ -1,0 +1,262 @@
+"""Batched generation whose results depend on each row alone, with an own adaptation of the model a batch.
+
+`transformers.generate` is as fast for a fixed model. This loop exists for three things it lacks: an adaptation that
+follows the rows (per-query LoRA), a random stream a row, and finished rows that leave the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from metatuner.errors import UserError
+from metatuner.lm.model import LM
+
+COMPACT_BELOW = 0.8
+"""Finished rows leave the batch once fewer than this share of it is unfinished: leaving costs one copy of the cache."""
+
+
+class Adaptation(Protocol):
+    """A change of the model that has one part a row of the batch, such as per-query LoRA."""
+
+    def keep(self, rows: Tensor) -> None:
+        """From now on the batch holds only `rows` (indices into its present rows), in this order."""
+
+
+Adapt = Callable[[list[int]], AbstractContextManager[Adaptation | None]]
+"""Given the indices of a batch's prompts, a context in which the model is adapted to them; it may yield an Adaptation."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after one prompt."""
+
+    text: str
+    """Without special tokens, cut before the first stop string."""
+    ids: list[int]
+    """Every generated token, the end of turn included."""
+    prompt_tokens: int
+    truncated: bool
+    """It reached `max_new_tokens` with neither an end of turn nor a stop string."""
+
+
+def generate(
+    lm: LM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stops: Sequence[str] = (),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seeds: Sequence[int] | None = None,
+    batch_tokens: int = 16384,
+    max_rows: int = 256,
+    adapt: Adapt | None = None,
+) -> list[Completion]:
+    """One completion a prompt, in the order of `prompts`.
+
+    Args:
+        prompts: token ids, as rendered.
+        stops: strings that end a completion; they are not part of its text.
+        temperature: 0 takes the likeliest token (the first of equals); above, tokens are sampled.
+        top_p: samples from the likeliest tokens that together reach this probability.
+        seeds: one a prompt, needed for sampling. A row's random stream comes from its seed alone.
+        batch_tokens: bound on rows x (longest prompt + max_new_tokens) of a batch; a batch has at least one row.
+        max_rows: bound on the rows of a batch.
+        adapt: called for each batch with the indices of its prompts; active while the batch is decoded.
+
+    Sampling settings of the model's generation config are not used, but its EOS tokens and suppress_tokens are; padding
+    and begin-of-text tokens are never generated. In fp32, results do not depend on the bounds of a batch, up to ties
+    within rounding.
+
+    Raises `UserError` if a prompt and `max_new_tokens` do not fit the window.
+    """
+    if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
+        raise ValueError(f"sampling needs one seed a prompt: {len(prompts)} prompts, {len(seeds or ())} seeds")
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {index} is empty")
+        if len(prompt) + max_new_tokens > lm.window:
+            raise UserError(
+                f"prompt {index}: {len(prompt)} tokens and {max_new_tokens} new ones do not fit the window of {lm.window} of "
+                f"{lm.spec.path}; render it with reserve={max_new_tokens}"
+            )
+    end = _End(lm, stops)
+    done: dict[int, list[int]] = {}
+    with torch.inference_mode():
+        for batch in _batches(prompts, max_new_tokens, batch_tokens, max_rows):
+            pick = _Greedy() if temperature == 0 else _Sample([seeds[i] for i in batch], max_new_tokens, temperature, top_p)
+            with nullcontext() if adapt is None else adapt(batch) as adaptation:
+                decoded = _decode(lm, [prompts[i] for i in batch], max_new_tokens, pick, end, adaptation)
+            done.update(zip(batch, decoded, strict=True))
+    return [end.completion(done[index], len(prompt), max_new_tokens) for index, prompt in enumerate(prompts)]
+
+
+def _batches(prompts: Sequence[Sequence[int]], new: int, batch_tokens: int, max_rows: int) -> list[list[int]]:
+    """Indices of prompts, the longest first (what does not fit in memory fails at once), alike lengths together."""
+    batches: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
+        if not batches or len(batches[-1]) == max_rows or (len(batches[-1]) + 1) * longest > batch_tokens:
+            batches.append([])
+            longest = len(prompts[index]) + new
+        batches[-1].append(index)
+    return batches
+
+
+class _Greedy:
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        return logits.argmax(-1)
+
+    def keep(self, rows: Tensor) -> None:
+        pass
+
+
+class _Sample:
+    """Inverse-CDF sampling with uniforms drawn beforehand, a stream a row: other rows cannot shift it."""
+
+    def __init__(self, seeds: Sequence[int], steps: int, temperature: float, top_p: float) -> None:
+        # Uniforms of 24 bits in double precision: the largest times the total stays below the total.
+        streams = (torch.Generator().manual_seed(seed) for seed in seeds)
+        self.uniforms = torch.stack([torch.rand(steps, generator=stream) for stream in streams]).double()
+        self.temperature, self.top_p = temperature, top_p
+
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        probabilities = torch.softmax(logits.double() / self.temperature, -1)
+        order = None
+        if self.top_p < 1:
+            probabilities, order = probabilities.sort(-1, descending=True, stable=True)
+            before = probabilities.cumsum(-1) - probabilities
+            probabilities = probabilities.where(before < self.top_p, 0)
+        cumulative = probabilities.cumsum(-1)
+        point = self.uniforms[:, step, None].to(logits.device) * cumulative[:, -1:]
+        # right=True steps over tokens of probability 0.
+        place = torch.searchsorted(cumulative, point, right=True)
+        return (place if order is None else order.gather(-1, place)).squeeze(-1)
+
+    def keep(self, rows: Tensor) -> None:
+        self.uniforms = self.uniforms[rows.cpu()]
+
+
+class _End:
+    """When a completion ends, and what its text is then."""
+
+    def __init__(self, lm: LM, stops: Sequence[str]) -> None:
+        if not all(stops):
+            raise ValueError("a stop string is empty")
+        self.lm, self.stops, self.eos = lm, tuple(stops), lm.eos_ids
+        # A token has at least one byte of text, but for special ones.
+        self.tail = max((len(stop.encode()) for stop in stops), default=0) + 4
+        self.closing: dict[int, bool] = {}
+
+    def reached(self, ids: list[int]) -> bool:
+        """Whether the last of these ids ends the completion."""
+        return ids[-1] in self.eos or (bool(self.stops) and self._closes(ids[-1]) and self._stopped(ids[-self.tail :]))
+
+    def completion(self, ids: list[int], prompt_tokens: int, limit: int) -> Completion:
+        text = self.lm.decode(ids[:-1] if ids and ids[-1] in self.eos else ids)
+        stopped = [place for stop in self.stops if (place := text.find(stop)) >= 0]
+        ended = bool(stopped) or (bool(ids) and ids[-1] in self.eos)
+        return Completion(text[: min(stopped)] if stopped else text, ids, prompt_tokens, not ended and len(ids) == limit)
+
+    def _stopped(self, ids: list[int]) -> bool:
+        text = self.lm.decode(ids)
+        return any(stop in text for stop in self.stops)
+
+    def _closes(self, token: int) -> bool:
+        """Whether a token can hold the last character of a stop string, so that few rows are decoded at a step."""
+        if token not in self.closing:
+            text = self.lm.decode([token])
+            # Decoding one token alone may lose its white space, or show a part of a character as U+FFFD.
+            self.closing[token] = any(stop[-1].isspace() or stop[-1] in text or "\ufffd" in text for stop in self.stops)
+        return self.closing[token]
+
+
+class _RoomyLayer(DynamicLayer):
+    """A cache layer that writes new keys and values into room made beforehand, where DynamicLayer copies all of them."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.all_keys, self.all_values = (
+                state.new_empty((*state.shape[:2], self.room, state.shape[3])) for state in (key_states, value_states)
+            )
+        start, self.length = self.length, self.length + key_states.shape[2]
+        self.all_keys[:, :, start : self.length] = key_states
+        self.all_values[:, :, start : self.length] = value_states
+        self.keys, self.values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.all_keys, self.all_values = self.all_keys[indices], self.all_values[indices]
+        self.keys, self.values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
+
+
+def _cache(lm: LM, room: int) -> DynamicCache:
+    """The model's own kind of cache, its plain layers replaced by roomy ones."""
+    cache = DynamicCache(config=lm.model.config)
+    cache.layers = [_RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _decode(
+    lm: LM,
+    prompts: Sequence[Sequence[int]],
+    steps: int,
+    pick: "_Greedy | _Sample",
+    end: _End,
+    adaptation: Adaptation | None,
+) -> list[list[int]]:
+    """The generated ids of each prompt of one batch, decoded together with left padding."""
+    width = max(map(len, prompts))
+    inputs = torch.full((len(prompts), width), lm.filler)
+    mask = torch.ones((len(prompts), width + steps), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        inputs[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, : width - len(prompt)] = 0
+    inputs, mask = inputs.to(lm.device), mask.to(lm.device)
+    positions = (mask[:, :width].cumsum(-1) - 1).clamp_(min=0)
+    suppressed = torch.tensor(lm.suppressed_ids, dtype=torch.long, device=lm.device)
+    cache = _cache(lm, width + steps)
+
+    written: list[list[int]] = [[] for _ in prompts]
+    batch = list(range(len(prompts)))  # the prompt in each row of the present batch
+    going = set(batch)
+    for step in range(steps):
+        logits = lm.model(
+            input_ids=inputs,
+            attention_mask=mask[:, : width + step],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        logits.index_fill_(-1, suppressed, -torch.inf)
+        chosen = pick(logits, step)
+        for index, token in zip(batch, chosen.tolist(), strict=True):
+            if index in going:
+                written[index].append(token)
+                if end.reached(written[index]):
+                    going.remove(index)
+        if not going:
+            break
+        inputs, positions = chosen[:, None], positions[:, -1:] + 1
+        if len(going) < COMPACT_BELOW * len(batch):
+            rows = torch.tensor([row for row, index in enumerate(batch) if index in going], device=lm.device)
+            batch = [index for index in batch if index in going]
+            inputs, positions, mask = inputs[rows], positions[rows], mask[rows]
+            cache.batch_select_indices(rows)
+            pick.keep(rows)
+            if adaptation is not None:
+                adaptation.keep(rows)
+    return written

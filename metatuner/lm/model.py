@@ -1,0 +1,245 @@
+"""Loading causal language models and what the rest of the package needs to know about them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jinja2.exceptions import TemplateError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from metatuner.errors import UserError
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+MARK = "\ue000\ue001"
+"""Stands for a text in a rendered template, to see where the template puts it (private-use characters)."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and how it is run."""
+
+    path: str
+    """A local folder in the Hugging Face layout, or a Hub id."""
+    revision: str | None = None
+    """Branch, tag or commit, for a Hub id."""
+    dtype: str = "float32"
+    """One of float32, bfloat16, float16, float64."""
+    device: str = "auto"
+    """A torch device; auto is cuda where there is one, else cpu."""
+    window: int | None = None
+    """Most tokens of prompt and completion together; by default what the model's config allows."""
+    chat: bool | None = None
+    """Render with the tokenizer's chat template; by default where it has one (base models often carry one too)."""
+    rewrite_system: str = "{prompt}"
+    """What a generator reads as the system turn to write a prompt: {prompt} is the prompt to rewrite, {query} the query."""
+    rewrite_user: str = "{query}"
+    """What it reads as the user turn."""
+
+    def __post_init__(self) -> None:
+        if (self.rewrite_system + self.rewrite_user).count("{query}") != 1:
+            raise UserError(
+                f"model {self.path}: rewrite_system and rewrite_user must hold {{query}} once together, got "
+                f"{self.rewrite_system!r} and {self.rewrite_user!r}; name it in one of them"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class LM:
+    """A causal language model with its tokenizer.
+
+    To run a changed model (merged, or wrapped by PEFT) in the same way: `dataclasses.replace(lm, model=changed)`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    window: int
+    """Most tokens of prompt and completion together."""
+    spec: ModelSpec
+    plain_head: bool = True
+    """Whether the logits are the head of the decoder's output and no more (some models scale or cap them)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where input ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its LM head. Every forward passes here, also those that skip the head: hook this to meter."""
+        return self.model.get_decoder()
+
+    @property
+    def head(self) -> nn.Module:
+        """The LM head, [..., width] -> [..., vocabulary]."""
+        return self.model.get_output_embeddings()
+
+    @cached_property
+    def is_chat(self) -> bool:
+        """Whether inputs are rendered with the tokenizer's chat template (else as plain text)."""
+        return self.tokenizer.chat_template is not None if self.spec.chat is None else self.spec.chat
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether the chat template has a system turn: some reject it, some drop it without a word."""
+        turns = [{"role": "system", "content": MARK}, {"role": "user", "content": "x"}]
+        try:
+            return MARK in self.chat_text(turns)
+        except TemplateError:
+            return False
+
+    def chat_text(self, turns: list[dict[str, str]], *, generate: bool = True) -> str:
+        """The chat template's text for `turns`; with `generate`, up to where the assistant's answer begins."""
+        text = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=generate, enable_thinking=False
+        )
+        return cast(str, text)
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token that ends a completion: the special token that the chat template writes after an answer, else EOS."""
+        if self.is_chat:
+            turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": MARK}]
+            after = self.chat_text(turns, generate=False).rpartition(MARK)[2]
+            for token in self.encode(after):
+                if token in self.tokenizer.all_special_ids or token in self._eos_of_config:
+                    return token
+        if self.tokenizer.eos_token_id is not None:
+            return self.tokenizer.eos_token_id
+        if self._eos_of_config:
+            return self._eos_of_config[0]
+        raise UserError(f"model {self.spec.path}: neither its tokenizer nor its generation config names an EOS token; set one")
+
+    @cached_property
+    def _eos_of_config(self) -> list[int]:
+        eos = self.model.generation_config.eos_token_id
+        return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """The tokens that end a completion."""
+        return frozenset({self.end_of_turn, *self._eos_of_config})
+
+    @cached_property
+    def suppressed_ids(self) -> list[int]:
+        """Tokens that are never generated: suppress_tokens, padding, begin of text, ids the tokenizer does not know."""
+        never = set(self.model.generation_config.suppress_tokens or ())
+        never.update(token for token in (self.tokenizer.pad_token_id, self.tokenizer.bos_token_id) if token is not None)
+        never.update(range(len(self.tokenizer), self.head.weight.shape[0]))
+        return sorted(never - self.eos_ids)
+
+    @cached_property
+    def filler(self) -> int:
+        """The id at padded positions, which no other position sees."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_of_turn
+
+    @cached_property
+    def begin_ids(self) -> list[int]:
+        """The begin-of-text ids that the tokenizer itself puts before a plain text."""
+        return [token for token in self.tokenizer("").input_ids if token == self.tokenizer.bos_token_id]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, nothing added."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, text)
+
+
+def load_lm(spec: ModelSpec) -> LM:
+    """Load a model folder or Hub model in eval mode: safetensors weights only, no code from the repository.
+
+    Raises `UserError` for a missing or incomplete folder, a Hub that cannot be reached, missing weights, a vocabulary
+    larger than the embedding, an unknown dtype or device, and a window larger than the model's.
+    """
+    if spec.dtype not in DTYPES:
+        raise UserError(f"model {spec.path}: unknown dtype {spec.dtype!r}; known: {', '.join(DTYPES)}")
+    device = _device(spec)
+    folder = Path(spec.path).expanduser()
+    local = folder.is_dir()
+    if local:
+        _check_folder(folder)
+    elif folder.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") > 1:
+        raise UserError(f"model {spec.path}: no such folder; make it, or name a Hub id (owner/name)")
+    source = str(folder) if local else spec.path
+    where: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False, "local_files_only": local}
+
+    config = _attempt(spec, "config.json", lambda: AutoConfig.from_pretrained(source, **where))
+    tokenizer = _attempt(spec, "the tokenizer", lambda: AutoTokenizer.from_pretrained(source, **where))
+    model, loading = _attempt(
+        spec,
+        "safetensors weights",
+        lambda: AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=DTYPES[spec.dtype], use_safetensors=True, output_loading_info=True, **where
+        ),
+    )
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise UserError(f"model {spec.path}: its weights lack {len(missing)} tensors, first {missing[0]}; save it again")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"model {spec.path}: the tokenizer knows {len(tokenizer)} tokens, the embedding has {rows} rows; "
+            "use the tokenizer the model was trained with"
+        )
+    if spec.chat and tokenizer.chat_template is None:
+        raise UserError(f"model {spec.path}: chat is set, but its tokenizer has no chat template; unset chat")
+    model.to(device).eval()
+    return LM(model, tokenizer, _window(spec, config, tokenizer), spec, _has_plain_head(model))
+
+
+def _device(spec: ModelSpec) -> torch.device:
+    if spec.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(spec.device)
+    except RuntimeError as error:
+        raise UserError(f"model {spec.path}: unknown device {spec.device!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"model {spec.path}: device {spec.device} asked, but torch sees no such GPU; use auto or cpu")
+    return device
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {folder}: no config.json, so this is not a model folder; name the one that holds it")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"model {folder}: no tokenizer ({' or '.join(TOKENIZER_FILES[:3])}); save the tokenizer there too")
+
+
+def _attempt(spec: ModelSpec, what: str, load: Callable[[], Any]) -> Any:
+    """Run one loader; what the library says in many lines becomes one."""
+    try:
+        return load()
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if Path(spec.path).expanduser().is_dir():
+            raise UserError(f"model {spec.path}: {what} cannot be loaded: {reason}") from error
+        raise UserError(
+            f"model {spec.path}: {what} cannot be fetched from the Hub: {reason} Check the name and the network, or "
+            "download the model elsewhere and give the path of its folder"
+        ) from error
+
+
+@torch.no_grad()
+def _has_plain_head(model: PreTrainedModel) -> bool:
+    """Seen on one token, as no config key says it for all architectures."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    return torch.equal(model(input_ids=ids, use_cache=False).logits, model.get_output_embeddings()(hidden))
+
+
+def _window(spec: ModelSpec, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's own limit is used only where the config names none: it is often a placeholder of 1e30."""
+    largest = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or tokenizer.model_max_length
+    if spec.window is None:
+        return int(largest)
+    if not 1 < spec.window <= largest:
+        raise UserError(f"model {spec.path}: window {spec.window} is not in 2..{largest}, what the model allows")
+    return spec.window
