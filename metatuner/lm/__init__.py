@@ -1,17 +1,19 @@
 """Language models: loading, rendering, batched generation, the loss on completions, per-query LoRA."""
 
-from metatuner.lm.generation import Adaptation, Completion, generate
+from metatuner.lm.generation import Adapt, Adaptation, Completion, generate
 from metatuner.lm.losses import completion_loss
-from metatuner.lm.model import LM, ModelSpec, load_lm
+from metatuner.lm.model import LM, ModelSpec, Traffic, load_lm
 from metatuner.lm.rendering import Demo, Rendered, completion_ids, render, render_rewrite
 
 __all__ = [
     "LM",
+    "Adapt",
     "Adaptation",
     "Completion",
     "Demo",
     "ModelSpec",
     "Rendered",
+    "Traffic",
     "completion_ids",
     "completion_loss",
     "generate",

@@ -91,8 +91,14 @@ def generate(
     with torch.inference_mode():
         for batch in _batches(prompts, max_new_tokens, batch_tokens, max_rows):
             pick = _Greedy() if temperature == 0 else _Sample([seeds[i] for i in batch], max_new_tokens, temperature, top_p)
-            with nullcontext() if adapt is None else adapt(batch) as adaptation:
-                decoded = _decode(lm, [prompts[i] for i in batch], max_new_tokens, pick, end, adaptation)
+            lm.traffic.generating = True
+            try:
+                with nullcontext() if adapt is None else adapt(batch) as adaptation:
+                    decoded = _decode(lm, [prompts[i] for i in batch], max_new_tokens, pick, end, adaptation)
+            finally:
+                lm.traffic.generating = False
+            for listener in lm.traffic.listeners:
+                listener(sum(len(prompts[i]) for i in batch), sum(map(len, decoded)), len(batch))
             done.update(zip(batch, decoded, strict=True))
     return [end.completion(done[index], len(prompt), max_new_tokens) for index, prompt in enumerate(prompts)]
 

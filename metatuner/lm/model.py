@@ -1,7 +1,7 @@
 """Loading causal language models and what the rest of the package needs to know about them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +48,16 @@ class ModelSpec:
             )
 
 
+@dataclass
+class Traffic:
+    """Who is told of what `generate` asks a model; shared by all wrappings of that model."""
+
+    listeners: list[Callable[[int, int, int], None]] = field(default_factory=list)
+    """Each is called after a batch with (prompt tokens, generated tokens, sequences)."""
+    generating: bool = False
+    """True inside `generate`, whose forward passes the listeners will hear of as a whole."""
+
+
 @dataclass(frozen=True, eq=False)
 class LM:
     """A causal language model with its tokenizer.
@@ -62,6 +72,7 @@ class LM:
     spec: ModelSpec
     plain_head: bool = True
     """Whether the logits are the head of the decoder's output and no more (some models scale or cap them)."""
+    traffic: Traffic = field(default_factory=Traffic)
 
     @property
     def device(self) -> torch.device:
