@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce resume figures test lint clean
+.PHONY: help reproduce resume figures test lint pins clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /make \1\t/' | expand -t 18
@@ -53,6 +53,10 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+pins: ## copy the pins of constraints/cpu.txt into envs/metatuner.yaml
+	sed -i.old '/==/d' envs/metatuner.yaml && rm envs/metatuner.yaml.old
+	sed -n 's/^[a-z].*==.*/      - &/p' constraints/cpu.txt >> envs/metatuner.yaml
 
 clean: ## remove the environment and caches; results/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
