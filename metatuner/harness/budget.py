@@ -70,11 +70,11 @@ class Budget:
         def completions(prompt_tokens: int, generated_tokens: int, calls: int) -> None:
             self.add(lm_calls=calls, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
 
-        pad = lm.tokenizer.pad_token_id
+        pad = lm.filler
 
         # A plain function: deepcopy of a hooked model keeps pointing at this meter.
         def forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if lm.generating:
+            if lm.traffic.generating:
                 return
             ids = kwargs.get("input_ids", args[0] if args else None)
             inputs = ids if ids is not None else kwargs["inputs_embeds"]
@@ -92,9 +92,9 @@ class Budget:
             else:
                 self.add(lm_calls=rows, prompt_tokens=tokens)
 
-        handle = lm.model.get_decoder().register_forward_pre_hook(forward, with_kwargs=True)
-        lm.listeners.append(completions)
-        self._detach += [handle.remove, lambda: lm.listeners.remove(completions)]
+        handle = lm.decoder.register_forward_pre_hook(forward, with_kwargs=True)
+        lm.traffic.listeners.append(completions)
+        self._detach += [handle.remove, lambda: lm.traffic.listeners.remove(completions)]
 
     def detach(self) -> None:
         """Stop metering."""

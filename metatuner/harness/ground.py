@@ -167,10 +167,13 @@ class Lab(Ground):
 
     def reward_texts(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
         """The primary metric of each completion, 0 to 1."""
-        rewards = []
-        for row, completion in zip(rows, completions, strict=True):
-            benchmark = self.benchmark(row.benchmark)
-            rewards.append(benchmark.score(benchmark.extract(completion), row)[benchmark.primary])
+        rewards = [0.0] * len(rows)
+        for name in dict.fromkeys(row.benchmark for row in rows):
+            benchmark = self.benchmark(name)
+            chosen = [i for i, row in enumerate(rows) if row.benchmark == name]
+            extracted = [benchmark.extract(completions[i]) for i in chosen]
+            for i, scored in zip(chosen, benchmark.score_all(extracted, [rows[i] for i in chosen]), strict=True):
+                rewards[i] = scored.metrics[benchmark.primary]
         return rewards
 
     def stream(self, name: str) -> int:

@@ -1,0 +1,114 @@
+"""The command line. Every rule of the DAG is one of these commands; heavy imports wait for the step that needs them."""
+
+import argparse
+import errno
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metatuner import usage
+from metatuner.errors import UserError
+
+NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
+"""Errors of the place that files go to, not of the program."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="metatuner",
+        description="Reproducibility benchmark harness for MetaTuner. `snakemake --cores all` runs these steps for you.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, *, pack: bool = False) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.add_argument("--config", type=Path, help="a resolved config, as results/<preset>/config.json")
+        command.add_argument("--log", type=Path, help="write all output there; the terminal sees progress only")
+        if pack:
+            command.add_argument("--pack", required=True, help="name of the pack, e.g. sft-00")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="without --config: preset=NAME and config keys")
+        return command
+
+    add("config", "print the resolved config (JSON)").add_argument("--schema", action="store_true", help="its JSON schema")
+    methods = add("methods", "list the methods at hand: name, family, settings, reference")
+    methods.add_argument("--json", action="store_true", help="as JSON")
+    add("check-data", "load each benchmark's rows from its source, verify them, print counts and hashes")
+    add("world", "write the raw rows of the nano world")
+    add("pretrain", "train a nano model from scratch").add_argument("--role", required=True, help="actor, generator, ...")
+    add("world-report", "measure the nano world's bars on its audit draw")
+    add("data", "draw the splits of a benchmark").add_argument("--benchmark", required=True)
+    add("fit", "fit the policies of a pack", pack=True)
+    add("evaluate", "evaluate the cells of a pack on test rows", pack=True)
+    tune = add("tune", "random search for one method and benchmark, on the tune split")
+    tune.add_argument("--method", required=True)
+    tune.add_argument("--benchmark", required=True)
+    add("winners", "store the winners of all finished searches in the preset's file")
+    add("scores", "collect scores.csv from the cells at hand")
+    add("table", "make a table from scores at hand").add_argument("--name", required=True, help="table_1, or all")
+    add("figure", "make a figure from scores at hand").add_argument("--name", required=True, help="figure_main, or all")
+    add("provenance", "write what the results depend on")
+    add("verdict", "fail if any cell failed, naming each with its reason")
+    add("usage", "where the run's CPU time went, process start and imports apart")
+    resume = add("resume", "take up an interrupted run, once the old one and its children are gone")
+    resume.add_argument("--cores", default="all")
+    lm_eval = commands.add_parser("lm-eval", help="lm-eval's command line with our policies as a model", add_help=False)
+    lm_eval.add_argument("arguments", nargs=argparse.REMAINDER)
+    return parser
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words, the values read as YAML; the key may be dotted."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"{word!r} is no key=value; e.g. preset=smoke or tuning.trials=2")
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{key}: not a YAML value: {text!r} ({getattr(error, 'problem', error)})") from None
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a UserError is one line on stderr and exit status 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["lm-eval"]:  # its own options follow, --help included
+        arguments = argparse.Namespace(command="lm-eval", arguments=words[1:])
+    else:
+        arguments = _parser().parse_args(words)
+    usage.start()
+    from metatuner import progress
+
+    try:
+        from metatuner import steps
+
+        if getattr(arguments, "log", None):
+            label = " ".join([arguments.command, *(str(value) for value in _what(arguments))])
+            progress.to_log(arguments.log, label, shlex.join(["metatuner", *words]))
+        return steps.run(arguments, parse_overrides(getattr(arguments, "overrides", [])))
+    except UserError as error:
+        progress.say(f"metatuner {arguments.command}: {error}")
+        return 2
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        progress.say(
+            f"metatuner {arguments.command}: {place}{error.strerror}; free space or make the place writable, then run "
+            "again: finished work is kept"
+        )
+        return 2
+
+
+def _what(arguments: argparse.Namespace) -> list[str]:
+    names = ("pack", "role", "method", "benchmark", "name")
+    return [getattr(arguments, name) for name in names if getattr(arguments, name, None)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

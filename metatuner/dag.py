@@ -1,0 +1,149 @@
+"""What the Snakefile asks: the plan's packs, keys and files, in Snakemake's terms."""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from metatuner.errors import UserError
+from metatuner.harness.config import Config, dump_config, load_config
+from metatuner.harness.policy import write_atomically
+from metatuner.hashing import ROOT, hash_code, hash_file, hash_value
+from metatuner.plan import Plan
+
+ANALYSIS = ROOT / "metatuner" / "analysis"
+
+
+class Dag:
+    """A plan seen as files. Building it writes the resolved config, which every command reads."""
+
+    def __init__(self, config: Config) -> None:
+        self.plan = Plan(config)
+        self.layout = self.plan.layout
+        self.config_file = str(self.layout.config)
+        text = dump_config(config)
+        if not self.layout.config.is_file() or self.layout.config.read_text(encoding="utf-8") != text:
+            write_atomically(self.layout.config, text)
+
+    @classmethod
+    def from_snakemake(cls, config: Mapping[str, Any]) -> "Dag":
+        """From Snakemake's config: `preset`, and any keys that override it."""
+        overrides = {key: value for key, value in config.items() if key != "preset"}
+        return cls(load_config(str(config["preset"]), overrides))
+
+    # ---- ground ------------------------------------------------------------------------------------------------
+
+    @property
+    def uses_nano_rows(self) -> bool:
+        """Whether any benchmark's rows come from the nano world."""
+        return any(benchmark.source == "nano" for benchmark in self.plan.config.benchmarks.values())
+
+    @property
+    def world_files(self) -> list[Path]:
+        """Raw nano rows."""
+        nano = [name for name, config in self.plan.config.benchmarks.items() if config.source == "nano"]
+        return [file for name in nano for file in self.plan.source_files(name)]
+
+    @property
+    def world_key(self) -> str:
+        """What the raw nano rows depend on."""
+        return hash_value([self.plan.world_key, self.plan.world_sizes()])
+
+    @property
+    def world_report_key(self) -> str:
+        """What the measured bars depend on."""
+        return hash_value([self.world_key, hash_code(ROOT / "metatuner" / "nano" / "bars.py")])
+
+    @property
+    def model_marks(self) -> list[Path]:
+        """The files whose existence means that the nano models are complete."""
+        plan = self.plan
+        return [self.layout.model(role, plan.nano_key(role)) / "pretraining.json" for role in plan.nano_roles]
+
+    def data_inputs(self, benchmark: str) -> list[Path]:
+        """Raw files of a benchmark; none for the Hub."""
+        return list(self.plan.source_files(benchmark))
+
+    def _split_file(self, benchmark: str) -> Path:
+        return self.layout.data(benchmark) / "splits.json"
+
+    # ---- packs -------------------------------------------------------------------------------------------------
+
+    def fit_pack_file(self, name: str) -> Path:
+        """Where a fit pack's outcome lies."""
+        return self.layout.pack(self.plan.fit_step(name), name)
+
+    def _pack(self, packs: Mapping[str, Any], name: str) -> Any:
+        if name not in packs:
+            raise UserError(f"no pack {name!r} in this preset; see results/<preset>/packs")
+        return packs[name]
+
+    def fit_inputs(self, name: str) -> list[Path]:
+        """Splits of the benchmarks a pack trains on, and the packs it builds on."""
+        pack = self._pack(self.plan.fit_packs, name)
+        trained = dict.fromkeys(benchmark for key in pack.keys for benchmark in self.plan.fits[key].train)
+        return [self._split_file(benchmark) for benchmark in trained] + [self.fit_pack_file(need) for need in pack.needs]
+
+    def fit_keys(self, name: str) -> list[str]:
+        """Keys of a fit pack."""
+        return list(self._pack(self.plan.fit_packs, name).keys)
+
+    def evaluate_inputs(self, name: str) -> list[Path]:
+        """Splits of the benchmarks a pack is tested on, and the fit packs that hold its policies."""
+        pack = self._pack(self.plan.evaluate_packs, name)
+        tested = dict.fromkeys(self.plan.cells[key].benchmark for key in pack.keys)
+        return [self._split_file(benchmark) for benchmark in tested] + [self.fit_pack_file(need) for need in pack.needs]
+
+    def evaluate_keys(self, name: str) -> list[str]:
+        """Keys of an evaluate pack."""
+        return list(self._pack(self.plan.evaluate_packs, name).keys)
+
+    def failures(self, step: str, name: str) -> str:
+        """"" if the pack's last run left no failure, else a text that differs after each run that did."""
+        path = self.layout.pack(step, name)
+        if not path.is_file():
+            return ""
+        outcomes = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
+        return hash_file(path) if any(outcome["status"] == "failed" for outcome in outcomes) else ""
+
+    @property
+    def pack_files(self) -> list[Path]:
+        """The outcome files of all packs."""
+        fits = [self.fit_pack_file(name) for name in self.plan.fit_packs]
+        return fits + [self.layout.pack("evaluate", name) for name in self.plan.evaluate_packs]
+
+    # ---- tuning ------------------------------------------------------------------------------------------------
+
+    def tune_inputs(self, benchmark: str) -> list[Path]:
+        """Splits that a search reads."""
+        return [self._split_file(benchmark)]
+
+    @property
+    def tune_files(self) -> list[Path]:
+        """All searches of the preset."""
+        return [self.layout.tune(method, benchmark) for method, benchmark in self.plan.tunable]
+
+    # ---- results -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def scores_key(self) -> str:
+        """What scores.csv and the provenance depend on beside the packs."""
+        return hash_value([self.plan.row_dicts(), hash_code(ANALYSIS / "scores.py", ANALYSIS / "provenance.py")])
+
+    @cached_property
+    def analysis_key(self) -> str:
+        """What tables and figures depend on beside scores.csv."""
+        published = sorted((ROOT / "results" / "published").glob("*.csv"))
+        return hash_code(ANALYSIS / "tables.py", ANALYSIS / "figures.py", data=published)
+
+    @property
+    def result_files(self) -> list[Path]:
+        """What `snakemake --cores all` makes."""
+        layout = self.layout
+        files = [layout.scores, layout.provenance]
+        files += [layout.table("table_1", suffix) for suffix in ("csv", "md", "tex")]
+        files += [layout.figure("figure_main", suffix) for suffix in ("png", "pdf")]
+        if self.uses_nano_rows:
+            files += [layout.root / "world.json", layout.root / "world.md"]
+        return files

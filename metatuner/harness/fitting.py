@@ -1,0 +1,220 @@
+"""One fit: the lab is built, the method fits, its policy is saved; what exists on disk is complete."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from metatuner.errors import UserError
+from metatuner.harness.benchmarks import Benchmark
+from metatuner.harness.budget import Budget, Usage
+from metatuner.harness.ground import Lab, derive_seed
+from metatuner.harness.method import Method
+from metatuner.harness.models import ModelPool
+from metatuner.harness.policy import Policy, write_atomically
+from metatuner.harness.splits import draw_train_dev
+
+Status = Literal["ok", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a fit or a cell."""
+
+    key: str
+    status: Status
+    reason: str = ""
+    """Why it was skipped or failed; the traceback is in the logs."""
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """All that a fit is made from."""
+
+    key: str
+    method: Method
+    benchmarks: Mapping[str, Benchmark]
+    pools: Mapping[str, Path]
+    """The file of each train benchmark's pool of train rows."""
+    sizes: Mapping[str, tuple[int | None, int]]
+    """Train and dev rows of each train benchmark."""
+    generator: str
+    """The generator's role in the model pool; "" for none."""
+    seed: int
+    budget: Budget
+    prerequisites: Mapping[str, Path]
+    """Folders of the fits that the method requires, by method name."""
+    batch_tokens: int
+    identity: Mapping[str, Any]
+    """What fit.json keeps."""
+
+
+@contextlib.contextmanager
+def complete_folder(final: Path) -> Iterator[Path]:
+    """A temporary sibling folder that is renamed to `final` when the block ends well, and removed when it does not."""
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if not final.is_dir():
+            os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of peak memory where the system allows it (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> int:
+    """Peak resident bytes since `reset_peak_memory` (elsewhere than on Linux: since the process began)."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@dataclass
+class Meter:
+    """Time and memory of a block, filled in when it ends."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    peak_gpu_memory_bytes: int = 0
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[Meter]:
+    """Measure a block."""
+    meter = Meter()
+    reset_peak_memory()
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        yield meter
+    finally:
+        meter.seconds = round(time.perf_counter() - wall, 3)
+        meter.cpu_seconds = round(time.process_time() - cpu, 3)
+        meter.peak_memory_bytes = peak_memory()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            meter.peak_gpu_memory_bytes = torch.cuda.max_memory_allocated()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch, for libraries that use them."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def build_lab(task: FitTask, models: ModelPool, *, share: bool, workdir: Path, log_line: Any) -> Lab:
+    """The lab of a fit: fresh models, its draw of train and dev rows, its meter attached."""
+    train, dev = [], []
+    for name, pool in task.pools.items():
+        drawn = draw_train_dev(pool, *task.sizes[name], seed=derive_seed("rows", name, task.seed), benchmark=name)
+        train += drawn[0]
+        dev += drawn[1]
+    if len(task.pools) > 1:  # one stream of rows, not one benchmark after the other
+        random.Random(derive_seed("mix", *task.pools, task.seed)).shuffle(train)
+    actor = models.get("actor", share=share)
+    generator = models.get(task.generator, share=share) if task.generator else None
+    for lm in (actor, generator):
+        if lm is not None:
+            task.budget.attach(lm)
+    return Lab(
+        actor=actor,
+        generator=generator,
+        benchmarks=task.benchmarks,
+        batch_tokens=task.batch_tokens,
+        train=train,
+        dev=dev,
+        trained_on=tuple(task.pools),
+        generator_name=task.generator,
+        seed=task.seed,
+        budget=task.budget,
+        workdir=workdir,
+        prerequisites={name: folder / "policy" for name, folder in task.prerequisites.items()},
+        log_line=log_line,
+    )
+
+
+class _Skipped(Exception):
+    """Leaves `complete_folder` without a folder; its text is the method's reason."""
+
+
+def run_fit(task: FitTask, models: ModelPool, folder: Path, failures: Path, *, share: bool) -> Outcome:
+    """Fit and save to `folder`, or say why not.
+
+    Anything that the method raises is its outcome, with the traceback in `failures`; a failed fit leaves no folder.
+    """
+    failures.unlink(missing_ok=True)
+    try:
+        with complete_folder(folder) as temporary:
+            scratch = temporary / "scratch"
+            scratch.mkdir()
+            with open(temporary / "log.jsonl", "w", encoding="utf-8", newline="\n") as log:
+                lab = build_lab(
+                    task, models, share=share, workdir=scratch, log_line=lambda line: print(line, file=log, flush=True)
+                )
+                try:
+                    reason = task.method.skip(lab)
+                    if reason is not None:
+                        raise _Skipped(reason)
+                    for needed in task.prerequisites.values():
+                        spent = json.loads((needed / "cost.json").read_text(encoding="utf-8"))
+                        lab.budget.add(**{name: spent[name] for name in asdict(Usage())})
+                    seed_everything(lab.stream("global"))
+                    with measured() as meter:
+                        policy = task.method.fit(lab)
+                    if not isinstance(policy, Policy):
+                        raise UserError(f"method {task.method.name}: fit returned {type(policy).__name__}, not a Policy")
+                finally:
+                    lab.budget.detach()
+            policy.save(temporary / "policy")
+            shutil.rmtree(scratch, ignore_errors=True)
+            cost = {**asdict(lab.budget.used), **asdict(meter)}
+            write_atomically(temporary / "cost.json", json.dumps(cost, indent=1, sort_keys=True) + "\n")
+            identity = json.dumps(dict(task.identity), indent=1, sort_keys=True, ensure_ascii=False)
+            write_atomically(temporary / "fit.json", identity + "\n")
+    except _Skipped as skipped:
+        return Outcome(task.key, "skipped", str(skipped))
+    except Exception as error:  # the method's author may raise anything; it is this fit's outcome, never a score
+        return failure(task.key, error, failures)
+    return Outcome(task.key, "ok")
+
+
+def failure(key: str, error: BaseException, failures: Path) -> Outcome:
+    """The outcome of a raised error: one line for the tables, the traceback in `failures`."""
+    text = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+        failures.parent.mkdir(parents=True, exist_ok=True)
+        failures.write_text(text, encoding="utf-8")
+    print(text, file=sys.stderr, flush=True)
+    message = " ".join(str(error).split())
+    reason = message if isinstance(error, UserError) else f"{type(error).__name__}: {message}"
+    return Outcome(key, "failed", reason[:500])
+
+
+def pack_outcomes(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
+    """Outcomes as a pack's file keeps them."""
+    return [asdict(outcome) for outcome in outcomes]

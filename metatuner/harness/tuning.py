@@ -1,0 +1,48 @@
+"""Stored winners of random search, each with the key of what it depends on."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from metatuner.errors import UserError
+from metatuner.harness.policy import write_atomically
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best trial of one method on one benchmark."""
+
+    method: str
+    benchmark: str
+    settings: dict[str, Any]
+    """The searched settings only; {} where the preset's own won."""
+    score: float
+    """Mean primary metric on the tune split, 0 to 100."""
+    trials: int
+    failed: int
+    """Trials that did not finish; they count as tried and never win."""
+    at_edge: tuple[str, ...]
+    """Settings whose winning value is the lowest or highest tried: widen their range."""
+    key: str
+    """`Plan.tuning_key` at the time; a winner whose key is no longer current has expired and is not used."""
+
+
+def read_winners(path: Path) -> dict[tuple[str, str], Winner]:
+    """Stored winners by (method, benchmark); none if there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        winners = [Winner(**{**record, "at_edge": tuple(record["at_edge"])}) for record in records]
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a file of winners ({error}); remove it or run the `tune` target again") from None
+    return {(winner.method, winner.benchmark): winner for winner in winners}
+
+
+def write_winners(path: Path, winners: Iterable[Winner]) -> None:
+    """Store winners, sorted, as JSON."""
+    ordered = sorted(winners, key=lambda winner: (winner.method, winner.benchmark))
+    text = json.dumps([asdict(winner) for winner in ordered], indent=1, sort_keys=True)
+    write_atomically(path, text + "\n")

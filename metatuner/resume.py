@@ -1,0 +1,53 @@
+"""Taking up an interrupted run: unlock once nothing of it is alive any more, then run what is missing."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from metatuner import progress
+from metatuner.errors import UserError
+
+PROGRAMS = ("snakemake", "metatuner")
+
+
+def living_runs(folder: Path) -> list[tuple[int, str]]:
+    """Processes of a run in `folder` that are still alive: (pid, command line), this process and its parents left out."""
+    import psutil
+
+    mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    alive = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            here = process.pid not in mine and Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # gone meanwhile, or another user's
+        programs = {Path(word).name for word in words[:3]}
+        if here and programs & set(PROGRAMS):
+            alive.append((process.pid, " ".join(words)[:100]))
+    return alive
+
+
+def resume_run(overrides: Sequence[str], cores: str) -> int:
+    """Unlock if a killed run left its lock, then `snakemake --rerun-incomplete`; its exit status.
+
+    Raises UserError while a process of the old run is alive: two runs would write the same files.
+    """
+    folder = Path.cwd()
+    if not (folder / "Snakefile").is_file():
+        raise UserError(f"{folder}: no Snakefile here; run this from the project's folder")
+    alive = living_runs(folder)
+    if alive:
+        named = "; ".join(f"{pid} ({words})" for pid, words in alive)
+        raise UserError(f"the old run is still alive: {named}; wait for it, or stop it, then resume")
+    snakemake = [sys.executable, "-m", "snakemake"]
+    configured = ["--config", *overrides] if overrides else []
+    locks = folder / ".snakemake" / "locks"
+    if locks.is_dir() and any(locks.iterdir()):
+        progress.say("removing the lock of the interrupted run")
+        unlocked = subprocess.run([*snakemake, "--unlock", *configured], capture_output=True, text=True, check=False)
+        if unlocked.returncode:
+            raise UserError(f"snakemake --unlock failed: {' '.join(unlocked.stderr.split())[-300:]}")
+    return subprocess.run([*snakemake, "--cores", cores, "--rerun-incomplete", *configured], check=False).returncode

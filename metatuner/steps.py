@@ -1,0 +1,538 @@
+"""What each command does. Steps join the plan, the harness, the nano world and the analysis; they hold no method."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from metatuner import progress, usage
+from metatuner.errors import UserError, suggest
+from metatuner.harness.config import Config, dump_config, json_schema, load_config, read_config
+from metatuner.harness.policy import write_atomically
+from metatuner.hashing import ROOT
+from metatuner.plan import Cell, Fit, Plan
+
+
+def run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    """Run the command that the arguments name; returns the exit status."""
+    step = STEPS[arguments.command]
+    if arguments.command == "lm-eval":
+        return step(arguments) or 0
+    if arguments.config is not None and overrides:
+        raise UserError("give either --config or key=value overrides, not both")
+    preset = str(overrides.pop("preset", "nano"))
+    config = read_config(arguments.config) if arguments.config else load_config(preset, overrides)
+    status = step(config, arguments) or 0
+    if arguments.log is not None:
+        names = [getattr(arguments, name, None) for name in ("pack", "role", "method", "benchmark", "name")]
+        usage.write(Path(config.results) / "usage", arguments.command, "-".join(filter(None, names)) or "all")
+    return status
+
+
+def _use_threads(config: Config) -> None:
+    import torch
+
+    torch.set_num_threads(config.threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+# ---- looking ---------------------------------------------------------------------------------------------------
+
+
+def show_config(config: Config, arguments: argparse.Namespace) -> None:
+    """Print the resolved config or the schema."""
+    print(json.dumps(json_schema(), indent=1) if arguments.schema else dump_config(config), end="\n" * arguments.schema)
+
+
+def methods(config: Config, arguments: argparse.Namespace) -> None:
+    """List the methods."""
+    from metatuner.harness.method import settings_dict
+    from metatuner.harness.registry import Registry
+
+    registry = Registry(config.extra_methods)
+    listed = []
+    for name in registry.names():
+        cls = registry[name].cls
+        if not cls.internal:
+            listed.append(
+                {
+                    "name": name,
+                    "family": cls.family,
+                    "uses_generator": cls.uses_generator,
+                    "settings": settings_dict(cls.Settings()),
+                    "reference": cls.reference,
+                    "deviations": list(cls.deviations),
+                }
+            )
+    if arguments.json:
+        print(json.dumps(listed, indent=1, ensure_ascii=False))
+        return
+    for entry in listed:
+        print(f"{entry['name']:16} {entry['family']:10} {entry['reference']}")
+        for setting, value in entry["settings"].items():
+            print(f"    {setting} = {value!r}")
+
+
+def check_data(config: Config, arguments: argparse.Namespace) -> None:
+    """Verify each benchmark's source."""
+    from metatuner.harness.splits import check_data as check
+
+    plan = Plan(config)
+    for name, benchmark in config.benchmarks.items():
+        files = plan.source_files(name)
+        if benchmark.source == "nano" and not all(file.is_file() for file in files):
+            raise UserError(f"{name}: no nano rows yet; run `metatuner world preset={config.preset}` first")
+        for line in check(_benchmark(config, name), files[:1] + files[-2:-1] if benchmark.source == "nano" else files):
+            print(line)
+
+
+def show_usage(config: Config, arguments: argparse.Namespace) -> None:
+    """Print where CPU time went."""
+    from metatuner.analysis.usage import summarise
+
+    print(summarise(Path(config.results) / "usage"))
+
+
+# ---- the ground ------------------------------------------------------------------------------------------------
+
+
+def world(config: Config, arguments: argparse.Namespace) -> None:
+    """Write raw nano rows."""
+    from metatuner import nano
+
+    plan = Plan(config)
+    nano.write_rows(plan.world, plan.layout.world, plan.world_sizes())
+    progress.say(f"raw rows of {len(plan.world_sizes())} nano benchmarks in {plan.layout.world}")
+
+
+def pretrain(config: Config, arguments: argparse.Namespace) -> None:
+    """Train one nano model."""
+    from metatuner import nano
+
+    plan = Plan(config)
+    if arguments.role not in plan.nano_roles:
+        raise UserError(f"--role {arguments.role!r} is no nano model of this preset; {suggest(arguments.role, plan.nano_roles)}")
+    _use_threads(config)
+    out = plan.layout.model(arguments.role, plan.nano_key(arguments.role))
+    nano.pretrain(arguments.role, plan.world, out, untrained=not config.nano.trained, progress=progress.say)
+
+
+def world_report(config: Config, arguments: argparse.Namespace) -> None:
+    """Measure the nano world's bars."""
+    from metatuner import nano
+
+    plan = Plan(config)
+    _use_threads(config)
+    nano.measure(
+        plan.world,
+        rows=plan.layout.world,
+        actor=plan.model_path("actor"),
+        generator=plan.model_path(plan.tuning_generator),
+        out=plan.layout.root,
+        trained=config.nano.trained,
+        progress=progress.say,
+    )
+
+
+def data(config: Config, arguments: argparse.Namespace) -> None:
+    """Draw the splits of a benchmark."""
+    from metatuner.harness.benchmarks import load_hub, load_rows
+    from metatuner.harness.splits import draw_splits
+
+    plan = Plan(config)
+    name = arguments.benchmark
+    if name not in config.benchmarks:
+        raise UserError(f"--benchmark {name!r}: {suggest(name, config.benchmarks)}")
+    benchmark, source = _benchmark(config, name), config.benchmarks[name]
+    files = dict(zip(("train", "tune", "test", "audit"), plan.source_files(name), strict=False))
+    if source.source == "local":
+        files = dict(zip(("train", "test"), plan.source_files(name), strict=True))
+    loaded = {split: load_rows(benchmark, file) for split, file in files.items() if split != "audit"}
+    if source.source == "hub":
+        loaded = {split: load_hub(benchmark, split) for split in ("train", "test")}
+    sizes = source.sizes
+    splits = draw_splits(
+        name, loaded["train"], loaded["test"], tune_rows=loaded.get("tune"), tune=sizes.tune, test=sizes.test, seed=source.split_seed
+    )
+    splits.need(train=sizes.train, dev=sizes.dev)
+    splits.write(plan.layout.data(name))
+    progress.say(f"{name}: {splits.summary()}")
+
+
+def _benchmark(config: Config, name: str) -> Any:
+    from metatuner.harness.benchmarks import get_benchmark
+
+    wanted = config.benchmarks[name]
+    return get_benchmark(name).with_overrides(
+        initial_prompt=wanted.initial_prompt, max_new_tokens=wanted.max_new_tokens
+    )
+
+
+# ---- cells -----------------------------------------------------------------------------------------------------
+
+
+class Workshop:
+    """A job's plan, models and benchmarks: makes fits and cells."""
+
+    def __init__(self, config: Config) -> None:
+        from metatuner.harness.models import ModelPool
+        from metatuner.lm import ModelSpec
+
+        _use_threads(config)
+        self.plan = Plan(config)
+        self.layout = self.plan.layout
+        self.config = config
+        self.benchmarks = {name: _benchmark(config, name) for name in config.benchmarks}
+        specs = {}
+        for role in ("actor", *config.models.generators):
+            model = self.plan.model_config(role)
+            local = model.path.startswith("nano:") or self.plan.is_local(model)
+            path = str(self.plan.model_path(role)) if local else model.path
+            specs[role] = ModelSpec(**{**model.model_dump(), "path": path})
+        self.models = ModelPool(specs)
+
+    def fit(self, fit: Fit, *, share: bool) -> Any:
+        """Compute a fit unless it is complete; its outcome."""
+        from metatuner.harness.budget import Budget
+        from metatuner.harness.fitting import FitTask, Outcome, run_fit
+        from metatuner.harness.method import make_settings
+
+        folder = self.layout.fit(fit.key)
+        if folder.is_dir():
+            return Outcome(fit.key, "ok")
+        missing = [needed for needed in fit.requires if not self.layout.fit(needed.key).is_dir()]
+        if missing:
+            return Outcome(fit.key, "failed", f"it builds on {missing[0].method}, which has no result (fit {missing[0].key})")
+        cls = self.plan.registry[fit.method].cls
+        method_config = self.config.methods.get(fit.method)
+        budget_name = method_config.budget if method_config else "default"
+        identity = {
+            "key": fit.key,
+            "method": fit.method,
+            "settings": json.loads(fit.settings),
+            "trained_on": list(fit.train),
+            "generator": fit.generator,
+            "seed": fit.seed,
+            "requires": {needed.method: needed.key for needed in fit.requires},
+        }
+        task = FitTask(
+            key=fit.key,
+            method=cls(make_settings(cls, json.loads(fit.settings), fit.method)),
+            benchmarks={name: self.benchmarks[name] for name in fit.train},
+            pools={name: self.layout.data(name) / "pool.jsonl" for name in fit.train},
+            sizes={
+                name: (self.config.benchmarks[name].sizes.train, self.config.benchmarks[name].sizes.dev) for name in fit.train
+            },
+            generator=fit.generator,
+            seed=fit.seed,
+            budget=Budget(self.config.budgets[budget_name].model_dump(), budget_name),
+            prerequisites={needed.method: self.layout.fit(needed.key) for needed in fit.requires},
+            batch_tokens=self.config.batch_tokens,
+            identity=identity,
+        )
+        failures = self.layout.logs / "failed" / f"{fit.key}.txt"
+        return run_fit(task, self.models, folder, failures, share=share)
+
+    def open_policy(self, fit: Fit, *, share: bool) -> Any:
+        """The saved policy of a fit, on fresh models."""
+        from metatuner.harness.ground import Ground
+        from metatuner.harness.policy import load_policy
+
+        ground = Ground(
+            actor=self.models.get("actor", share=share),
+            generator=self.models.get(fit.generator, share=share) if fit.generator else None,
+            benchmarks=self.benchmarks,
+            batch_tokens=self.config.batch_tokens,
+        )
+        return load_policy(self.layout.fit(fit.key) / "policy", ground)
+
+    def evaluate(self, cell: Cell, *, share: bool) -> Any:
+        """Compute a cell unless it is complete; its outcome."""
+        from metatuner.harness.evaluation import evaluate_policy
+        from metatuner.harness.fitting import Outcome, complete_folder, failure, measured
+
+        folder = self.layout.cell(cell.key)
+        if folder.is_dir():
+            return Outcome(cell.key, "ok")
+        failures = self.layout.logs / "failed" / f"{cell.key}.txt"
+        try:
+            with complete_folder(folder) as temporary:
+                with measured() as meter:
+                    policy = self.open_policy(cell.fit, share=share)
+                    test = self.layout.data(cell.benchmark) / "test.jsonl"
+                    evaluate_policy(policy, self.benchmarks[cell.benchmark], test, temporary)
+                identity = {"key": cell.key, "fit": cell.fit.key, "benchmark": cell.benchmark}
+                write_atomically(temporary / "cell.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
+                write_atomically(temporary / "cost.json", json.dumps(asdict(meter), indent=1, sort_keys=True) + "\n")
+        except Exception as error:  # a method's policy may raise anything; it is this cell's outcome, never a score
+            return failure(cell.key, error, failures)
+        failures.unlink(missing_ok=True)
+        return Outcome(cell.key, "ok")
+
+
+def _run_pack(path: Path, items: Iterable[Any], done: Callable[[Any], bool], work: Callable[[Any, bool], Any], label: str) -> None:
+    """Work through a pack's items; write its outcomes. Only a failure leaves a trace of how often it was tried."""
+    from metatuner.harness.fitting import pack_outcomes
+
+    items = list(items)
+    todo = [item for item in items if not done(item)]
+    countdown = progress.Countdown(len(todo), label)
+    outcomes = []
+    for item in items:
+        outcome = work(item, bool(todo) and item is todo[-1])
+        outcomes.append(outcome)
+        if outcome.status != "ok":
+            progress.say(f"{outcome.status}: {item.key}: {outcome.reason}")
+        if item in todo:
+            countdown.step()
+    record: dict[str, Any] = {"outcomes": pack_outcomes(outcomes)}
+    if any(outcome.status == "failed" for outcome in outcomes):
+        record["attempt"] = _attempts(path) + 1
+    write_atomically(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def _attempts(path: Path) -> int:
+    attempts = path.with_name(f".{path.name}.attempts")  # Snakemake removes a job's outputs before it runs
+    count = int(attempts.read_text()) if attempts.is_file() else 0
+    write_atomically(attempts, str(count + 1))
+    return count
+
+
+def fit(config: Config, arguments: argparse.Namespace) -> None:
+    """Fit a pack."""
+    shop = Workshop(config)
+    plan, layout = shop.plan, shop.layout
+    if arguments.pack not in plan.fit_packs:
+        raise UserError(f"--pack {arguments.pack!r}; {suggest(arguments.pack, plan.fit_packs)}")
+    fits = [plan.fits[key] for key in plan.fit_packs[arguments.pack].keys]
+    path = layout.pack(plan.fit_step(arguments.pack), arguments.pack)
+    _run_pack(path, fits, lambda item: layout.fit(item.key).is_dir(), lambda item, last: shop.fit(item, share=last), "fits")
+
+
+def evaluate(config: Config, arguments: argparse.Namespace) -> None:
+    """Evaluate a pack."""
+    from metatuner.harness.fitting import Outcome
+
+    shop = Workshop(config)
+    plan, layout = shop.plan, shop.layout
+    if arguments.pack not in plan.evaluate_packs:
+        raise UserError(f"--pack {arguments.pack!r}; {suggest(arguments.pack, plan.evaluate_packs)}")
+    pack = plan.evaluate_packs[arguments.pack]
+    fitted = read_outcomes(plan, [layout.pack(plan.fit_step(name), name) for name in pack.needs])
+
+    def work(cell: Cell, last: bool) -> Any:
+        status, reason = fitted[cell.fit.key]
+        return shop.evaluate(cell, share=last) if status == "ok" else Outcome(cell.key, status, reason)  # type: ignore[arg-type]
+
+    cells = [plan.cells[key] for key in pack.keys]
+    _run_pack(
+        layout.pack("evaluate", arguments.pack), cells, lambda item: layout.cell(item.key).is_dir(), work, "evaluations"
+    )
+
+
+def read_outcomes(plan: Plan, paths: Iterable[Path]) -> dict[str, tuple[str, str]]:
+    """Status and reason by key, from packs' files."""
+    found = {}
+    for path in paths:
+        if path.is_file():
+            for outcome in json.loads(path.read_text(encoding="utf-8"))["outcomes"]:
+                found[outcome["key"]] = (outcome["status"], outcome["reason"])
+    return found
+
+
+# ---- tuning ----------------------------------------------------------------------------------------------------
+
+
+def tune(config: Config, arguments: argparse.Namespace) -> None:
+    """Random search for one method on one benchmark."""
+    import shutil
+
+    from metatuner.harness.ground import to_query
+    from metatuner.harness.rows import read_rows
+
+    shop = Workshop(config)
+    plan, layout = shop.plan, shop.layout
+    method, benchmark = arguments.method, arguments.benchmark
+    if (method, benchmark) not in plan.tunable:
+        known = [f"{name} on {where}" for name, where in plan.tunable]
+        raise UserError(f"nothing to tune for {method} on {benchmark}; {suggest(f'{method} on {benchmark}', known)}")
+    rows = read_rows(layout.data(benchmark) / "tune.jsonl")
+    trials = plan.trials(method, benchmark)
+    countdown = progress.Countdown(len(trials), f"trials of {method} on {benchmark}")
+    results = []
+    for over in trials:
+        settings, _ = plan.settings(method, (benchmark,), over, winners=False)
+        fit = plan.fit(method, settings, (benchmark,), plan.tuning_generator, config.tuning.seed)
+        for needed in fit.requires:
+            shop.fit(needed, share=False)
+        outcome = shop.fit(fit, share=False)
+        score = None
+        if outcome.status == "ok":
+            responses = shop.open_policy(fit, share=False).respond([to_query(row) for row in rows])
+            task = shop.benchmarks[benchmark]
+            extracted = [task.extract(response.completion) for response in responses]
+            scored = task.score_all(extracted, rows)
+            score = round(100 * sum(one.metrics[task.primary] for one in scored) / len(rows), 4)
+            shutil.rmtree(layout.fit(fit.key), ignore_errors=True)  # a trial's policy serves nothing else
+        results.append({"settings": over, "score": score, "status": outcome.status, "reason": outcome.reason})
+        progress.say(f"{method} on {benchmark}: {over or 'the preset itself'} -> {outcome.reason or score}")
+        countdown.step()
+    record = {"method": method, "benchmark": benchmark, "key": plan.tuning_key(method, benchmark), "trials": results}
+    write_atomically(layout.tune(method, benchmark), json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def winners(config: Config, arguments: argparse.Namespace) -> None:
+    """Store the winners of all searches."""
+    from metatuner.harness.tuning import Winner, write_winners
+
+    plan = Plan(config)
+    if config.tuning.winners is None:
+        raise UserError("config key 'tuning.winners' is null; name the file that winners go to")
+    stored = dict(plan.winners)
+    for method, benchmark in plan.tunable:
+        path = plan.layout.tune(method, benchmark)
+        if not path.is_file():
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        done = [trial for trial in record["trials"] if trial["score"] is not None]
+        if not done:
+            raise UserError(f"{path}: every trial failed; see {plan.layout.logs}/tune/{method}-{benchmark}.log")
+        best = max(done, key=lambda trial: trial["score"])  # the first of equals
+        stored[method, benchmark] = Winner(
+            method=method,
+            benchmark=benchmark,
+            settings=best["settings"],
+            score=best["score"],
+            trials=len(record["trials"]),
+            failed=len(record["trials"]) - len(done),
+            at_edge=_at_edge(best["settings"], done),
+            key=record["key"],
+        )
+        progress.say(f"{method} on {benchmark}: {best['settings'] or 'the preset itself'} with {best['score']:.1f}")
+    write_winners(ROOT / config.tuning.winners, stored.values())
+
+
+def _at_edge(best: dict[str, Any], trials: list[dict[str, Any]]) -> tuple[str, ...]:
+    def edge(name: str) -> bool:
+        tried = sorted({trial["settings"][name] for trial in trials if name in trial["settings"]})
+        return len(tried) > 1 and best[name] in (tried[0], tried[-1])
+
+    return tuple(sorted(name for name, value in best.items() if isinstance(value, (int, float)) and edge(name)))
+
+
+# ---- results ---------------------------------------------------------------------------------------------------
+
+
+def _outcomes(plan: Plan) -> dict[str, tuple[str, str]]:
+    """Status and reason of every cell: of its evaluation, or of the fit that kept it from being evaluated."""
+    packs = [plan.layout.pack(plan.fit_step(name), name) for name in plan.fit_packs]
+    packs += [plan.layout.pack("evaluate", name) for name in plan.evaluate_packs]
+    return read_outcomes(plan, packs)
+
+
+def scores(config: Config, arguments: argparse.Namespace) -> None:
+    """Collect scores.csv."""
+    from metatuner.analysis.scores import write_scores
+
+    plan = Plan(config)
+    write_scores(plan.row_dicts(), _outcomes(plan), plan.layout.root)
+    if plan.expired:
+        named = ", ".join(f"{method} on {benchmark}" for method, benchmark in sorted(plan.expired))
+        progress.say(f"stored winners have expired (what they depend on changed): {named}; the preset's settings were used")
+
+
+def table(config: Config, arguments: argparse.Namespace) -> None:
+    """Make tables from scores at hand."""
+    from metatuner.analysis.tables import TABLES
+
+    _draw(config, arguments.name, TABLES)
+
+
+def figure(config: Config, arguments: argparse.Namespace) -> None:
+    """Make figures from scores at hand."""
+    from metatuner.analysis.figures import FIGURES
+
+    _draw(config, arguments.name, FIGURES)
+
+
+def _draw(config: Config, name: str, makers: dict[str, Callable[[Config], Iterable[Path]]]) -> None:
+    if name != "all" and name not in makers:
+        raise UserError(f"--name {name!r}; {suggest(name, [*makers, 'all'])}")
+    for each in makers if name == "all" else [name]:
+        for path in makers[each](config):
+            progress.say(f"wrote {path}")
+
+
+def provenance(config: Config, arguments: argparse.Namespace) -> None:
+    """Write what the results depend on."""
+    from metatuner.analysis.provenance import write_provenance
+
+    plan = Plan(config)
+    dependencies = {
+        "models": {role: plan.model_key(role) for role in ("actor", *config.models.generators)},
+        "data": {name: plan.data_key(name) for name in config.benchmarks},
+        "world": plan.world_key,
+        "winners_used": sorted({f"{row.method} on {row.benchmark}" for row in plan.rows if row.tuned == "winner"}),
+        "winners_expired": sorted({f"{row.method} on {row.benchmark}" for row in plan.rows if row.tuned == "expired"}),
+    }
+    write_provenance(config, dependencies, plan.layout.provenance)
+
+
+def verdict(config: Config, arguments: argparse.Namespace) -> int:
+    """Fail if any cell failed."""
+    from metatuner.analysis.verdict import write_verdict
+
+    plan = Plan(config)
+    failed = write_verdict(plan.row_dicts(), _outcomes(plan), plan.layout.verdict)
+    for line in failed:
+        progress.say(line)
+    if failed:
+        progress.say(f"{len(failed)} cells failed; tracebacks are in {plan.layout.logs / 'failed'}; run again to retry them")
+        return 1
+    progress.say(f"all {len(plan.cells)} cells are there; see {plan.layout.root / 'tables' / 'table_1.md'}")
+    return 0
+
+
+# ---- the rest --------------------------------------------------------------------------------------------------
+
+
+def resume(config: Config, arguments: argparse.Namespace) -> int:
+    """Take up an interrupted run."""
+    from metatuner.resume import resume_run
+
+    return resume_run(arguments.overrides, arguments.cores)
+
+
+def lm_eval(arguments: argparse.Namespace) -> int:
+    """lm-eval's own command line, with ours as a model."""
+    from metatuner.harness.evaluation import lm_eval_command
+
+    sys.path.insert(0, os.getcwd())
+    return lm_eval_command(arguments.arguments) or 0
+
+
+STEPS: dict[str, Callable[..., int | None]] = {
+    "config": show_config,
+    "methods": methods,
+    "check-data": check_data,
+    "world": world,
+    "pretrain": pretrain,
+    "world-report": world_report,
+    "data": data,
+    "fit": fit,
+    "evaluate": evaluate,
+    "tune": tune,
+    "winners": winners,
+    "scores": scores,
+    "table": table,
+    "figure": figure,
+    "provenance": provenance,
+    "verdict": verdict,
+    "usage": show_usage,
+    "resume": resume,
+    "lm-eval": lm_eval,
+}

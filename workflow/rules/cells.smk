@@ -1,0 +1,59 @@
+# Fits and evaluations, a pack of them a job. A pack's file lists its keys; what is complete lies in fits/ and cells/ and is
+# never computed twice. `retry` changes after a failure, so that failed keys are tried again.
+
+rule warmup:
+    # What other methods build on (fits of internal methods); they come first.
+    input:
+        DAG.model_marks,
+        lambda wildcards: DAG.fit_inputs(wildcards.pack),
+    output:
+        L.pack("warmup", "{pack}"),
+    params:
+        config=CONFIG,
+        keys=lambda wildcards: DAG.fit_keys(wildcards.pack),
+        retry=lambda wildcards: DAG.failures("warmup", wildcards.pack),
+    log:
+        usage_log("warmup", "{pack}"),
+    conda:
+        "../../envs/metatuner.yaml"
+    priority: 50
+    shell:
+        "metatuner fit --config {params.config:q} --pack {wildcards.pack} --log {log:q}"
+
+
+rule fit:
+    input:
+        DAG.model_marks,
+        lambda wildcards: DAG.fit_inputs(wildcards.pack),
+    output:
+        L.pack("fit", "{pack}"),
+    params:
+        config=CONFIG,
+        keys=lambda wildcards: DAG.fit_keys(wildcards.pack),
+        retry=lambda wildcards: DAG.failures("fit", wildcards.pack),
+    log:
+        usage_log("fit", "{pack}"),
+    conda:
+        "../../envs/metatuner.yaml"
+    priority: 20
+    shell:
+        "metatuner fit --config {params.config:q} --pack {wildcards.pack} --log {log:q}"
+
+
+rule evaluate:
+    input:
+        DAG.model_marks,
+        lambda wildcards: DAG.evaluate_inputs(wildcards.pack),
+    output:
+        L.pack("evaluate", "{pack}"),
+    params:
+        config=CONFIG,
+        keys=lambda wildcards: DAG.evaluate_keys(wildcards.pack),
+        retry=lambda wildcards: DAG.failures("evaluate", wildcards.pack),
+    log:
+        usage_log("evaluate", "{pack}"),
+    conda:
+        "../../envs/metatuner.yaml"
+    priority: 10
+    shell:
+        "metatuner evaluate --config {params.config:q} --pack {wildcards.pack} --log {log:q}"

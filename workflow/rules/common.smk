@@ -1,0 +1,32 @@
+# The config is resolved and validated, and every target is computed, before any rule is read.
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from metatuner.dag import Dag
+from metatuner.errors import UserError
+
+try:
+    DAG = Dag.from_snakemake(config)
+except (UserError, OSError) as error:
+    sys.exit(f"metatuner: {error}")
+
+L = DAG.layout
+CONFIG = DAG.config_file
+RESULTS = DAG.result_files
+VERDICT = L.verdict
+
+
+wildcard_constraints:
+    benchmark="[a-z0-9_]+",
+    method="[a-z0-9_]+",
+    pack="[a-z0-9_]+-[0-9]+",
+    role="[a-z0-9_]+",
+    key="[0-9a-f]+",
+
+
+def usage_log(step, name):
+    """Where a job's log goes."""
+    return f"{L.logs}/{step}/{name}.log"

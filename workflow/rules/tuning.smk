@@ -1,0 +1,30 @@
+# Not part of `all`: `snakemake --cores all tune` searches settings on the tune split and stores the winners in the preset.
+
+rule tune_one:
+    input:
+        DAG.model_marks,
+        lambda wildcards: DAG.tune_inputs(wildcards.benchmark),
+    output:
+        L.tune("{method}", "{benchmark}"),
+    params:
+        config=CONFIG,
+        key=lambda wildcards: DAG.plan.tuning_key(wildcards.method, wildcards.benchmark),
+    log:
+        usage_log("tune", "{method}-{benchmark}"),
+    conda:
+        "../../envs/metatuner.yaml"
+    shell:
+        "metatuner tune --config {params.config:q} --method {wildcards.method} --benchmark {wildcards.benchmark} --log {log:q}"
+
+
+rule tune:
+    input:
+        DAG.tune_files,
+    params:
+        config=CONFIG,
+    log:
+        usage_log("tune", "winners"),
+    conda:
+        "../../envs/metatuner.yaml"
+    shell:
+        "metatuner winners --config {params.config:q} --log {log:q}"

@@ -1,0 +1,68 @@
+# The ground: nano rows and models where the preset uses them, and the splits of every benchmark.
+
+if DAG.uses_nano_rows:
+
+    rule world:
+        output:
+            DAG.world_files,
+        params:
+            config=CONFIG,
+            key=DAG.world_key,
+        log:
+            usage_log("world", "rows"),
+        conda:
+            "../../envs/metatuner.yaml"
+        shell:
+            "metatuner world --config {params.config:q} --log {log:q}"
+
+    rule world_report:
+        input:
+            DAG.model_marks,
+            DAG.world_files,
+        output:
+            json=L.root / "world.json",
+            markdown=report(L.root / "world.md", caption="../captions/world.rst", category="The nano world"),
+        params:
+            config=CONFIG,
+            key=DAG.world_report_key,
+        log:
+            usage_log("world", "report"),
+        conda:
+            "../../envs/metatuner.yaml"
+        shell:
+            "metatuner world-report --config {params.config:q} --log {log:q}"
+
+
+rule pretrain:
+    # The folder's name holds the key of all that the model depends on, so a model is trained once for all presets.
+    output:
+        str(L.cache / "models" / "{role}-{key}" / "pretraining.json"),
+    params:
+        config=CONFIG,
+    log:
+        str(L.cache / "logs" / "pretrain-{role}-{key}.log"),
+    conda:
+        "../../envs/metatuner.yaml"
+    priority: 100
+    shell:
+        "metatuner pretrain --config {params.config:q} --role {wildcards.role} --log {log:q}"
+
+
+rule data:
+    input:
+        lambda wildcards: DAG.data_inputs(wildcards.benchmark),
+    output:
+        pool=L.data("{benchmark}") / "pool.jsonl",
+        tune=L.data("{benchmark}") / "tune.jsonl",
+        test=L.data("{benchmark}") / "test.jsonl",
+        splits=L.data("{benchmark}") / "splits.json",
+    params:
+        config=CONFIG,
+        key=lambda wildcards: DAG.plan.data_key(wildcards.benchmark),
+    log:
+        usage_log("data", "{benchmark}"),
+    conda:
+        "../../envs/metatuner.yaml"
+    priority: 90
+    shell:
+        "metatuner data --config {params.config:q} --benchmark {wildcards.benchmark} --log {log:q}"
