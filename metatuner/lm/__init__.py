@@ -3,6 +3,7 @@
 from metatuner.lm.generation import Adapt, Adaptation, Completion, generate
 from metatuner.lm.losses import completion_loss
 from metatuner.lm.model import LM, ModelSpec, Traffic, load_lm
+from metatuner.lm.per_query_lora import PerQueryLoRA, Site
 from metatuner.lm.rendering import Demo, Rendered, completion_ids, render, render_rewrite
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "Completion",
     "Demo",
     "ModelSpec",
+    "PerQueryLoRA",
     "Rendered",
+    "Site",
     "Traffic",
     "completion_ids",
     "completion_loss",

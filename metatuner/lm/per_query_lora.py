@@ -1,0 +1,278 @@
+"""LoRA with factors of its own for each query of a batch: y = W x + b + scale * B_i A_i x.
+
+All factors of a batch are one tensor [queries, flat_size], as a hypernetwork emits them. What keeps a step near the cost
+of the bare model: the flat tensor is taken apart by `split`, whose backward is one concatenation; the low-rank part is
+added in place; sites that read the same input (q/k/v, gate/up) are one autograd node.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metatuner.errors import UserError, suggest
+
+ALL_LINEAR = "all-linear"
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of sibling modules that read the same input. Grouping saves time only: others form groups of one."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear module that gets factors: A_i [rank, d_in] and, transposed, B_i [rank, d_out], flattened row by row."""
+
+    name: str
+    """Its path in the model, such as model.layers.0.self_attn.q_proj."""
+    d_in: int
+    d_out: int
+    a: slice
+    """Where A_i lies in a query's flat factors."""
+    b: slice
+    """Where B_i lies."""
+
+
+class PerQueryLoRA:
+    """Per-query LoRA on the linear modules of a causal language model's decoder layers.
+
+    Args:
+        model: a model with `get_decoder().layers`; its modules and state dict are left as they are.
+        target_modules: attribute names of linear modules, such as ("q_proj", "v_proj"), or "all-linear".
+        rank: of every site.
+        scale: the factor before B_i A_i (lambda in the paper; lora_alpha / rank in PEFT).
+
+    Raises `UserError` for a name that no decoder layer has, and for a rank that exceeds a site's width.
+
+    >>> lora = PerQueryLoRA(model, ("q_proj", "v_proj"), rank=8)        # doctest: +SKIP
+    >>> with lora.applied(factors):                                     # [queries, lora.flat_size]
+    ...     loss = completion_loss(lm, batch)                           # a row a query, in the same order
+    >>> generate(lm, prompts, max_new_tokens=64, adapt=lambda rows: lora.applied(factors[rows]))
+    """
+
+    def __init__(
+        self, model: nn.Module, target_modules: Sequence[str] | str = ALL_LINEAR, rank: int = 8, scale: float = 1.0
+    ) -> None:
+        modules = _linears(model, target_modules)
+        self.rank, self.scale = rank, scale
+        self._groups: list[_Group] = []
+        sites: list[Site] = []
+        start = 0
+        for names in _grouped(modules):
+            members = [modules[name] for name in names]
+            for name, member in zip(names, members, strict=True):
+                if not 1 <= rank <= min(member.in_features, member.out_features):
+                    raise UserError(
+                        f"per-query LoRA: rank {rank} is not in 1..{min(member.in_features, member.out_features)}, the width "
+                        f"of {name}; choose another rank or other target modules"
+                    )
+            size_a = rank * members[0].in_features
+            start_b = start + size_a * len(members)
+            for i, (name, member) in enumerate(zip(names, members, strict=True)):
+                a = slice(start + i * size_a, start + (i + 1) * size_a)
+                b = slice(start_b, start_b + rank * member.out_features)
+                sites.append(Site(name, member.in_features, member.out_features, a, b))
+                start_b = b.stop
+            start = start_b
+            self._groups.append(_Group(members, rank, scale))
+        self.sites: tuple[Site, ...] = tuple(sites)
+        self.flat_size = start
+        """Numbers a query: the sum over sites of rank * (d_in + d_out)."""
+        self._pieces = [size for group in self._groups for size in group.pieces]
+        self._flat: Tensor | None = None
+
+    @contextmanager
+    def applied(self, flat: Tensor) -> Iterator["PerQueryLoRA"]:
+        """Adapt the model to `flat` [rows, flat_size]: row i of every batch run inside is shifted by flat[i].
+
+        Gradients reach `flat`. Under activation checkpointing run backward inside too, as it runs the model again.
+        """
+        if flat.ndim != 2 or flat.shape[1] != self.flat_size:
+            raise ValueError(f"factors must be [rows, {self.flat_size}], got {list(flat.shape)}")
+        if self._flat is not None:
+            raise RuntimeError("these factors' sites are in use: leave the other `applied` first")
+        for group in self._groups:
+            group.attach()
+        try:
+            # One cast for all sites and steps; its backward returns gradients in the caller's precision.
+            self._use(flat.to(self._groups[0].members[0].weight.dtype))
+            yield self
+        finally:
+            self._flat = None
+            for group in self._groups:
+                group.detach()
+
+    def keep(self, rows: Tensor) -> None:
+        """From now on batches hold only `rows` (indices into the present rows), in this order."""
+        if self._flat is None:
+            raise RuntimeError("no factors are applied")
+        self._use(self._flat.index_select(0, rows.to(self._flat.device)))
+
+    def pack(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Flat factors [rows, flat_size] from each site's (A [rows, rank, d_in], B transposed [rows, rank, d_out])."""
+        pieces = {}
+        for site in self.sites:
+            a, b = factors[site.name]
+            pieces[site.a.start], pieces[site.b.start] = a.flatten(1), b.flatten(1)
+        return torch.cat([pieces[start] for start in sorted(pieces)], 1)
+
+    def export_factors(self, row: Tensor) -> dict[str, Tensor]:
+        """One query's factors [flat_size] under PEFT's names and shapes: lora_A [rank, d_in], lora_B [d_out, rank].
+
+        Load them with `lora_alpha = scale * rank`.
+        """
+        exported = {}
+        for site in self.sites:
+            prefix = f"base_model.model.{site.name}"
+            exported[f"{prefix}.lora_A.weight"] = row[site.a].view(self.rank, site.d_in).contiguous()
+            exported[f"{prefix}.lora_B.weight"] = row[site.b].view(self.rank, site.d_out).T.contiguous()
+        return exported
+
+    def _use(self, flat: Tensor) -> None:
+        self._flat = flat
+        pieces = iter(flat.split(self._pieces, dim=1))
+        for group in self._groups:
+            group.use([next(pieces) for _ in group.pieces])
+
+
+def _linears(model: Any, target_modules: Sequence[str] | str) -> dict[str, nn.Linear]:
+    """The linear modules of the decoder layers that are asked for, by their path in the model (PEFT's wrapping left out)."""
+    inside = {id(module) for layer in model.get_decoder().layers for module in layer.modules()}
+    found = {
+        name.removeprefix("base_model.model.").removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) in inside and ".lora_" not in name
+    }
+    if target_modules == ALL_LINEAR:
+        return found
+    wanted = [target_modules] if isinstance(target_modules, str) else target_modules
+    known = {name.rpartition(".")[2] for name in found}
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"per-query LoRA: no target module {name!r} in the decoder layers; {suggest(name, known)}")
+    return {name: module for name, module in found.items() if name.rpartition(".")[2] in wanted}
+
+
+def _grouped(modules: Mapping[str, nn.Linear]) -> list[list[str]]:
+    """The names in groups of sites that read the same input."""
+    groups: dict[tuple[str, object], list[str]] = {}
+    for name in modules:
+        parent, _, last = name.rpartition(".")
+        siblings = next((names for names in SAME_INPUT if last in names), last)
+        groups.setdefault((parent, siblings), []).append(name)
+    return list(groups.values())
+
+
+class _Group:
+    """Sites that read the same input: the first one called computes all."""
+
+    def __init__(self, members: Sequence[nn.Linear], rank: int, scale: float) -> None:
+        self.members, self.rank, self.scale = members, rank, scale
+        self.pieces = [len(members) * rank * members[0].in_features, *(rank * member.out_features for member in members)]
+        self._drop()
+
+    def attach(self) -> None:
+        for index, member in enumerate(self.members):
+            if "forward" in vars(member):
+                raise RuntimeError("a linear module is adapted by something else already: leave or remove that first")
+            member.forward = partial(self._forward, index)  # type: ignore[method-assign]
+
+    def detach(self) -> None:
+        for member in self.members:
+            vars(member).pop("forward", None)
+        self._drop()
+
+    def use(self, pieces: Sequence[Tensor]) -> None:
+        self._drop()
+        rows = len(pieces[0])
+        # Strided views of the flat tensor: batched products need contiguous matrices, not contiguous batches.
+        self.a = pieces[0].view(rows, -1, self.members[0].in_features)
+        self.bs = [piece.view(rows, self.rank, -1) for piece in pieces[1:]]
+
+    def _drop(self) -> None:
+        self.a: Tensor | None = None
+        self.bs: list[Tensor] = []
+        self.input: Tensor | None = None
+        self.outputs: dict[int, Tensor] = {}
+
+    def _forward(self, index: int, x: Tensor) -> Tensor:
+        if x is not self.input or index not in self.outputs:
+            self.input, self.outputs = x, dict(enumerate(self._compute(x)))
+        output = self.outputs.pop(index)
+        if not self.outputs:
+            self.input = None
+        return output
+
+    def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
+        assert self.a is not None
+        if x.ndim != 3 or len(x) != len(self.a):
+            raise ValueError(f"per-query LoRA holds factors for {len(self.a)} rows, the input is {list(x.shape)}")
+        weights = [member.weight for member in self.members]
+        biases = [member.bias for member in self.members]
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        if dtype != x.dtype:
+            x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
+            biases = [bias if bias is None else bias.to(dtype) for bias in biases]
+        a, bs = self.a.to(dtype), [b.to(dtype) for b in self.bs]
+        with torch.autocast(x.device.type, enabled=False):
+            if torch.is_grad_enabled():
+                return _GroupedLoRA.apply(self.scale, x, a, *weights, *biases, *bs)
+            return _forward(self.scale, x, a, weights, biases, bs)[1]
+
+
+def _forward(
+    scale: float, x: Tensor, a: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bs: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A's product [rows, positions, sites * rank], and each site's output [rows, positions, d_out]."""
+    low = torch.bmm(x, a.transpose(1, 2))
+    outputs = tuple(
+        F.linear(x, weight, bias).baddbmm_(part, b, alpha=scale)
+        for weight, bias, part, b in zip(weights, biases, low.chunk(len(bs), -1), bs, strict=True)
+    )
+    return low, outputs
+
+
+class _GroupedLoRA(torch.autograd.Function):
+    """One node for the sites of a group; inputs after x and A: their weights, then biases, then B's."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: float, x: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        n = len(rest) // 3
+        weights, biases, bs = rest[:n], rest[n : 2 * n], rest[2 * n :]
+        low, outputs = _forward(scale, x, a, weights, biases, bs)
+        ctx.scale = scale
+        ctx.save_for_backward(x, a, low, *weights, *bs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, a, low, *rest = ctx.saved_tensors
+        n = len(rest) // 2
+        weights, bs = rest[:n], rest[n:]
+        needs_x, needs_a = ctx.needs_input_grad[1:3]
+        needs = ctx.needs_input_grad[3:]
+        grads = tuple(grad.contiguous() for grad in grads)
+        flat = [grad.flatten(0, 1) for grad in grads]
+
+        grad_weights = [flat[i].T @ x.flatten(0, 1) if needs[i] else None for i in range(n)]
+        grad_biases = [flat[i].sum(0) if needs[n + i] else None for i in range(n)]
+        scaled = low if ctx.scale == 1 else low * ctx.scale
+        parts = scaled.chunk(n, -1)
+        grad_bs = [torch.bmm(parts[i].transpose(1, 2), grads[i]) if needs[2 * n + i] else None for i in range(n)]
+
+        grad_x = grad_a = None
+        if needs_x or needs_a:
+            grad_low = torch.cat([torch.bmm(grad, b.transpose(1, 2)) for grad, b in zip(grads, bs, strict=True)], -1)
+            if ctx.scale != 1:
+                grad_low.mul_(ctx.scale)
+            if needs_a:
+                grad_a = torch.bmm(grad_low.transpose(1, 2), x)
+            if needs_x:
+                grad_x = flat[0] @ weights[0]
+                for grad, weight in zip(flat[1:], weights[1:], strict=True):
+                    grad_x.addmm_(grad, weight)
+                grad_x = grad_x.view_as(x).baddbmm_(grad_low, a)
+        return None, grad_x, grad_a, *grad_weights, *grad_biases, *grad_bs
