@@ -1,28 +1,32 @@
 # The two commands of the README, and a few beside them. `make` alone lists them.
 #
-#   PYTHON=python3.12   another interpreter for .venv
+#   PYTHON=python3.12   the interpreter that .venv is made with
+#   VENV=FOLDER         another place for the environment
+#   PRESET=smoke        another preset of config/presets (default: nano)
 #   CORES=2             cores for snakemake (default: all)
 #   PINS=cuda           constraints/cuda.txt instead of constraints/cpu.txt
 #   TORCH_INDEX=URL     take torch from this package index (docs/install.md)
+#   JOBS=2              processes for pytest
 #   ARGS="..."          more arguments for snakemake or pytest
 
 PYTHON ?= python3
+PRESET ?= nano
 CORES ?= all
 PINS ?= cpu
 TORCH_INDEX ?=
 ARGS ?=
 JOBS ?= 2
 
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Steps find the environment's own metatuner and snakemake.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce resume figures test lint pins clean
+.PHONY: help install reproduce resume figures test lint pins clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /make \1\t/' | expand -t 18
@@ -37,14 +41,16 @@ $(INSTALLED): pyproject.toml constraints/$(PINS).txt $(wildcard constraints/*.tx
 	$(PIP) install -q -c constraints/$(PINS).txt -e '.[test]'
 	@touch $@
 
+install: $(INSTALLED) ## make the environment, pinned; the targets below do it when needed
+
 reproduce: $(INSTALLED) ## run the whole benchmark: models, methods, tables, figures (snakemake --cores all)
-	snakemake --cores $(CORES) $(ARGS)
+	snakemake --cores $(CORES) --config preset=$(PRESET) $(ARGS)
 
 resume: $(INSTALLED) ## take up an interrupted run
-	metatuner resume --cores $(CORES) $(ARGS)
+	metatuner resume --cores $(CORES) preset=$(PRESET) $(ARGS)
 
 figures: $(INSTALLED) ## make tables and figures again from the scores at hand
-	snakemake --cores $(CORES) tables figures $(ARGS)
+	snakemake --cores $(CORES) tables figures --config preset=$(PRESET) $(ARGS)
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
