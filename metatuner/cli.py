@@ -28,15 +28,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--log", type=Path, help="write all output there; the terminal sees progress only")
         if pack:
             command.add_argument("--pack", required=True, help="name of the pack, e.g. sft-00")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="without --config: preset=NAME and config keys")
+        command.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="without --config: preset=NAME and config keys"
+        )
         return command
 
-    add("config", "print the resolved config (JSON)").add_argument("--schema", action="store_true", help="its JSON schema")
+    add("config", "print the resolved config (JSON)").add_argument(
+        "--schema", action="store_true", help="its JSON schema"
+    )
     methods = add("methods", "list the methods at hand: name, family, settings, reference")
     methods.add_argument("--json", action="store_true", help="as JSON")
     add("check-data", "load each benchmark's rows from its source, verify them, print counts and hashes")
     add("world", "write the raw rows of the nano world")
-    add("pretrain", "train a nano model from scratch").add_argument("--role", required=True, help="actor, generator, ...")
+    add("pretrain", "train a nano model from scratch").add_argument(
+        "--role", required=True, help="actor, generator, ..."
+    )
     add("world-report", "measure the nano world's bars on its audit draw")
     add("data", "draw the splits of a benchmark").add_argument("--benchmark", required=True)
     add("fit", "fit the policies of a pack", pack=True)

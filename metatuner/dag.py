@@ -83,7 +83,9 @@ class Dag:
         """Splits of the benchmarks a pack trains on, and the packs it builds on."""
         pack = self._pack(self.plan.fit_packs, name)
         trained = dict.fromkeys(benchmark for key in pack.keys for benchmark in self.plan.fits[key].train)
-        return [self._split_file(benchmark) for benchmark in trained] + [self.fit_pack_file(need) for need in pack.needs]
+        return [self._split_file(benchmark) for benchmark in trained] + [
+            self.fit_pack_file(need) for need in pack.needs
+        ]
 
     def fit_keys(self, name: str) -> list[str]:
         """Keys of a fit pack."""
@@ -100,7 +102,7 @@ class Dag:
         return list(self._pack(self.plan.evaluate_packs, name).keys)
 
     def failures(self, step: str, name: str) -> str:
-        """"" if the pack's last run left no failure, else a text that differs after each run that did."""
+        """ "" if the pack's last run left no failure, else a text that differs after each run that did."""
         path = self.layout.pack(step, name)
         if not path.is_file():
             return ""

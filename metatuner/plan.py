@@ -24,7 +24,19 @@ from metatuner.harness.tuning import Winner, read_winners
 from metatuner.hashing import ROOT, canonical, hash_code, hash_file, hash_value
 
 HARNESS = ROOT / "metatuner" / "harness"
-LOCK = ("torch", "transformers", "tokenizers", "peft", "trl", "accelerate", "dspy", "lm-eval", "datasets", "math-verify", "numpy")
+LOCK = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "trl",
+    "accelerate",
+    "dspy",
+    "lm-eval",
+    "datasets",
+    "math-verify",
+    "numpy",
+)
 DEFAULT_VARIANT = "default"
 
 
@@ -115,7 +127,9 @@ class Plan:
             known = self.registry[name].cls  # an unknown name is an error here
             make_settings(known, method.settings, f"methods.{name}.settings")
             for setting in method.search:
-                make_settings(known, {**method.settings, setting: _first(method.search[setting])}, f"methods.{name}.search")
+                make_settings(
+                    known, {**method.settings, setting: _first(method.search[setting])}, f"methods.{name}.search"
+                )
         winners = config.tuning.winners
         self.winners: dict[tuple[str, str], Winner] = read_winners(ROOT / winners) if winners else {}
         self.expired: set[tuple[str, str]] = set()
@@ -127,15 +141,23 @@ class Plan:
         return self.config.models.actor if role == "actor" else self.config.models.generators[role]
 
     @cache
-    def model_key(self, role: str) -> str:
+    def model_recipe(self, role: str) -> str:
         """What a model is: its nano recipe, its folder's content, or its Hub id and revision; and how it is used."""
         model = self.model_config(role)
         used = model.model_dump(mode="json", exclude={"device"})
         if model.path.startswith("nano:"):
-            return hash_value([used, self.nano_key(model.path.removeprefix("nano:"))])
+            return hash_value(
+                [used, nano.model_key(model.path.removeprefix("nano:"), self.world), self.config.nano.trained]
+            )
         if self.is_local(model):
             return hash_value([used, _folder_hash(self.model_path(role), self._model_place(role))])
         return hash_value(used)
+
+    @cache
+    def model_key(self, role: str) -> str:
+        """A model's recipe, and for a nano model the torch version that trains it."""
+        trained_here = self.model_config(role).path.startswith("nano:")
+        return hash_value([self.model_recipe(role), lock_versions()["torch"] if trained_here else None])
 
     def _model_place(self, role: str) -> str:
         return "models.actor.path" if role == "actor" else f"models.generators.{role}.path"
@@ -185,13 +207,17 @@ class Plan:
         """The raw files of a local or nano benchmark: train, test and, in the nano world, tune and audit."""
         config = self.config.benchmarks[benchmark]
         if config.source == "nano":
-            return tuple(self.layout.world / benchmark / f"{split}.jsonl" for split in ("train", "tune", "test", "audit"))
+            return tuple(
+                self.layout.world / benchmark / f"{split}.jsonl" for split in ("train", "tune", "test", "audit")
+            )
         if config.source == "local":
             folder = expand_path(str(config.path), f"benchmarks.{benchmark}.path") / benchmark
             files = (folder / "train.jsonl", folder / "test.jsonl")
             for file in files:
                 if not file.is_file():
-                    raise UserError(f"benchmarks.{benchmark}.path: no file {file}; see docs/benchmarks.md for the schema")
+                    raise UserError(
+                        f"benchmarks.{benchmark}.path: no file {file}; see docs/benchmarks.md for the schema"
+                    )
             return files
         return ()
 
@@ -205,7 +231,7 @@ class Plan:
             source = [hash_file(file) for file in self.source_files(benchmark)]
         else:
             source = "hub"
-        used = config.model_dump(mode="json", exclude={"path", "sizes": {"audit"}})
+        used = config.model_dump(mode="json", exclude={"path": True, "sizes": {"audit"}})
         code = hash_code(benchmark_file(benchmark), HARNESS / "splits.py")
         return hash_value([used, source, code])
 
@@ -260,10 +286,8 @@ class Plan:
                 "fixed": config.settings,
                 "required": [self.settings(name, (benchmark,))[0] for name in cls.requires],
                 "data": self.data_key(benchmark),
-                "actor": self.model_key("actor") if not self.config.models.actor.path.startswith("nano:") else nano.model_key(
-                    self.config.models.actor.path.removeprefix("nano:"), self.world
-                ),
-                "generator": self.config.models.generators[generator].path if generator else None,
+                "actor": self.model_recipe("actor"),
+                "generator": self.model_recipe(generator) if generator else None,
                 "code": self._fit_code(method),
                 "trials": self.config.tuning.trials,
                 "seed": self.config.tuning.seed,
@@ -301,7 +325,9 @@ class Plan:
     @property
     def tunable(self) -> list[tuple[str, str]]:
         """The (method, benchmark) pairs that `tune` searches."""
-        methods = [name for name in self._methods_in_use if name in self.config.methods and self.config.methods[name].search]
+        methods = [
+            name for name in self._methods_in_use if name in self.config.methods and self.config.methods[name].search
+        ]
         return [(method, benchmark) for method in methods for benchmark in self.config.benchmarks]
 
     def trials(self, method: str, benchmark: str) -> list[dict[str, Any]]:
@@ -337,14 +363,25 @@ class Plan:
                             fit = self.fit(method, settings, train, experiment.generator, seed)
                             cell = self.cell(fit, benchmark)
                             row = PlanRow(
-                                name, method, variant, benchmark, "+".join(train), fit.generator, seed, cell.key, fit.key, tuned
+                                name,
+                                method,
+                                variant,
+                                benchmark,
+                                "+".join(train),
+                                fit.generator,
+                                seed,
+                                cell.key,
+                                fit.key,
+                                tuned,
                             )
                             grid.append((row, cell))
         return grid
 
     @property
     def _methods_in_use(self) -> list[str]:
-        return list(dict.fromkeys(method for experiment in self.config.experiments.values() for method in experiment.methods))
+        return list(
+            dict.fromkeys(method for experiment in self.config.experiments.values() for method in experiment.methods)
+        )
 
     @cached_property
     def cells(self) -> dict[str, Cell]:

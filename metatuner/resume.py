@@ -21,7 +21,9 @@ def living_runs(folder: Path) -> list[tuple[int, str]]:
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            here = process.pid not in mine and Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE
+            here = (
+                process.pid not in mine and Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE
+            )
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue  # gone meanwhile, or another user's
         programs = {Path(word).name for word in words[:3]}

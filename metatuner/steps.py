@@ -115,7 +115,9 @@ def pretrain(config: Config, arguments: argparse.Namespace) -> None:
 
     plan = Plan(config)
     if arguments.role not in plan.nano_roles:
-        raise UserError(f"--role {arguments.role!r} is no nano model of this preset; {suggest(arguments.role, plan.nano_roles)}")
+        raise UserError(
+            f"--role {arguments.role!r} is no nano model of this preset; {suggest(arguments.role, plan.nano_roles)}"
+        )
     _use_threads(config)
     out = plan.layout.model(arguments.role, plan.nano_key(arguments.role))
     nano.pretrain(arguments.role, plan.world, out, untrained=not config.nano.trained, progress=progress.say)
@@ -156,7 +158,13 @@ def data(config: Config, arguments: argparse.Namespace) -> None:
         loaded = {split: load_hub(benchmark, split) for split in ("train", "test")}
     sizes = source.sizes
     splits = draw_splits(
-        name, loaded["train"], loaded["test"], tune_rows=loaded.get("tune"), tune=sizes.tune, test=sizes.test, seed=source.split_seed
+        name,
+        loaded["train"],
+        loaded["test"],
+        tune_rows=loaded.get("tune"),
+        tune=sizes.tune,
+        test=sizes.test,
+        seed=source.split_seed,
     )
     splits.need(train=sizes.train, dev=sizes.dev)
     splits.write(plan.layout.data(name))
@@ -206,7 +214,9 @@ class Workshop:
             return Outcome(fit.key, "ok")
         missing = [needed for needed in fit.requires if not self.layout.fit(needed.key).is_dir()]
         if missing:
-            return Outcome(fit.key, "failed", f"it builds on {missing[0].method}, which has no result (fit {missing[0].key})")
+            return Outcome(
+                fit.key, "failed", f"it builds on {missing[0].method}, which has no result (fit {missing[0].key})"
+            )
         cls = self.plan.registry[fit.method].cls
         method_config = self.config.methods.get(fit.method)
         budget_name = method_config.budget if method_config else "default"
@@ -225,7 +235,8 @@ class Workshop:
             benchmarks={name: self.benchmarks[name] for name in fit.train},
             pools={name: self.layout.data(name) / "pool.jsonl" for name in fit.train},
             sizes={
-                name: (self.config.benchmarks[name].sizes.train, self.config.benchmarks[name].sizes.dev) for name in fit.train
+                name: (self.config.benchmarks[name].sizes.train, self.config.benchmarks[name].sizes.dev)
+                for name in fit.train
             },
             generator=fit.generator,
             seed=fit.seed,
@@ -274,7 +285,9 @@ class Workshop:
         return Outcome(cell.key, "ok")
 
 
-def _run_pack(path: Path, items: Iterable[Any], done: Callable[[Any], bool], work: Callable[[Any, bool], Any], label: str) -> None:
+def _run_pack(
+    path: Path, items: Iterable[Any], done: Callable[[Any], bool], work: Callable[[Any, bool], Any], label: str
+) -> None:
     """Work through a pack's items; write its outcomes. Only a failure leaves a trace of how often it was tried."""
     from metatuner.harness.fitting import pack_outcomes
 
@@ -310,7 +323,9 @@ def fit(config: Config, arguments: argparse.Namespace) -> None:
         raise UserError(f"--pack {arguments.pack!r}; {suggest(arguments.pack, plan.fit_packs)}")
     fits = [plan.fits[key] for key in plan.fit_packs[arguments.pack].keys]
     path = layout.pack(plan.fit_step(arguments.pack), arguments.pack)
-    _run_pack(path, fits, lambda item: layout.fit(item.key).is_dir(), lambda item, last: shop.fit(item, share=last), "fits")
+    _run_pack(
+        path, fits, lambda item: layout.fit(item.key).is_dir(), lambda item, last: shop.fit(item, share=last), "fits"
+    )
 
 
 def evaluate(config: Config, arguments: argparse.Namespace) -> None:
@@ -442,7 +457,9 @@ def scores(config: Config, arguments: argparse.Namespace) -> None:
     write_scores(plan.row_dicts(), _outcomes(plan), plan.layout.root)
     if plan.expired:
         named = ", ".join(f"{method} on {benchmark}" for method, benchmark in sorted(plan.expired))
-        progress.say(f"stored winners have expired (what they depend on changed): {named}; the preset's settings were used")
+        progress.say(
+            f"stored winners have expired (what they depend on changed): {named}; the preset's settings were used"
+        )
 
 
 def table(config: Config, arguments: argparse.Namespace) -> None:
@@ -491,7 +508,9 @@ def verdict(config: Config, arguments: argparse.Namespace) -> int:
     for line in failed:
         progress.say(line)
     if failed:
-        progress.say(f"{len(failed)} cells failed; tracebacks are in {plan.layout.logs / 'failed'}; run again to retry them")
+        progress.say(
+            f"{len(failed)} cells failed; tracebacks are in {plan.layout.logs / 'failed'}; run again to retry them"
+        )
         return 1
     progress.say(f"all {len(plan.cells)} cells are there; see {plan.layout.root / 'tables' / 'table_1.md'}")
     return 0
