@@ -7,7 +7,7 @@ follows the rows (per-query LoRA), a random stream a row, and finished rows that
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class Adaptation(Protocol):
 
 
 Adapt = Callable[[list[int]], AbstractContextManager[Adaptation | None]]
-"""Given the indices of a batch's prompts, a context in which the model is adapted to them; it may yield an Adaptation."""
+"""Given the indices of a batch's prompts, a context in which the model is adapted to them."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,24 @@ def generate(
 
     Raises `UserError` if a prompt and `max_new_tokens` do not fit the window.
     """
-    if temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
-        raise ValueError(f"sampling needs one seed a prompt: {len(prompts)} prompts, {len(seeds or ())} seeds")
+    seeds = seeds or ()
+    if temperature > 0 and len(seeds) != len(prompts):
+        raise ValueError(f"sampling needs one seed a prompt: {len(prompts)} prompts, {len(seeds)} seeds")
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise ValueError(f"prompt {index} is empty")
         if len(prompt) + max_new_tokens > lm.window:
             raise UserError(
-                f"prompt {index}: {len(prompt)} tokens and {max_new_tokens} new ones do not fit the window of {lm.window} of "
-                f"{lm.spec.path}; render it with reserve={max_new_tokens}"
+                f"prompt {index}: {len(prompt)} tokens and {max_new_tokens} new ones do not fit the window of "
+                f"{lm.spec.path}, {lm.window}; render it with reserve={max_new_tokens}"
             )
     end = _End(lm, stops)
     done: dict[int, list[int]] = {}
     with torch.inference_mode():
         for batch in _batches(prompts, max_new_tokens, batch_tokens, max_rows):
-            pick = _Greedy() if temperature == 0 else _Sample([seeds[i] for i in batch], max_new_tokens, temperature, top_p)
+            pick: _Greedy | _Sample = _Greedy()
+            if temperature > 0:
+                pick = _Sample([seeds[i] for i in batch], max_new_tokens, temperature, top_p)
             lm.traffic.generating = True
             try:
                 with nullcontext() if adapt is None else adapt(batch) as adaptation:
@@ -136,7 +139,7 @@ class _Sample:
         probabilities = torch.softmax(logits.double() / self.temperature, -1)
         order = None
         if self.top_p < 1:
-            probabilities, order = probabilities.sort(-1, descending=True, stable=True)
+            probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
             before = probabilities.cumsum(-1) - probabilities
             probabilities = probabilities.where(before < self.top_p, 0)
         cumulative = probabilities.cumsum(-1)
@@ -166,9 +169,9 @@ class _End:
 
     def completion(self, ids: list[int], prompt_tokens: int, limit: int) -> Completion:
         text = self.lm.decode(ids[:-1] if ids and ids[-1] in self.eos else ids)
-        stopped = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        ended = bool(stopped) or (bool(ids) and ids[-1] in self.eos)
-        return Completion(text[: min(stopped)] if stopped else text, ids, prompt_tokens, not ended and len(ids) == limit)
+        cut = min((place for stop in self.stops if (place := text.find(stop)) >= 0), default=None)
+        ended = cut is not None or (bool(ids) and ids[-1] in self.eos)
+        return Completion(text[:cut], ids, prompt_tokens, truncated=not ended and len(ids) == limit)
 
     def _stopped(self, ids: list[int]) -> bool:
         text = self.lm.decode(ids)
@@ -184,14 +187,14 @@ class _End:
 
 
 class _RoomyLayer(DynamicLayer):
-    """A cache layer that writes new keys and values into room made beforehand, where DynamicLayer copies all of them."""
+    """A cache layer that writes new keys and values into room made beforehand; DynamicLayer copies all at each step."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
         self.room = room
         self.length = 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.all_keys, self.all_values = (
@@ -219,7 +222,7 @@ def _decode(
     lm: LM,
     prompts: Sequence[Sequence[int]],
     steps: int,
-    pick: "_Greedy | _Sample",
+    pick: _Greedy | _Sample,
     end: _End,
     adaptation: Adaptation | None,
 ) -> list[list[int]]:

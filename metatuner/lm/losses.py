@@ -33,8 +33,8 @@ def completion_loss(
         width = max(width, len(prompt) + len(completion))
         if width > lm.window:
             raise UserError(
-                f"row {row}: prompt and completion are {width} tokens, the window of {lm.spec.path} is {lm.window}; render "
-                "the prompt with reserve=len(completion)"
+                f"row {row}: prompt and completion are {width} tokens, the window of {lm.spec.path} is {lm.window}; "
+                "render the prompt with reserve=len(completion)"
             )
     # The last token is only predicted, never read.
     width -= 1

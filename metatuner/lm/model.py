@@ -36,7 +36,7 @@ class ModelSpec:
     chat: bool | None = None
     """Render with the tokenizer's chat template; by default where it has one (base models often carry one too)."""
     rewrite_system: str = "{prompt}"
-    """What a generator reads as the system turn to write a prompt: {prompt} is the prompt to rewrite, {query} the query."""
+    """The system turn a generator reads to write a prompt; {prompt} is the one to rewrite, {query} its query."""
     rewrite_user: str = "{query}"
     """What it reads as the user turn."""
 
@@ -77,17 +77,17 @@ class LM:
     @property
     def device(self) -> torch.device:
         """Where input ids go."""
-        return self.model.get_input_embeddings().weight.device
+        return cast(nn.Embedding, self.model.get_input_embeddings()).weight.device
 
     @property
     def decoder(self) -> nn.Module:
-        """The model without its LM head. Every forward passes here, also those that skip the head: hook this to meter."""
+        """The model without its LM head. Every forward passes here, also those that skip the head: meter it here."""
         return self.model.get_decoder()
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> nn.Linear:
         """The LM head, [..., width] -> [..., vocabulary]."""
-        return self.model.get_output_embeddings()
+        return cast(nn.Linear, self.model.get_output_embeddings())
 
     @cached_property
     def is_chat(self) -> bool:
@@ -112,7 +112,7 @@ class LM:
 
     @cached_property
     def end_of_turn(self) -> int:
-        """The token that ends a completion: the special token that the chat template writes after an answer, else EOS."""
+        """The token that ends a completion: the special one that the chat template writes after an answer, else EOS."""
         if self.is_chat:
             turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": MARK}]
             after = self.chat_text(turns, generate=False).rpartition(MARK)[2]
@@ -123,7 +123,7 @@ class LM:
             return self.tokenizer.eos_token_id
         if self._eos_of_config:
             return self._eos_of_config[0]
-        raise UserError(f"model {self.spec.path}: neither its tokenizer nor its generation config names an EOS token; set one")
+        raise UserError(f"model {self.spec.path}: its tokenizer and generation config name no EOS token; set one")
 
     @cached_property
     def _eos_of_config(self) -> list[int]:
@@ -192,8 +192,8 @@ def load_lm(spec: ModelSpec) -> LM:
     )
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
-        raise UserError(f"model {spec.path}: its weights lack {len(missing)} tensors, first {missing[0]}; save it again")
-    rows = model.get_input_embeddings().weight.shape[0]
+        raise UserError(f"model {spec.path}: its weights lack {len(missing)} tensors ({missing[0]}); save it again")
+    rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
             f"model {spec.path}: the tokenizer knows {len(tokenizer)} tokens, the embedding has {rows} rows; "
@@ -221,7 +221,7 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"model {folder}: no config.json, so this is not a model folder; name the one that holds it")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"model {folder}: no tokenizer ({' or '.join(TOKENIZER_FILES[:3])}); save the tokenizer there too")
+        raise UserError(f"model {folder}: no tokenizer ({TOKENIZER_FILES[0]} or alike); save the tokenizer there too")
 
 
 def _attempt(spec: ModelSpec, what: str, load: Callable[[], Any]) -> Any:
@@ -248,7 +248,8 @@ def _has_plain_head(model: PreTrainedModel) -> bool:
 
 def _window(spec: ModelSpec, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokenizer's own limit is used only where the config names none: it is often a placeholder of 1e30."""
-    largest = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or tokenizer.model_max_length
+    named = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    largest = named or tokenizer.model_max_length
     if spec.window is None:
         return int(largest)
     if not 1 < spec.window <= largest:

@@ -1,8 +1,8 @@
 """LoRA with factors of its own for each query of a batch: y = W x + b + scale * B_i A_i x.
 
-All factors of a batch are one tensor [queries, flat_size], as a hypernetwork emits them. What keeps a step near the cost
-of the bare model: the flat tensor is taken apart by `split`, whose backward is one concatenation; the low-rank part is
-added in place; sites that read the same input (q/k/v, gate/up) are one autograd node.
+All factors of a batch are one tensor [queries, flat_size], as a hypernetwork emits them. What keeps a step near the
+cost of the bare model: the flat tensor is taken apart by `split`, whose backward is one concatenation; the low-rank
+part is added in place; sites that read the same input (q/k/v, gate/up) are one autograd node.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,10 +64,11 @@ class PerQueryLoRA:
         for names in _grouped(modules):
             members = [modules[name] for name in names]
             for name, member in zip(names, members, strict=True):
-                if not 1 <= rank <= min(member.in_features, member.out_features):
+                width = min(member.in_features, member.out_features)
+                if not 1 <= rank <= width:
                     raise UserError(
-                        f"per-query LoRA: rank {rank} is not in 1..{min(member.in_features, member.out_features)}, the width "
-                        f"of {name}; choose another rank or other target modules"
+                        f"per-query LoRA: rank {rank} is not in 1..{width}, the width of {name}; choose another rank "
+                        "or other target modules"
                     )
             size_a = rank * members[0].in_features
             start_b = start + size_a * len(members)
@@ -139,7 +140,7 @@ class PerQueryLoRA:
 
 
 def _linears(model: Any, target_modules: Sequence[str] | str) -> dict[str, nn.Linear]:
-    """The linear modules of the decoder layers that are asked for, by their path in the model (PEFT's wrapping left out)."""
+    """The linear modules asked for in the decoder layers, by their path in the model (PEFT's wrapping left out)."""
     inside = {id(module) for layer in model.get_decoder().layers for module in layer.modules()}
     found = {
         name.removeprefix("base_model.model.").removesuffix(".base_layer"): module
@@ -171,8 +172,14 @@ class _Group:
 
     def __init__(self, members: Sequence[nn.Linear], rank: int, scale: float) -> None:
         self.members, self.rank, self.scale = members, rank, scale
-        self.pieces = [len(members) * rank * members[0].in_features, *(rank * member.out_features for member in members)]
-        self._drop()
+        self.pieces = [
+            rank * len(members) * members[0].in_features,
+            *(rank * member.out_features for member in members),
+        ]
+        self.a: Tensor | None = None
+        self.bs: list[Tensor] = []
+        self.input: Tensor | None = None
+        self.outputs: dict[int, Tensor] = {}
 
     def attach(self) -> None:
         for index, member in enumerate(self.members):
@@ -183,20 +190,14 @@ class _Group:
     def detach(self) -> None:
         for member in self.members:
             vars(member).pop("forward", None)
-        self._drop()
+        self.a, self.bs, self.input, self.outputs = None, [], None, {}
 
     def use(self, pieces: Sequence[Tensor]) -> None:
-        self._drop()
+        self.input, self.outputs = None, {}
         rows = len(pieces[0])
         # Strided views of the flat tensor: batched products need contiguous matrices, not contiguous batches.
         self.a = pieces[0].view(rows, -1, self.members[0].in_features)
         self.bs = [piece.view(rows, self.rank, -1) for piece in pieces[1:]]
-
-    def _drop(self) -> None:
-        self.a: Tensor | None = None
-        self.bs: list[Tensor] = []
-        self.input: Tensor | None = None
-        self.outputs: dict[int, Tensor] = {}
 
     def _forward(self, index: int, x: Tensor) -> Tensor:
         if x is not self.input or index not in self.outputs:
@@ -210,8 +211,8 @@ class _Group:
         assert self.a is not None
         if x.ndim != 3 or len(x) != len(self.a):
             raise ValueError(f"per-query LoRA holds factors for {len(self.a)} rows, the input is {list(x.shape)}")
-        weights = [member.weight for member in self.members]
-        biases = [member.bias for member in self.members]
+        weights: list[Tensor] = [member.weight for member in self.members]
+        biases: list[Tensor | None] = [member.bias for member in self.members]
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         if dtype != x.dtype:
             x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]

@@ -91,8 +91,8 @@ def _fit(
     left = room - len(before) - len(after)
     if left < 0:
         raise UserError(
-            f"model {lm.spec.path}: a prompt of {len(before) + len(after)} tokens and {reserve} reserved for the answer do "
-            f"not fit its window of {lm.window}, even without the query; shorten the prompt or raise the window"
+            f"model {lm.spec.path}: a prompt of {len(before) + len(after)} tokens and {reserve} kept for the answer "
+            f"do not fit its window of {lm.window}, even without the query; shorten the prompt or raise the window"
         )
     cut_tokens = max(0, len(asked) - left)
     return Rendered(before + asked[cut_tokens:] + after, cut_tokens, len(demos))
