@@ -18,7 +18,7 @@ NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, err
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metatuner",
-        description="Reproducibility benchmark harness for MetaTuner. `snakemake --cores all` runs these steps for you.",
+        description="Reproducibility benchmark harness for MetaTuner. `snakemake --cores all` runs the steps.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 

@@ -191,7 +191,7 @@ class Plan:
         return nano.world_key(self.world)
 
     def world_sizes(self) -> dict[str, dict[str, int]]:
-        """Raw rows to write for each nano benchmark: what the splits take, and enough train rows for all seeds' draws."""
+        """Raw rows to write for each nano benchmark: what the splits take, and train rows enough for all seeds."""
         sizes = {}
         for name, config in self.config.benchmarks.items():
             if config.source == "nano":
@@ -331,7 +331,7 @@ class Plan:
         return [(method, benchmark) for method in methods for benchmark in self.config.benchmarks]
 
     def trials(self, method: str, benchmark: str) -> list[dict[str, Any]]:
-        """The settings that random search tries: the preset's own first, then draws; the same number for each method."""
+        """The settings that random search tries: the preset's own first, then draws; as many for each method."""
         config = self.config.methods[method]
         rng = random.Random(derive_seed("tune", method, benchmark, self.config.tuning.seed))
         drawn: list[dict[str, Any]] = [{}]
@@ -460,7 +460,8 @@ def _first(space: SearchConfig) -> Any:
 def _draw(space: SearchConfig, rng: random.Random) -> Any:
     if space.values is not None:
         return rng.choice(space.values)
-    assert space.low is not None and space.high is not None
+    assert space.low is not None
+    assert space.high is not None
     if not space.log:
         return float(f"{rng.uniform(space.low, space.high):.4g}")
     return float(f"{space.low * (space.high / space.low) ** rng.random():.4g}")

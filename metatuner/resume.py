@@ -13,7 +13,7 @@ PROGRAMS = ("snakemake", "metatuner")
 
 
 def living_runs(folder: Path) -> list[tuple[int, str]]:
-    """Processes of a run in `folder` that are still alive: (pid, command line), this process and its parents left out."""
+    """Live processes of a run in `folder`: (pid, command line), this process and its parents left out."""
     import psutil
 
     mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}

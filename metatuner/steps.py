@@ -54,7 +54,7 @@ def methods(config: Config, arguments: argparse.Namespace) -> None:
     from metatuner.harness.registry import Registry
 
     registry = Registry(config.extra_methods)
-    listed = []
+    listed: list[dict[str, Any]] = []
     for name in registry.names():
         cls = registry[name].cls
         if not cls.internal:

@@ -1,7 +1,7 @@
 """What a fit uses, metered where it happens, and the named limits it must keep.
 
-Counts come from two places. `metatuner.lm.generate` reports each completion exactly. Every other forward pass of a model
-(library trainers, scoring passes) is seen by a hook on its decoder. Padding is never counted.
+Counts come from two places. `metatuner.lm.generate` reports each completion exactly. Every other forward pass of a
+model (library trainers, scoring passes) is seen by a hook on its decoder. Padding is never counted.
 """
 
 from collections.abc import Callable, Mapping

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class ModelPool:
-    """Loads models by role and hands out copies (`share=False`) or the model itself (`share=True`, for the last use)."""
+    """Loads models by role; hands out copies (`share=False`) or the model itself (`share=True`, for the last use)."""
 
     def __init__(self, specs: "Mapping[str, ModelSpec]") -> None:
         self._specs = specs

@@ -1,0 +1,205 @@
+"""The whole DAG on the smoke preset: every rule runs, a killed run is taken up, nothing is computed twice."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from metatuner.hashing import ROOT
+
+TIMED = {"cost.json", "usage", "logs"}
+"""Names of files and folders that hold timings."""
+
+
+def project(folder: Path) -> Path:
+    """A folder with the workflow and nothing computed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("Snakefile", "workflow", "config"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    return folder
+
+
+def command(*words: str) -> list[str]:
+    # One line a preset; `--config` takes all that follows it, so it goes last.
+    return [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--config", "preset=smoke"]
+
+
+def snakemake(
+    folder: Path, *words: str, config: tuple[str, ...] = (), check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*command(*words), *config], cwd=folder, capture_output=True, text=True, check=False)
+    if check:
+        assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Digest of every file without timings below results/, by its path."""
+    found = {}
+    for path in sorted((folder / "results").rglob("*")):
+        relative = path.relative_to(folder / "results")
+        if path.is_file() and not TIMED & set(relative.parts) and not path.name.startswith("."):
+            found[relative.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project in which the smoke preset ran to its end."""
+    folder = project(tmp_path_factory.mktemp("finished"))
+    snakemake(folder)
+    return folder
+
+
+def test_a_run_makes_scores_table_figure_and_verdict(finished):
+    results = finished / "results" / "smoke"
+    lines = (results / "scores.csv").read_text().splitlines()
+    assert lines[0] == (
+        "experiment,method,variant,benchmark,trained_on,generator,seed,metric,score,n,status,reason,cell"
+    )
+    statuses = [line.split(",")[10] for line in lines[1:]]
+    assert statuses
+    assert set(statuses) == {"ok"}
+    tables = [f"tables/table_1.{suffix}" for suffix in ("csv", "md", "tex")]
+    for name in (*tables, "figures/figure_main.png", "world.md"):
+        assert (results / name).stat().st_size > 0
+    cells = list((results / "cells").iterdir())
+    assert len(cells) == 5 * 4 * 2
+    for cell in cells:
+        metrics = json.loads((cell / "metrics.json").read_text())
+        assert len((cell / "predictions.jsonl").read_text().splitlines()) == metrics["n"] == 12
+
+
+def test_every_log_begins_with_the_command_that_repeats_its_step(finished):
+    logs = list((finished / "results" / "smoke" / "logs").rglob("*.log"))
+    assert len(logs) > 20
+    for log in logs:
+        first = log.read_text().splitlines()[0]
+        assert first.startswith("$ metatuner "), log
+    again = first.removeprefix("$ ").split()
+    subprocess.run([sys.executable, "-m", "metatuner.cli", *again[1:]], cwd=finished, check=True, capture_output=True)
+
+
+def test_a_second_run_does_nothing(finished):
+    before = contents(finished)
+    started = time.perf_counter()
+    done = snakemake(finished)
+    assert "Nothing to be done" in done.stderr + done.stdout
+    assert time.perf_counter() - started < 60
+    assert contents(finished) == before
+
+
+def test_a_new_seed_computes_only_its_own_cells(finished, tmp_path):
+    folder = tmp_path / "more"
+    shutil.copytree(finished, folder)
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "results" / "smoke" / "cells").iterdir()}
+    snakemake(folder, config=("experiments={main: {seeds: [0, 1, 2]}}",))
+    after = {path.name: path.stat().st_mtime_ns for path in (folder / "results" / "smoke" / "cells").iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 5 * 4 * 3
+
+
+def test_tables_and_figures_are_redrawn_from_files_alone(finished, tmp_path):
+    folder = tmp_path / "redraw"
+    shutil.copytree(finished, folder)
+    drawn = [folder / "results" / "smoke" / name for name in ("tables/table_1.csv", "figures/figure_main.png")]
+    wanted = [path.read_bytes() for path in drawn]
+    for path in drawn:
+        path.unlink()
+    shutil.rmtree(folder / "results" / "cache")
+    shutil.rmtree(folder / "results" / "smoke" / "fits")
+    snakemake(folder, "tables", "figures")
+    assert [path.read_bytes() for path in drawn] == wanted
+    assert not (folder / "results" / "cache").exists()
+
+
+def kill_run(process: subprocess.Popen) -> None:
+    """kill -9 a run and all its children, as a crash of the machine would."""
+    root = psutil.Process(process.pid)
+    for member in [*root.children(recursive=True), root]:
+        with_pid = member.pid
+        try:
+            os.kill(with_pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(finished, tmp_path):
+    folder = project(tmp_path / "killed")
+    steps = ["data/gsm8k/splits.json", "packs/warmup", "packs/fit", "packs/evaluate"]
+    for step in steps:
+        process = subprocess.Popen(
+            command("--rerun-incomplete", "--nolock"), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        mark = folder / "results" / "smoke" / step
+        while process.poll() is None and not mark.exists():
+            time.sleep(0.1)
+        time.sleep(0.5)
+        assert process.poll() is None, f"the run ended before it could be killed at {step}"
+        kill_run(process)
+    done = subprocess.run(
+        [sys.executable, "-m", "metatuner.cli", "resume", "--cores", "2", "preset=smoke"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert contents(folder) == contents(finished)
+
+
+def test_resume_refuses_while_the_old_run_lives(tmp_path):
+    folder = project(tmp_path / "alive")
+    process = subprocess.Popen(command(), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(2)
+        done = subprocess.run(
+            [sys.executable, "-m", "metatuner.cli", "resume", "preset=smoke"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        kill_run(process)
+    assert done.returncode == 2
+    assert "the old run is still alive" in done.stderr
+    assert str(process.pid) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("preset=smok", "unknown preset 'smok'; did you mean smoke?"),
+        ("methods={stf: {}}", "unknown method 'stf'; did you mean sft?"),
+        ("tunning={trials: 2}", "unknown config key 'tunning'; did you mean tuning?"),
+    ],
+)
+def test_a_wrong_config_stops_before_anything_runs(tmp_path, config, message):
+    folder = project(tmp_path / "wrong")
+    done = snakemake(folder, "-n", config=(config,), check=False)
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("preset", ["nano", "nano_full", "single_gpu", "paper", "paper_3b"])
+def test_every_preset_plans_without_a_network(tmp_path, preset):
+    folder = project(tmp_path / preset)
+    done = snakemake(folder, "-n", "--quiet", "rules", config=(f"preset={preset}",))
+    assert "evaluate" in done.stdout + done.stderr
+
+
+def test_the_workflow_passes_snakemakes_linter(tmp_path):
+    folder = project(tmp_path / "lint")
+    done = snakemake(folder, "--lint", check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
