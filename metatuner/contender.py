@@ -1,0 +1,183 @@
+"""MetaTuner on the ground that all methods share: its warm-up, fitted once for all variants, and MetaTuner-J."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from metatuner.harness.ground import Ground, Lab, to_query
+from metatuner.harness.method import Method, make_settings
+from metatuner.harness.policy import Policy, Query, Response, load_policy, register_policy
+from metatuner.method.config import MetaTunerConfig, WarmUpConfig
+
+if TYPE_CHECKING:
+    from metatuner.lm import LM
+    from metatuner.method.data import Example, Rewrite
+    from metatuner.method.model import MetaTuner
+
+REFERENCE = "Bo et al., Prompt and Parameter Co-Optimization for Large Language Models, arXiv 2509.24245"
+
+
+class MetaTunerWarmUp(Method):
+    """Supervised warm-ups of actor and generator, with the rollouts (D2) between them."""
+
+    name = "metatuner_warmup"
+    family = "hybrid"
+    reference = REFERENCE
+    Settings: ClassVar[type[WarmUpConfig]] = WarmUpConfig
+    uses_generator = True
+    internal = True
+
+    def fit(self, lab: Lab) -> "WarmUpPolicy":
+        from metatuner.method.training import collect_rewrites, warm_up_actor, warm_up_generator
+        from metatuner.method.tuned import merged
+
+        config: WarmUpConfig = self.settings
+        examples, generator = _examples(lab), lab.need_generator()
+        actor = warm_up_actor(lab.actor, generator, examples, config, seed=lab.stream("actor_warm_up"), log=lab.log)
+        warmed = merged(actor)
+
+        def reward(indices: list[int], prompts: list[str]) -> list[float]:
+            rows = [lab.train[index] for index in indices]
+            return lab.reward(rows, lab.answer([to_query(row) for row in rows], prompts, actor=warmed))
+
+        d2, _ = collect_rewrites(generator, examples, reward, config, seed=lab.stream("rollouts"), log=lab.log)
+        generator = warm_up_generator(generator, d2, config, seed=lab.stream("generator_warm_up"), log=lab.log)
+        return WarmUpPolicy(lab, generator, actor, config, d2)
+
+
+class MetaTunerJ(Method):
+    """Both branches trained jointly on the sum of both loss terms, from the common warm-up."""
+
+    name = "metatuner_j"
+    family = "hybrid"
+    reference = REFERENCE
+    deviations = (
+        "h_i is scaled to root mean square 1 before the parameter decoder.",
+        "Prompts of the task loss are written once an interval for all its rows, not in each step.",
+        "If no rollout was rewarded (D2 is empty), the task loss alone is minimised, and the log says so.",
+    )
+    Settings: ClassVar[type[MetaTunerConfig]] = MetaTunerConfig
+    uses_generator = True
+    requires = (MetaTunerWarmUp.name,)
+
+    def fit(self, lab: Lab) -> "MetaTunerPolicy":
+        from metatuner.method.model import MetaTuner
+        from metatuner.method.training import train_joint
+
+        warm = load_policy(lab.required(MetaTunerWarmUp.name), lab)
+        assert isinstance(warm, WarmUpPolicy)
+        tuner = MetaTuner(
+            warm.generator,
+            warm.actor,
+            self.settings,
+            max_prompt_tokens=warm.config.max_prompt_tokens,
+            seed=lab.stream("parameter_decoder"),
+        )
+        train_joint(tuner, _examples(lab), warm.d2, seed=lab.stream("joint"), log=lab.log)
+        return MetaTunerPolicy(lab, tuner, warm.actor_with_lora, warm.config)
+
+
+@register_policy("metatuner_warmup")
+class WarmUpPolicy(Policy):
+    """The warmed actor answers under the warmed generator's prompts: MetaTuner without its parameter branch (w/o F)."""
+
+    def __init__(
+        self, ground: Ground, generator: "LM", actor: "LM", config: WarmUpConfig, d2: Sequence["Rewrite"]
+    ) -> None:
+        """`generator` and `actor` are private versions of the ground's models; the actor carries its LoRA unmerged."""
+        from metatuner.method.tuned import merged
+
+        self.ground, self.generator, self.config, self.d2 = ground, generator, config, list(d2)
+        self.actor_with_lora, self.actor = actor, merged(actor)
+
+    def respond(self, queries: Sequence[Query]) -> list[Response]:
+        from metatuner.method.prompt_decoder import write_prompts
+
+        written = write_prompts(
+            self.generator,
+            _initial_prompts(self.ground, queries),
+            [query.text for query in queries],
+            max_prompt_tokens=self.config.max_prompt_tokens,
+        )
+        return self.ground.answer(queries, written, actor=self.actor)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        from metatuner.method.tuned import save_tensors, trainable
+
+        save_tensors(dict(trainable(self.generator)), folder / "generator.safetensors")
+        save_tensors(dict(trainable(self.actor_with_lora)), folder / "actor.safetensors")
+        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.d2]
+        (folder / "d2.jsonl").write_text("".join(lines), encoding="utf-8")
+        return {"config": asdict(self.config)}
+
+    @classmethod
+    def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "WarmUpPolicy":
+        from metatuner.method.data import Rewrite
+        from metatuner.method.tuned import load_tensors, trainable
+
+        config = make_settings(MetaTunerWarmUp, state["config"], str(folder))
+        generator, actor = _private_models(ground, config, folder)
+        load_tensors(dict(trainable(generator)), folder / "generator.safetensors")
+        with open(folder / "d2.jsonl", encoding="utf-8") as file:
+            d2 = [Rewrite(**json.loads(line)) for line in file]
+        return cls(ground, generator, actor, config, d2)
+
+
+@register_policy("metatuner")
+class MetaTunerPolicy(Policy):
+    """For each query its own prompt and LoRA factors."""
+
+    def __init__(self, ground: Ground, tuner: "MetaTuner", actor: "LM", warm_up: WarmUpConfig) -> None:
+        """`actor` is the warmed actor with its LoRA unmerged; `tuner` runs it merged."""
+        self.ground, self.tuner, self.actor_with_lora, self.warm_up = ground, tuner, actor, warm_up
+
+    def respond(self, queries: Sequence[Query]) -> list[Response]:
+        initial, texts = _initial_prompts(self.ground, queries), [query.text for query in queries]
+        return self.ground.answer(
+            queries,
+            self.tuner.write_prompts(initial, texts),
+            adapt=self.tuner.adapt(initial, texts),
+            actor=self.tuner.actor,
+        )
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        from metatuner.method.tuned import save_tensors, trainable
+
+        self.tuner.save(folder)
+        save_tensors(dict(trainable(self.actor_with_lora)), folder / "actor.safetensors")
+        return {"config": asdict(self.tuner.config), "warm_up": asdict(self.warm_up)}
+
+    @classmethod
+    def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "MetaTunerPolicy":
+        from metatuner.method.model import MetaTuner
+        from metatuner.method.tuned import merged
+
+        config = make_settings(MetaTunerJ, state["config"], str(folder))
+        warm_up = make_settings(MetaTunerWarmUp, state["warm_up"], str(folder))
+        generator, actor = _private_models(ground, warm_up, folder)
+        tuner = MetaTuner(generator, merged(actor), config, max_prompt_tokens=warm_up.max_prompt_tokens)
+        tuner.load(folder)
+        return cls(ground, tuner, actor, warm_up)
+
+
+def _examples(lab: Lab) -> list["Example"]:
+    """The train rows as D1."""
+    from metatuner.method.data import Example
+
+    return [Example(lab.initial_prompt(row), row.query, row.target) for row in lab.train]
+
+
+def _initial_prompts(ground: Ground, queries: Sequence[Query]) -> list[str]:
+    return [ground.benchmark(query.benchmark).initial_prompt for query in queries]
+
+
+def _private_models(ground: Ground, config: WarmUpConfig, folder: Path) -> tuple["LM", "LM"]:
+    """The generator, ready to take its saved weights, and the warmed actor with its LoRA."""
+    from metatuner.method.tuned import load_tensors, to_train, trainable
+
+    generator = to_train(ground.need_generator(), config.trainable, config.generator_rank, seed=0)
+    actor = to_train(ground.actor, "lora", config.actor_rank, seed=0)
+    load_tensors(dict(trainable(actor)), folder / "actor.safetensors")
+    return generator, actor

@@ -1,0 +1,30 @@
+"""MetaTuner (arXiv 2509.24245): a generator that writes, for each query, a prompt and a LoRA adapter for the actor.
+
+This room knows language models (`metatuner.lm`) and nothing of benchmarks: rewards come through a callback.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from metatuner.method.config import MetaTunerConfig, WarmUpConfig
+
+_FACES = {
+    "Example": "data",
+    "MetaTuner": "model",
+    "ParameterDecoder": "parameter_decoder",
+    "Rewrite": "data",
+    "collect_rewrites": "rollouts",
+    "joint_loss": "objectives",
+    "train_joint": "training",
+    "warm_up_actor": "training",
+    "warm_up_generator": "training",
+}
+
+__all__ = ["MetaTunerConfig", "WarmUpConfig", *sorted(_FACES)]
+
+
+def __getattr__(name: str) -> Any:
+    # The two configs are read by steps that must not wait for torch; the rest is imported on first use.
+    if name in _FACES:
+        return getattr(import_module(f"metatuner.method.{_FACES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,47 @@
+"""The two data sets of the paper's loss: D1, task pairs, and D2, queries with a prompt that was rewarded."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row of D1, with the initial prompt it belongs to."""
+
+    prompt: str
+    """p~, which the generator rewrites."""
+    query: str
+    """x."""
+    target: str
+    """y, the completion to train on."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A row of D2."""
+
+    prompt: str
+    """p~."""
+    query: str
+    """x."""
+    rewrite: str
+    """The prompt p that served this query best."""
+
+
+def shuffled_batches(rows: Sequence[T], size: int, seed: int) -> Iterator[list[T]]:
+    """Batches without end: pass after pass over the rows, each in a new order; a pass may end in a smaller batch."""
+    order = random.Random(seed)
+    while True:
+        shuffled = order.sample(list(rows), len(rows))
+        for start in range(0, len(shuffled), size):
+            yield shuffled[start : start + size]
+
+
+def draw_seeds(seed: int, count: int) -> list[int]:
+    """`count` integer seeds derived from one; a longer list begins with the shorter one."""
+    stream = random.Random(seed)
+    return [stream.getrandbits(63) for _ in range(count)]

@@ -1,0 +1,84 @@
+"""Private versions of a language model: views that share its tensors, copies to train, LoRA added and merged."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoRALinear
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from metatuner.errors import UserError
+from metatuner.lm import LM
+
+ADAPTER = "default"
+
+
+def frozen_view(lm: LM, own: Callable[[str], bool] = lambda name: False) -> LM:
+    """The model in new modules and frozen: parameters that `own` accepts by name are copied, the others share memory.
+
+    Shared tensors follow in-place updates of the original (an optimiser's); layers put into the view do not change it.
+    """
+    memo: dict[int, object] = {}
+    for name, parameter in lm.model.named_parameters():
+        values = parameter.detach()
+        memo[id(parameter)] = nn.Parameter(values.clone() if own(name) else values, requires_grad=False)
+    return replace(lm, model=copy.deepcopy(lm.model, memo))
+
+
+def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int) -> LM:
+    """A private version of the model to train: all its weights (then copied), or a new LoRA on all its linears."""
+    if what == "full":
+        trained = frozen_view(lm, own=lambda name: True)
+        trained.model.requires_grad_(True)
+        return trained
+    trained = frozen_view(lm)
+    # PEFT draws A from torch's global stream.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
+        inject_adapter_in_model(config, trained.model, adapter_name=ADAPTER)
+    return trained
+
+
+def merged(lm: LM) -> LM:
+    """The model with its LoRA added to the weights: only the linears that carry one are copied."""
+    view = frozen_view(lm)
+    for name, module in list(view.model.named_modules()):
+        if isinstance(module, LoRALinear):
+            linear = cast(nn.Linear, module.get_base_layer())
+            linear.weight = nn.Parameter(linear.weight + module.get_delta_weight(ADAPTER), requires_grad=False)
+            view.model.set_submodule(name, linear)
+    return view
+
+
+def trainable(lm: LM) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: parameter for name, parameter in lm.model.named_parameters() if parameter.requires_grad}
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, in the same bytes for the same values."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+@torch.no_grad()
+def load_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Read into `tensors` what `save_tensors` wrote; UserError if names or shapes differ."""
+    saved = load_file(path)
+    if saved.keys() != tensors.keys():
+        differing = sorted(saved.keys() ^ tensors.keys())
+        raise UserError(
+            f"{path}: {len(differing)} tensors do not belong to this model, first {differing[0]}; fit again"
+        )
+    for name, tensor in tensors.items():
+        if saved[name].shape != tensor.shape:
+            raise UserError(
+                f"{path}: {name} has shape {list(saved[name].shape)}, this model's is {list(tensor.shape)}; fit again"
+            )
+        tensor.copy_(saved[name])
