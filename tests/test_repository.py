@@ -1,5 +1,6 @@
 """What the repository promises around its code: pins, environments, presets, documented commands, clean files."""
 
+import os
 import re
 import subprocess
 import sys
@@ -121,6 +122,32 @@ def test_execution_profiles_name_rules_and_options_that_exist() -> None:
         assert not strangers, f"{file.relative_to(ROOT)}: no rule {sorted(strangers)}"
 
 
+def test_kubernetes_scripts_submit_a_job_and_report_its_state(tmp_path: Path) -> None:
+    """With a stand-in for kubectl that keeps what it is sent and answers what it is told."""
+    scripts = ROOT / "workflow" / "profiles" / "kubernetes"
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(
+        '#!/bin/sh\ncase $1 in create) cat > job.yaml; echo job.batch/metatuner-1 ;; get) echo "$STATE" ;; esac\n'
+    )
+    kubectl.chmod(0o755)
+
+    def run(*command: str, **variables: str) -> str:
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}
+        return subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).strip()
+
+    place = {"METATUNER_IMAGE": "registry.example/metatuner:0.1.0", "METATUNER_CLAIM": "checkout"}
+    job = run(str(scripts / "submit.sh"), "2", "64000", "1", "/metatuner/job one.sh", **place)
+    pod = yaml.safe_load((tmp_path / "job.yaml").read_text())["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert job == "job.batch/metatuner-1"
+    assert container["command"] == ["bash", "/metatuner/job one.sh"]
+    assert container["workingDir"] == container["volumeMounts"][0]["mountPath"] == str(tmp_path)
+    assert container["resources"]["limits"] == {"memory": "64000M", "nvidia.com/gpu": "1"}
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "checkout"
+    states = {"1/": "success", "/1": "failed", "/": "running"}
+    assert {state: run(str(scripts / "status.sh"), job, STATE=state) for state in states} == states
+
+
 # ---- documents -------------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +219,7 @@ def test_citation_and_changelog_name_this_version() -> None:
 
 
 def test_tracked_files_hold_no_path_of_one_machine() -> None:
-    somewhere = re.compile(r"(?<![\w.~$}*-])/(?:home|root|Users|work|opt|mnt)/\w+|file:///|[A-Z]:\\Users")
+    somewhere = re.compile(r"(?<![\w.~$}*-])/(?:home|root|Users|work|opt|mnt)/\w+|file:/{3}|[A-Z]:\\Users")
     found = []
     for path in tracked_files():
         try:
@@ -205,7 +232,6 @@ def test_tracked_files_hold_no_path_of_one_machine() -> None:
 
 
 def test_style_is_clean() -> None:
-    checked = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--quiet"], cwd=ROOT, capture_output=True, text=True
-    )
+    ruff = [sys.executable, "-m", "ruff", "check", "--quiet", "--output-format=concise"]
+    checked = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True)
     assert not checked.returncode, checked.stdout + checked.stderr
