@@ -12,8 +12,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = " ".join((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split())
 SOURCES = sorted([*ROOT.glob("metatuner/**/*.py"), *ROOT.glob("baselines/**/*.py")])
-LEAVES = ("errors", "hashing")
-"""Anyone may import these."""
 
 
 class Import(NamedTuple):
@@ -27,8 +25,12 @@ class Import(NamedTuple):
 
 @cache
 def imports_of(path: Path) -> tuple[Import, ...]:
-    """Every import in a file, relative ones made absolute; `from a import b` gives `a.b` (b may be a module)."""
-    package = path.relative_to(ROOT).parent.parts
+    """Every import in a file."""
+    return imports_in(path.read_text(encoding="utf-8"), path.relative_to(ROOT).parent.parts)
+
+
+def imports_in(code: str, package: tuple[str, ...]) -> tuple[Import, ...]:
+    """Every import of a module, relative ones made absolute; `from a import b` gives `a.b` (b may be a module)."""
     found: list[Import] = []
 
     def visit(node: ast.AST, on_load: bool) -> None:
@@ -43,7 +45,7 @@ def imports_of(path: Path) -> tuple[Import, ...]:
         for child in ast.iter_child_nodes(node):
             visit(child, on_load and not inside and not checking)
 
-    visit(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)), True)
+    visit(ast.parse(code), True)
     return tuple(found)
 
 
@@ -75,36 +77,48 @@ def place(path: Path, line: int | None = None) -> str:
     return path.relative_to(ROOT).as_posix() + (f":{line}" if line else "")
 
 
+def stated(pattern: str, what: str) -> tuple[str, ...]:
+    """What the page says, by the form in which it says it."""
+    found = re.search(pattern, ARCHITECTURE)
+    assert found, f"docs/architecture.md must state {what}"
+    return found.groups()
+
+
+def leaves() -> set[str]:
+    """Modules that anyone may import, and that import none but each other."""
+    (names,) = stated(r"((?:\S+\.py,? )+)leaves that anyone may import", "`a.py, b.py   leaves that anyone may import`")
+    return {Path(name.strip(",")).stem for name in names.split()}
+
+
 def arrows() -> dict[str, set[str] | None]:
-    """Room -> rooms or modules it may import (None: everything), as the page states them."""
-    stated = re.search(r"Allowed imports: (.*?)\. ", ARCHITECTURE)
-    assert stated, "docs/architecture.md must state `Allowed imports: a -> {b, c}; ...`"
-    table: dict[str, set[str] | None] = {bottom: set() for bottom in ("lm", *LEAVES)}
-    for arrow in re.findall(r"`([^`]+->[^`]+)`", stated[1]):
+    """Room -> rooms or modules it may import (None: everything)."""
+    (text,) = stated(r"Allowed imports: (.*?)\. ", "`Allowed imports: a -> {b, c}; ...`")
+    table: dict[str, set[str] | None] = {bottom: set() for bottom in ("lm", *leaves())}
+    for arrow in re.findall(r"`([^`]+->[^`]+)`", text):
         sources, targets = (re.findall(r"[\w.]+", side) for side in arrow.split("->"))
         for source in sources:
-            table[source] = None if targets == ["everything"] else set(targets) - {"only"}
+            table[source] = None if targets == ["everything"] else set(targets)
     return table
 
 
-def light_modules() -> set[str]:
-    """What the DAG and `metatuner --help` import, as the page lists it, and the libraries it must not pull in."""
-    stated = re.search(r"that the DAG or `metatuner --help` import \(([^)]*)\)", ARCHITECTURE)
-    assert stated, "docs/architecture.md must list the modules that the DAG or `metatuner --help` import"
-    return {name.strip(" `") for name in stated[1].split(",")}
-
-
-def heavy_libraries() -> set[str]:
-    stated = re.search(r"must not import ([\w, ]+) at module level", ARCHITECTURE)
-    assert stated, "docs/architecture.md must name the libraries that light modules must not import at module level"
-    return set(re.findall(r"\w+", stated[1])) - {"or", "and"}
+def light_modules() -> tuple[list[Path], set[str]]:
+    """The files that the DAG and `metatuner --help` import, and the libraries these must not load."""
+    modules, libraries = stated(
+        r"Modules that [^(]*\(([^)]*)\) must not import ([\w, ]+) at module level",
+        "`Modules that ... (a, b.*) must not import x, y or z at module level`",
+    )
+    names = [re.sub(r"'s |\s|`", lambda mark: "." if mark[0] == "'s " else "", name) for name in modules.split(",")]
+    patterns = [name.replace(".", "/") + ".py" for name in names]
+    files = [file for pattern in patterns for file in [*ROOT.glob(pattern), *ROOT.glob(f"metatuner/{pattern}")]]
+    assert files, "none of the light modules that docs/architecture.md lists exists"
+    return files, set(re.findall(r"\w+", libraries)) - {"or", "and"}
 
 
 def allowed(room: str, target: str, table: dict[str, set[str] | None]) -> bool:
     """Whether a file of `room` may import the first-party module `target` ("metatuner.harness.config.Config")."""
     known = table[room]
     other = room_of(target)
-    if known is None or other is None or other in (room, *LEAVES):
+    if known is None or other is None or other == room or other in leaves():
         return True
     inner = target.removeprefix("metatuner.")
     return any(inner == name or inner.startswith(f"{name}.") for name in known)
@@ -129,9 +143,8 @@ def test_imports_follow_the_arrows() -> None:
 
 
 def test_what_the_dag_imports_loads_no_heavy_library() -> None:
-    heavy, found = heavy_libraries(), []
-    roots = [path for name in light_modules() for path in ROOT.glob(f"metatuner/{name.replace('.', '/')}.py")]
-    assert roots, "none of the light modules that docs/architecture.md lists exists"
+    roots, heavy = light_modules()
+    found = []
     seen: set[Path] = set()
     todo = [(path, place(path)) for path in roots]
     while todo:
@@ -164,3 +177,31 @@ def test_what_the_dag_imports_loads_no_heavy_library() -> None:
 )
 def test_the_stated_arrows_mean_what_the_design_says(room: str, target: str, expected: bool) -> None:
     assert allowed(room, target, arrows()) is expected
+
+
+def test_imports_are_read_as_python_runs_them() -> None:
+    code = """
+import torch
+from . import rows
+from ..lm import generate
+if TYPE_CHECKING:
+    import transformers
+try:
+    import trl
+except ImportError:
+    pass
+def late():
+    from dspy import LM
+class Early:
+    import datasets
+"""
+    found = {each.name: each.on_load for each in imports_in(code, ("metatuner", "harness"))}
+    assert found == {
+        "torch": True,
+        "metatuner.harness.rows": True,
+        "metatuner.lm.generate": True,
+        "transformers": False,
+        "trl": True,
+        "dspy.LM": False,
+        "datasets": True,
+    }

@@ -208,6 +208,14 @@ def test_keys_of_the_silent_table_are_config_keys() -> None:
             assert last in here, f"README: config key {key}: nothing at {last}"
 
 
+def test_readme_lists_the_methods_at_hand() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Methods")[1].split("\n## ")[0]
+    listed = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", section, flags=re.MULTILINE))
+    registry = Registry()
+    known = {name: registry[name].cls for name in registry.names()}
+    assert listed == {name: cls.family for name, cls in known.items() if not cls.internal}
+
+
 def test_citation_and_changelog_name_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == PROJECT["version"]
