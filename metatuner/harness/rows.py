@@ -55,21 +55,21 @@ def numbered_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     seen: dict[str, int] = {}
     try:
-        file = open(path, "rb")
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give the path of a readable JSON Lines file") from None
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            value = _decode(line, f"{path}:{number}")
-            name = value.get("id")
-            if not isinstance(name, str) or not name:
-                raise UserError(f"{path}:{number}: field 'id' must be a non-empty text, is {name!r}; give each row an id")
-            if name in seen:
-                raise UserError(f"{path}:{number}: id {name!r} is already used on line {seen[name]}; make ids unique")
-            seen[name] = number
-            yield number, value
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        value = _decode(line, place)
+        name = value.get("id")
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{place}: field 'id' must be text that is not empty, is {name!r}; give each row an id")
+        if name in seen:
+            raise UserError(f"{place}: id {name!r} is already used on line {seen[name]}; make ids unique")
+        seen[name] = number
+        yield number, value
     if not seen:
         raise UserError(f"{path}: no rows; write one JSON object a line")
 
@@ -80,7 +80,7 @@ def _decode(line: bytes, place: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{place}: broken JSON at column {error.colno} ({error.msg}); write one object a line") from None
+        raise UserError(f"{place}: broken JSON, column {error.colno}: {error.msg}; write one object a line") from None
     except (RecursionError, ValueError):
         raise UserError(f"{place}: JSON nested too deeply or a number too long to read; simplify the row") from None
     if not isinstance(value, dict):

@@ -3,7 +3,7 @@
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -23,8 +23,10 @@ class HubSource:
     test: str
     """Name of the split that test rows are drawn from: the official test split, or validation where test labels are
     not public."""
+    rows: Mapping[str, int]
+    """Rows of "train" and "test" as published."""
     verified: bool = False
-    """Whether this address has been loaded and its rows compared with local ones."""
+    """Whether this very address has been loaded; `metatuner check-data` does so at first use."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Scored:
     metrics: dict[str, float]
     """Each in 0..1, keyed as `Benchmark.metrics`."""
     stopped: str | None = None
-    """Why scoring was cut short and gave 0: "time" or "memory"; None if it ran to its end."""
+    """Why scoring was cut short and gave 0 ("time", "memory", ...); None if it ran to its end."""
 
 
 class Benchmark(ABC):
@@ -64,9 +66,9 @@ class Benchmark(ABC):
             changed.max_new_tokens = max_new_tokens
         return changed
 
-    def raw_from_hub(self, record: dict[str, Any], index: int) -> dict[str, Any]:
-        """A Hub record as a raw row; the default keeps it, with its index as id where it has none."""
-        return record if "id" in record else {"id": str(index), **record}
+    def raw_from_hub(self, record: dict[str, Any], place: str) -> dict[str, Any]:
+        """A Hub record as a raw row; the default keeps it, with its place ("train-17") as id where it has none."""
+        return {"id": place, **record}
 
     @abstractmethod
     def row(self, raw: dict[str, Any]) -> Row:
@@ -116,10 +118,8 @@ def _present(raw: dict[str, Any], name: str) -> Any:
 
 def after_last(marker: re.Pattern[str], text: str) -> str | None:
     """What follows the last match of a marker; None if there is none."""
-    last = None
-    for last in marker.finditer(text):
-        pass
-    return None if last is None else text[last.end() :]
+    ends = [match.end() for match in marker.finditer(text)]
+    return text[ends[-1] :] if ends else None
 
 
 def first_line(text: str) -> str | None:

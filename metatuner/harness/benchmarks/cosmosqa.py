@@ -23,7 +23,14 @@ class CosmosQA(Benchmark):
     metrics = ("accuracy",)
     primary = "accuracy"
     # The labels of the official test split are not public.
-    hub = HubSource("allenai/cosmos_qa", None, "refs/convert/parquet", train="train", test="validation")
+    hub = HubSource(
+        "allenai/cosmos_qa",
+        None,
+        "refs/convert/parquet",
+        train="train",
+        test="validation",
+        rows={"train": 25262, "test": 2985},
+    )
     paper_test_size = 2000
     initial_prompt = "choose the best option"
     max_new_tokens = 256
@@ -45,7 +52,7 @@ class CosmosQA(Benchmark):
         )
 
     def extract(self, completion: str) -> str | None:
-        """The last parenthesised letter; else the letter after "answer is"; else a letter that stands alone or leads."""
+        """The last letter in parentheses; else the one after "answer is"; else one that stands alone or leads."""
         for form in _FORMS:
             found = form.findall(completion)
             if found:

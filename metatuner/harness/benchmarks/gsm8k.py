@@ -19,7 +19,14 @@ class GSM8K(Benchmark):
     version = 1
     metrics = ("accuracy",)
     primary = "accuracy"
-    hub = HubSource("openai/gsm8k", "main", None, train="train", test="test")
+    hub = HubSource(
+        "openai/gsm8k",
+        "main",
+        None,
+        train="train",
+        test="test",
+        rows={"train": 7473, "test": 1319},
+    )
     paper_test_size = 1319
     initial_prompt = "solve the problem and give the answer"
     max_new_tokens = 512

@@ -18,12 +18,19 @@ class HotpotQA(Benchmark):
     version = 1
     metrics = ("em", "f1")
     primary = "em"
-    hub = HubSource("hotpotqa/hotpot_qa", "distractor", "refs/convert/parquet", train="train", test="validation")
+    hub = HubSource(
+        "hotpotqa/hotpot_qa",
+        "distractor",
+        "refs/convert/parquet",
+        train="train",
+        test="validation",
+        rows={"train": 90447, "test": 7405},
+    )
     paper_test_size = 2000
     initial_prompt = "answer the question from the facts"
     max_new_tokens = 256
 
-    def raw_from_hub(self, record: dict[str, Any], index: int) -> dict[str, Any]:
+    def raw_from_hub(self, record: dict[str, Any], place: str) -> dict[str, Any]:
         """The Hub stores paragraphs and supporting facts as columns; raw rows hold them as pairs."""
         context, facts = record["context"], record["supporting_facts"]
         return {
@@ -76,5 +83,5 @@ def _paragraphs(raw: dict[str, Any]) -> list[str]:
             case [str(title), [*sentences]] if all(isinstance(sentence, str) for sentence in sentences):
                 lines.append(f"{title}: {' '.join(sentence.strip() for sentence in sentences)}")
             case _:
-                raise UserError(f"field 'context', paragraph {number}, must be [title, [sentence, ...]]; correct the row")
+                raise UserError(f"field 'context', paragraph {number}: must be [title, [sentence, ...]]; correct it")
     return lines

@@ -21,7 +21,14 @@ class MATH(Benchmark):
     version = 1
     metrics = ("accuracy",)
     primary = "accuracy"
-    hub = HubSource("DigitalLearningGmbH/MATH-lighteval", "default", None, train="train", test="test")
+    hub = HubSource(
+        "DigitalLearningGmbH/MATH-lighteval",
+        "default",
+        None,
+        train="train",
+        test="test",
+        rows={"train": 7500, "test": 5000},
+    )
     paper_test_size = 450
     initial_prompt = "find the result and give the answer"
     max_new_tokens = 1024

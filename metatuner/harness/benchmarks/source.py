@@ -53,5 +53,17 @@ def load_hub(benchmark: Benchmark, split: str) -> list[Row]:
             f"{benchmark.id}: cannot load {place} from the Hugging Face Hub ({reason}); "
             "connect to the network, or name local JSON Lines files in the config"
         ) from error
-    raw = ((i, benchmark.raw_from_hub(dict(record), i)) for i, record in enumerate(records))
-    return _checked(benchmark, ((f"{place}, record {i}", record) for i, record in raw))
+    return _checked(benchmark, _numbered(benchmark, records, split, place))
+
+
+def _numbered(
+    benchmark: Benchmark, records: Iterable[Any], split: str, place: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for index, record in enumerate(records):
+        try:
+            raw = benchmark.raw_from_hub(dict(record), f"{split}-{index}")
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{place}, record {index}: {benchmark.id}: not the published form ({error!r}); use local files"
+            ) from None
+        yield f"{place}, record {index}", raw

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 from metatuner.harness.metrics import equivalence_worker
 
@@ -23,7 +24,7 @@ from metatuner.harness.metrics import equivalence_worker
 class Limits:
     """What one comparison may use."""
 
-    cpu_seconds: float = 5.0
+    cpu_seconds: float = 3.0
     """Processor time rather than wall-clock time, so that a busy machine does not change scores."""
     wall_seconds: float = 60.0
     """A stop for a process that waits instead of computing."""
@@ -39,11 +40,11 @@ class Verdict:
 
     equal: bool
     stopped: str | None = None
-    """"time", "memory" or "length"; None if the comparison ran to its end."""
+    """"time", "memory", "length" or "crash"; None if the comparison ran to its end."""
 
 
 class Comparer:
-    """A worker process that compares expressions one at a time; started at the first comparison, replaced if it dies."""
+    """A worker process that compares expressions one at a time; started when first needed, replaced if it dies."""
 
     def __init__(self, limits: Limits = Limits()) -> None:
         self.limits = limits
@@ -55,41 +56,52 @@ class Comparer:
         if max(len(answer), len(gold)) > self.limits.characters:
             return Verdict(False, "length")
         with self._lock:
-            process = self._process or self._start()
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(json.dumps([answer, gold]) + "\n")
-            process.stdin.flush()
-            reply = process.stdout.readline()
+            process = self._running()
+            stdin, stdout = _pipes(process)
+            stdin.write(json.dumps([answer, gold]) + "\n")
+            stdin.flush()
+            reply = stdout.readline()
             if reply:
-                return Verdict(**json.loads(reply))
-            self._process = None
-            process.stdin.close()
-            process.stdout.close()
-            return Verdict(False, equivalence_worker.STOPPED_BY.get(process.wait(), "memory"))
+                return Verdict(json.loads(reply))
+            return Verdict(False, equivalence_worker.STOPPED_BY.get(process.wait(), "crash"))
 
     def close(self) -> None:
         """End the worker; the next comparison starts another."""
         with self._lock:
             if self._process is not None:
                 self._process.kill()
-                self._process.communicate()
-                self._process = None
+                self._end()
 
     def forget(self) -> None:
         """Let go of a worker that belongs to the process this one was forked from."""
         self._lock, self._process = threading.Lock(), None
 
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is None:
+            self._process = self._start()
+        return self._process
+
     def _start(self) -> subprocess.Popen[str]:
         # A fresh interpreter on one file: neither this process's memory (a model's weights) nor its modules come along.
         command = [sys.executable, "-P", str(Path(equivalence_worker.__file__)), json.dumps(asdict(self.limits))]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
-        )
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != equivalence_worker.READY + "\n":
-            code, self._process = self._process.wait(), None
-            raise RuntimeError(f"the worker that compares expressions did not start (exit status {code}): {command}")
-        return self._process
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+        if _pipes(process)[1].readline().strip() != equivalence_worker.READY:
+            raise RuntimeError(f"the worker that compares expressions did not start (exit status {process.wait()})")
+        return process
+
+    def _end(self) -> None:
+        """Reap a process that has ended or is about to."""
+        if self._process is not None:
+            self._process.communicate()
+            self._process = None
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    return process.stdin, process.stdout
 
 
 _comparer = Comparer()
@@ -124,7 +136,7 @@ def normalise_latex(text: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` (or `\fbox{...}`, or `\boxed` and one token) with balanced braces holds; else None."""
+    r"""What the last `\boxed{...}` with balanced braces holds (`\fbox` and `\boxed 5` count too); None without one."""
     starts = []
     for command in (r"\boxed", r"\fbox"):
         at = text.find(command)

@@ -1,7 +1,7 @@
 r"""The process in which `equivalence` compares expressions: run as a file, with its limits as JSON for an argument.
 
-Reads a line `["answer", "gold"]`, writes a line `{"equal": ...}`. It imports neither torch nor the project. Only the
-LaTeX grammar is used: math-verify's plain-expression parser hands text to Python's `eval`.
+Reads a line `["answer", "gold"]`, writes `true` or `false`. It imports neither torch nor the project. Only the LaTeX
+grammar of math-verify is used: its plain-expression parser hands text to Python's `eval`.
 """
 
 import json
@@ -9,41 +9,64 @@ import os
 import resource
 import signal
 import sys
+from functools import lru_cache
+from itertools import product
 
 READY = "ready"
-STOPPED_BY = {-signal.SIGPROF: "time", -signal.SIGALRM: "time"}
+_OUT_OF_MEMORY = 3
+STOPPED_BY = {-signal.SIGPROF: "time", -signal.SIGALRM: "time", -signal.SIGABRT: "memory", _OUT_OF_MEMORY: "memory"}
+"""Why the process ended, by its exit status (big-integer libraries abort when they run out of memory)."""
 
 
 def main() -> None:
-    """Answer comparisons until standard input closes."""
+    """Answer comparisons until standard input closes; a comparison that goes beyond the limits ends the process."""
     from math_verify import LatexExtractionConfig, parse, verify
+    from sympy.polys.polyerrors import BasePolynomialError  # type: ignore[import-untyped]
+
+    # What SymPy raises when it cannot compare two expressions; they are then not equivalent.
+    undecided = (ArithmeticError, AttributeError, BasePolynomialError, LookupError, RuntimeError, TypeError, ValueError)
+    config = [LatexExtractionConfig(boxed_match_priority=0)]
+
+    @lru_cache(maxsize=4096)
+    def readings(text: str) -> list:
+        return parse(rf"\boxed{{{text}}}", config, parsing_timeout=None)
+
+    def equal(answer: str, gold: str) -> bool:
+        for left, right in product(readings(gold), readings(answer)):
+            try:
+                if verify(left, right, timeout_seconds=None, raise_on_error=True):
+                    return True
+            except undecided:
+                continue
+        return False
 
     limits = json.loads(sys.argv[1])
     # Replies get the real standard output to themselves; whatever a library prints goes nowhere.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, sys.stderr.fileno())
     resource.setrlimit(resource.RLIMIT_AS, (limits["memory_bytes"], limits["memory_bytes"]))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    config = [LatexExtractionConfig(boxed_match_priority=0)]
 
     def reply(line: str) -> None:
         replies.write(line + "\n")
         replies.flush()
 
-    def expression(text: str) -> list:
-        return parse(rf"\boxed{{{text}}}", config, parsing_timeout=None)
-
     reply(READY)
     for line in sys.stdin:
         answer, gold = json.loads(line)
-        # With their default action these signals end the process, whatever it is doing.
+        # Unhandled, these signals end the process, whatever it is doing and whether or not its parent still lives.
         signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])
         signal.setitimer(signal.ITIMER_REAL, limits["wall_seconds"])
-        equal = verify(expression(gold), expression(answer), timeout_seconds=None)
+        try:
+            verdict = equal(answer, gold)
+        except MemoryError:
+            os._exit(_OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        reply(json.dumps({"equal": bool(equal)}))
+        reply(json.dumps(verdict))
 
 
 if __name__ == "__main__":
