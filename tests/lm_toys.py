@@ -20,6 +20,7 @@ from metatuner.lm import LM, ModelSpec
 SPECIAL = ["<pad>", "<s>", "</s>", "<q>", "<a>"]
 WORDS = [*SPECIAL, "<unk>", "\n", *(f"w{i}" for i in range(57))]
 PAD, BEGIN, END = 0, 1, 2
+ENDS = [END, *range(20, 25)]
 CHAT = (
     "<s>{% for turn in messages %}{% if turn.role == 'system' %}{{ turn.content }}{% elif turn.role == 'user' %}"
     "<q>{{ turn.content }}{% else %}<a>{{ turn.content }}</s>{% endif %}{% endfor %}"
@@ -71,8 +72,9 @@ def word_tokenizer(chat: str | None = CHAT) -> PreTrainedTokenizerFast:
 
 
 def tiny_lm(architecture: str = "llama", *, chat: str | None = CHAT, spec: ModelSpec | None = None, **changes: object) -> LM:
-    """A tiny model with the word tokenizer, not saved anywhere."""
+    """A tiny model with the word tokenizer, not saved anywhere. A few words end a completion, so that some do."""
     model = tiny_model(architecture, **changes)
+    model.generation_config.eos_token_id = ENDS
     return LM(model, word_tokenizer(chat), model.config.max_position_embeddings, spec or ModelSpec("tiny"))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lm_toys import END, WORDS, save_tiny, tiny_lm, tiny_model, word_tokenizer
+from lm_toys import END, ENDS, WORDS, save_tiny, tiny_lm, tiny_model, word_tokenizer
 
 from metatuner.errors import UserError
 from metatuner.lm import ModelSpec, load_lm
@@ -50,7 +50,7 @@ def test_the_end_of_turn_is_what_the_chat_template_writes_after_an_answer() -> N
     template = "{% for turn in messages %}{{ turn.content }}<q>{% endfor %}"
     lm = tiny_lm(chat=template)
     assert lm.end_of_turn == WORDS.index("<q>")
-    assert lm.eos_ids == {WORDS.index("<q>"), END}
+    assert lm.eos_ids == {WORDS.index("<q>"), *ENDS}
     assert tiny_lm(chat=None).end_of_turn == END
 
 

@@ -214,10 +214,10 @@ class _Group:
         weights: list[Tensor] = [member.weight for member in self.members]
         biases: list[Tensor | None] = [member.bias for member in self.members]
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        if dtype != x.dtype:
-            x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
-            biases = [bias if bias is None else bias.to(dtype) for bias in biases]
-        a, bs = self.a.to(dtype), [b.to(dtype) for b in self.bs]
+        # Without autocast all of these have the input's precision already, and `to` returns them as they are.
+        x, a = x.to(dtype), self.a.to(dtype)
+        weights, bs = [weight.to(dtype) for weight in weights], [b.to(dtype) for b in self.bs]
+        biases = [None if bias is None else bias.to(dtype) for bias in biases]
         with torch.autocast(x.device.type, enabled=False):
             if torch.is_grad_enabled():
                 return _GroupedLoRA.apply(self.scale, x, a, *weights, *biases, *bs)

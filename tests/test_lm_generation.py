@@ -1,0 +1,171 @@
+"""Batched generation against transformers' own, and its independence of the batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from lm_toys import BEGIN, END, ENDS, PAD, WORDS, random_prompts, tiny_lm
+from torch import Tensor
+
+from metatuner.errors import UserError
+from metatuner.lm import LM, Completion, generate
+
+PROMPTS = random_prompts(24)
+NEW = 24
+
+
+def ids(completions: list[Completion]) -> list[list[int]]:
+    return [completion.ids for completion in completions]
+
+
+def one_by_one(lm: LM, prompts: list[list[int]], new: int) -> list[list[int]]:
+    """transformers' greedy search, a row at a time, with the same tokens suppressed."""
+    return [
+        lm.model.generate(
+            torch.tensor([prompt]), max_new_tokens=new, do_sample=False, suppress_tokens=lm.suppressed_ids or None
+        )[0, len(prompt) :].tolist()
+        for prompt in prompts
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_greedy_completions_are_those_of_transformers(architecture: str) -> None:
+    lm = tiny_lm(architecture)
+    completions = generate(lm, PROMPTS, max_new_tokens=NEW)
+    assert ids(completions) == one_by_one(lm, PROMPTS, NEW)
+    # Some rows end early and some do not, so leaving the batch has been exercised.
+    assert {completion.truncated for completion in completions} == {True, False}
+
+
+def test_a_sliding_window_model_agrees_too() -> None:
+    lm = tiny_lm("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    assert ids(generate(lm, PROMPTS, max_new_tokens=NEW)) == one_by_one(lm, PROMPTS, NEW)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_p": 0.9}])
+@pytest.mark.parametrize("bounds", [{"max_rows": 1}, {"max_rows": 5}, {"batch_tokens": 100}, {"batch_tokens": 10}])
+def test_completions_do_not_depend_on_the_batch(sampling: dict[str, float], bounds: dict[str, int]) -> None:
+    lm = tiny_lm()
+    seeds = list(range(100, 100 + len(PROMPTS)))
+    together = generate(lm, PROMPTS, max_new_tokens=NEW, seeds=seeds, **sampling)
+    assert generate(lm, PROMPTS, max_new_tokens=NEW, seeds=seeds, **sampling, **bounds) == together
+
+
+def test_a_rows_sample_depends_on_its_own_seed_alone() -> None:
+    lm = tiny_lm()
+    first = generate(lm, PROMPTS, max_new_tokens=NEW, temperature=1.0, seeds=range(24))
+    backwards = generate(lm, PROMPTS[::-1], max_new_tokens=NEW, temperature=1.0, seeds=range(23, -1, -1))
+    assert backwards[::-1] == first
+    alone = generate(lm, PROMPTS[7:8], max_new_tokens=NEW, temperature=1.0, seeds=[7])
+    assert alone == first[7:8]
+    other = generate(lm, PROMPTS, max_new_tokens=NEW, temperature=1.0, seeds=range(1000, 1024))
+    assert ids(other) != ids(first)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.6)])
+def test_samples_have_the_models_distribution(temperature: float, top_p: float) -> None:
+    lm, draws = tiny_lm(), 4000
+    logits = lm.model(torch.tensor(PROMPTS[:1])).logits[0, -1].double()
+    logits[lm.suppressed_ids] = -torch.inf
+    expected = (logits / temperature).softmax(-1)
+    likeliest_first = expected.argsort(descending=True).tolist()
+    kept: list[int] = []
+    while sum(expected[kept]) < top_p - 1e-9:
+        kept.append(likeliest_first[len(kept)])
+    nucleus = torch.zeros_like(expected)
+    nucleus[kept] = expected[kept] / expected[kept].sum()
+
+    sampled = generate(
+        lm, PROMPTS[:1] * draws, max_new_tokens=1, temperature=temperature, top_p=top_p, seeds=range(draws)
+    )
+    counts = torch.bincount(torch.tensor([completion.ids[0] for completion in sampled]), minlength=len(WORDS)).double()
+    assert not counts[nucleus == 0].any()
+    # Five standard errors of each token's share.
+    assert ((counts / draws - nucleus).abs() <= 5 * (nucleus * (1 - nucleus) / draws).sqrt() + 1e-12).all()
+
+
+def test_suppressed_tokens_never_appear_even_if_they_are_likeliest() -> None:
+    lm = tiny_lm(attention_bias=False)
+    lm.model.generation_config.suppress_tokens = [40]
+    lm.head.weight.data[[PAD, BEGIN, 40]] = 0
+    bias = torch.zeros(len(WORDS))
+    bias[[PAD, BEGIN, 40]] = 1e3
+    lm.head.bias = torch.nn.Parameter(bias)
+    for sampling in ({}, {"temperature": 1.0, "seeds": range(24)}):
+        for completion in generate(lm, PROMPTS, max_new_tokens=NEW, **sampling):
+            assert not {PAD, BEGIN, 40} & set(completion.ids)
+
+
+def test_every_eos_token_ends_a_completion_and_is_no_text() -> None:
+    endless, lm = tiny_lm(), tiny_lm()
+    endless.model.generation_config.eos_token_id = END
+    seen = set()
+    for before, completion in zip(
+        generate(endless, PROMPTS, max_new_tokens=NEW), generate(lm, PROMPTS, max_new_tokens=NEW), strict=True
+    ):
+        at = next((place for place, token in enumerate(before.ids) if token in ENDS), None)
+        assert completion.ids == before.ids[: None if at is None else at + 1]
+        assert completion.text == lm.decode(before.ids[:at])
+        assert completion.truncated == (at is None)
+        seen.add(completion.ids[-1])
+    assert len(seen & set(ENDS)) > 1
+
+
+def test_a_stop_string_ends_a_completion_and_is_cut_off() -> None:
+    lm = tiny_lm()
+    plain = generate(lm, PROMPTS, max_new_tokens=NEW)
+    words = next(completion.text.split(" ") for completion in plain if len(completion.ids) > 6)
+    stop = " ".join(words[3:5])  # spans two tokens
+    stopped = generate(lm, PROMPTS, max_new_tokens=NEW, stops=["never", stop])
+    assert any(stop in completion.text for completion in plain)
+    for before, completion in zip(plain, stopped, strict=True):
+        assert completion.text == before.text.partition(stop)[0]
+        if stop in before.text:
+            assert not completion.truncated
+            assert len(completion.ids) < len(before.ids) or before.text.endswith(stop)
+        else:
+            assert completion == before
+
+
+def test_lengths_are_counted_and_the_order_is_that_of_the_prompts() -> None:
+    completions = generate(tiny_lm(), PROMPTS, max_new_tokens=3)
+    assert [completion.prompt_tokens for completion in completions] == [len(prompt) for prompt in PROMPTS]
+    assert max(len(completion.ids) for completion in completions) == 3
+    assert generate(tiny_lm(), [], max_new_tokens=3) == []
+
+
+def test_an_adaptation_sees_its_rows_and_is_told_which_go_on() -> None:
+    lm = tiny_lm()
+    plain = generate(lm, PROMPTS, max_new_tokens=NEW)
+    seen: list[list[int]] = []
+
+    class Rows:
+        def __init__(self, rows: list[int]) -> None:
+            self.rows = rows
+
+        def keep(self, rows: Tensor) -> None:
+            self.rows = [self.rows[row] for row in rows.tolist()]
+
+    @contextmanager
+    def adapt(indices: list[int]) -> Iterator[Rows]:
+        rows = Rows(indices)
+        yield rows
+        seen.append(indices)
+        # Rows that wrote most stayed to the end.
+        assert set(rows.rows) >= {index for index in indices if plain[index].truncated}
+        assert len(rows.rows) < len(indices)
+
+    assert generate(lm, PROMPTS, max_new_tokens=NEW, max_rows=10, adapt=adapt) == plain
+    assert sorted(sum(seen, [])) == list(range(len(PROMPTS)))
+    assert [len(rows) for rows in seen] == [10, 10, 4]
+
+
+def test_what_does_not_fit_the_window_is_refused() -> None:
+    with pytest.raises(UserError, match="prompt 1: 120 tokens and 9 new ones do not fit"):
+        generate(tiny_lm(), [[8], [8] * 120], max_new_tokens=9)
+
+
+def test_sampling_without_a_seed_for_each_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="one seed a prompt: 2 prompts, 1 seeds"):
+        generate(tiny_lm(), [[8], [9]], max_new_tokens=2, temperature=1.0, seeds=[1])

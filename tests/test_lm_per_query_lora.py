@@ -1,0 +1,275 @@
+"""Per-query LoRA against a loop over queries with materialised W + scale * B A, in float64."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lm_toys import END, random_prompts, tiny_lm, tiny_model
+from torch import Tensor, nn
+
+from metatuner.errors import UserError
+from metatuner.lm import LM, PerQueryLoRA, completion_loss, generate
+from metatuner.lm.per_query_lora import _GroupedLoRA
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROMPTS = random_prompts(6)
+BATCH = list(zip(PROMPTS, [[*ids, END] for ids in random_prompts(6, shortest=1, seed=1)], strict=True))
+
+
+def double_lm(architecture: str = "llama") -> LM:
+    lm = tiny_lm(architecture)
+    lm.model.double()
+    return lm
+
+
+def factors(lora: PerQueryLoRA, rows: int = 6) -> Tensor:
+    draw = torch.Generator().manual_seed(3)
+    return (torch.randn(rows, lora.flat_size, generator=draw, dtype=torch.double) * 0.2).requires_grad_()
+
+
+def materialised(model: nn.Module, lora: PerQueryLoRA, row: Tensor) -> nn.Module:
+    """A copy of the model with one query's factors added to its weights."""
+    changed = copy.deepcopy(model)
+    for site in lora.sites:
+        a, b = row[site.a].view(lora.rank, site.d_in), row[site.b].view(lora.rank, site.d_out)
+        changed.get_submodule(site.name).weight.data += (lora.scale * b.T @ a).detach()
+    return changed
+
+
+def loop_loss(lm: LM, lora: PerQueryLoRA, flat: Tensor) -> Tensor:
+    """The batch's loss, a query at a time, differentiable in the factors and in the model."""
+    parameters = dict(lm.model.named_parameters())
+    losses = []
+    for row, (prompt, completion) in zip(flat, BATCH, strict=True):
+        shifted = dict(parameters)
+        for site in lora.sites:
+            a, b = row[site.a].view(lora.rank, site.d_in), row[site.b].view(lora.rank, site.d_out)
+            shifted[f"{site.name}.weight"] = parameters[f"{site.name}.weight"] + lora.scale * b.T @ a
+        inputs = {"input_ids": torch.tensor([prompt + completion])}
+        logits = torch.func.functional_call(lm.model, shifted, kwargs=inputs).logits[0, len(prompt) - 1 : -1]
+        losses.append(nn.functional.cross_entropy(logits, torch.tensor(completion), reduction="sum"))
+    return torch.stack(losses).sum()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("targets", "scale"), [("all-linear", 1.0), (["v_proj", "q_proj", "down_proj"], 0.5)])
+def test_loss_and_all_gradients_are_those_of_a_loop(
+    architecture: str, targets: Sequence[str] | str, scale: float
+) -> None:
+    lm = double_lm(architecture)
+    lora = PerQueryLoRA(lm.model, targets, rank=3, scale=scale)
+    flat = factors(lora)
+    leaves = {"factors": flat, **dict(lm.model.named_parameters())}
+    with lora.applied(flat):
+        loss = completion_loss(lm, BATCH, reduction="sum")
+    # Left to be run after the context: the graph holds what backward needs.
+    ours = torch.autograd.grad(loss, list(leaves.values()))
+    expected = loop_loss(lm, lora, flat)
+    # transformers' RMSNorm rounds to float32 inside, which bounds the agreement.
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    for name, a, b in zip(leaves, ours, torch.autograd.grad(expected, list(leaves.values())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_with_a_frozen_base_only_the_factors_get_gradients() -> None:
+    lm = double_lm()
+    lm.model.requires_grad_(False)
+    lora = PerQueryLoRA(lm.model, rank=3)
+    flat = factors(lora)
+    with lora.applied(flat):
+        loss = completion_loss(lm, BATCH, reduction="sum")
+    (ours,) = torch.autograd.grad(loss, flat)
+    (expected,) = torch.autograd.grad(loop_loss(lm, lora, flat), flat)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_under_left_padding_are_those_of_each_row_alone() -> None:
+    lm = double_lm()
+    lora = PerQueryLoRA(lm.model, rank=3, scale=0.7)
+    flat = factors(lora)
+    width = max(map(len, PROMPTS))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+    with lora.applied(flat):
+        logits = lm.model(ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
+    for row, (prompt, one) in enumerate(zip(PROMPTS, flat, strict=True)):
+        alone = materialised(lm.model, lora, one)(torch.tensor([prompt])).logits[0]
+        torch.testing.assert_close(logits[row, width - len(prompt) :], alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_generation_follows_each_rows_factors_through_batches_and_early_ends(architecture: str) -> None:
+    lm = tiny_lm(architecture)
+    prompts = random_prompts(14, seed=5)
+    lora = PerQueryLoRA(lm.model, rank=3)
+    flat = factors(lora, len(prompts)).float().detach()
+    plain = generate(lm, prompts, max_new_tokens=16)
+    completions = generate(lm, prompts, max_new_tokens=16, max_rows=5, adapt=lambda rows: lora.applied(flat[rows]))
+    alone = [
+        generate(replace(lm, model=materialised(lm.model, lora, one)), [prompt], max_new_tokens=16)[0]
+        for prompt, one in zip(prompts, flat, strict=True)
+    ]
+    assert completions == alone
+    assert completions != plain
+    assert {completion.truncated for completion in completions} == {True, False}
+    assert generate(lm, prompts, max_new_tokens=16) == plain
+
+
+def test_keeping_rows_reorders_their_factors() -> None:
+    lm = double_lm()
+    lora = PerQueryLoRA(lm.model, rank=2)
+    flat = factors(lora)
+    ids = torch.tensor([[8, 9, 10]] * 6)
+    with lora.applied(flat) as adapted:
+        before = lm.model(ids).logits
+        adapted.keep(torch.tensor([4, 1]))
+        torch.testing.assert_close(lm.model(ids[:2]).logits, before[[4, 1]])
+
+
+@pytest.mark.parametrize("sites", [1, 3])
+def test_the_nodes_backward_is_its_forwards_derivative(sites: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.double, requires_grad=True)
+
+    rows, positions, d_in, rank, d_out = 2, 3, 5, 2, 4
+    inputs = [leaf(rows, positions, d_in), leaf(rows, sites * rank, d_in)]
+    inputs += [leaf(d_out + i, d_in) for i in range(sites)]
+    inputs += [leaf(d_out + i) for i in range(sites)]
+    inputs += [leaf(rows, rank, d_out + i) for i in range(sites)]
+    assert torch.autograd.gradcheck(lambda *tensors: _GroupedLoRA.apply(0.5, *tensors), inputs)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_inside_the_context_changes_nothing(reentrant: bool) -> None:
+    lm = double_lm()
+    lora = PerQueryLoRA(lm.model, rank=3)
+    flat = factors(lora)
+    with lora.applied(flat):
+        (expected,) = torch.autograd.grad(completion_loss(lm, BATCH), flat)
+    lm.model.train()
+    lm.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    lm.model.enable_input_require_grads()
+    with lora.applied(flat):
+        completion_loss(lm, BATCH).backward()
+    torch.testing.assert_close(flat.grad, expected)
+
+
+def test_under_autocast_factors_take_the_lower_precision() -> None:
+    lm = tiny_lm()
+    lora = PerQueryLoRA(lm.model, rank=3)
+    flat = factors(lora).float().detach().requires_grad_()
+    with lora.applied(flat):
+        exact = completion_loss(lm, BATCH)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = completion_loss(lm, BATCH)
+            rough.backward()
+    torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.05)
+    assert flat.grad is not None
+    assert flat.grad.dtype == torch.float32
+    assert flat.grad.abs().sum() > 0
+
+
+def test_a_half_precision_model_takes_single_precision_factors() -> None:
+    lm = tiny_lm()
+    lm.model.bfloat16()
+    lora = PerQueryLoRA(lm.model, rank=3)
+    flat = factors(lora).float().detach().requires_grad_()
+    with lora.applied(flat):
+        completion_loss(lm, BATCH).backward()
+    assert flat.grad is not None
+    assert flat.grad.dtype == torch.float32
+
+
+def test_the_model_is_untouched_outside_the_context_even_after_an_error() -> None:
+    lm = double_lm()
+    keys = list(lm.model.state_dict())
+    ids = torch.tensor([PROMPTS[0]])
+    before = lm.model(ids).logits
+    lora = PerQueryLoRA(lm.model, rank=3)
+    with pytest.raises(ValueError, match="factors for 6 rows, the input is"), lora.applied(factors(lora)):
+        assert list(lm.model.state_dict()) == keys
+        lm.model(ids)
+    assert torch.equal(lm.model(ids).logits, before)
+    assert list(lm.model.state_dict()) == keys
+
+
+def test_two_adaptations_of_one_module_at_a_time_are_refused() -> None:
+    lm = double_lm()
+    first, second = PerQueryLoRA(lm.model, ["q_proj"], rank=2), PerQueryLoRA(lm.model, ["q_proj"], rank=2)
+    with first.applied(factors(first)):
+        with pytest.raises(RuntimeError, match="in use"), first.applied(factors(first)):
+            pass
+        with pytest.raises(RuntimeError, match="adapted by something else"), second.applied(factors(second)):
+            pass
+        ids = torch.tensor([PROMPTS[0]] * 6)
+        shifted = lm.model(ids).logits
+    assert not torch.equal(lm.model(ids).logits, shifted)
+
+
+def test_sites_are_found_by_structure_and_their_factors_tile_the_flat_tensor() -> None:
+    lora = PerQueryLoRA(tiny_model(), rank=4)
+    assert [site.name.rpartition(".")[2] for site in lora.sites] == ALL * 2
+    assert {site.name.split(".")[2] for site in lora.sites} == {"0", "1"}
+    assert lora.flat_size == sum(4 * (site.d_in + site.d_out) for site in lora.sites)
+    covered = sorted((part.start, part.stop) for site in lora.sites for part in (site.a, site.b))
+    assert [start for start, _ in covered] == [0, *(stop for _, stop in covered[:-1])]
+    assert covered[-1][1] == lora.flat_size
+
+
+def test_packed_factors_lie_where_the_sites_say() -> None:
+    lora = PerQueryLoRA(tiny_model(), ["k_proj", "gate_proj"], rank=2)
+    flat = factors(lora).detach()
+    split = {
+        site.name: (flat[:, site.a].view(6, 2, site.d_in), flat[:, site.b].view(6, 2, site.d_out)) for site in lora.sites
+    }
+    assert torch.equal(lora.pack(split), flat)
+
+
+def test_an_exported_query_loads_as_a_peft_adapter_with_the_same_logits(tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel
+    from safetensors.torch import save_file
+
+    lm = double_lm()
+    lora = PerQueryLoRA(lm.model, rank=2, scale=1.5)
+    flat = factors(lora).detach()
+    ids = torch.tensor([PROMPTS[0]] * 6)
+    with lora.applied(flat):
+        ours = lm.model(ids).logits[2]
+    save_file(lora.export_factors(flat[2]), tmp_path / "adapter_model.safetensors")
+    LoraConfig(r=2, lora_alpha=3, target_modules=ALL, task_type="CAUSAL_LM").save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(lm.model), tmp_path).double()
+    torch.testing.assert_close(loaded(ids).logits[2], ours, rtol=1e-6, atol=1e-6)
+
+
+def test_per_query_factors_stack_on_a_peft_adapter() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    lm = double_lm()
+    wrapped = get_peft_model(
+        copy.deepcopy(lm.model), LoraConfig(r=2, target_modules=ALL, init_lora_weights=False)
+    ).double()
+    merged = copy.deepcopy(wrapped).merge_and_unload()
+    ids = torch.tensor([PROMPTS[0]] * 6)
+    over, plain = PerQueryLoRA(wrapped, rank=2), PerQueryLoRA(merged, rank=2)
+    assert over.sites == plain.sites
+    flat = factors(over)
+    with over.applied(flat):
+        stacked = wrapped(ids).logits
+    with plain.applied(flat):
+        torch.testing.assert_close(stacked, merged(ids).logits, rtol=1e-6, atol=1e-6)
+
+
+def test_unknown_targets_and_ranks_that_do_not_fit_are_refused() -> None:
+    model = tiny_model()
+    with pytest.raises(UserError, match="no target module 'query_proj'.*Known: down_proj, gate_proj"):
+        PerQueryLoRA(model, ["query_proj"])
+    with pytest.raises(UserError, match=r"rank 17 is not in 1\.\.16, the width of .*k_proj"):
+        PerQueryLoRA(model, ["q_proj", "k_proj"], rank=17)
+    lora = PerQueryLoRA(model, ["q_proj"], rank=2)
+    with pytest.raises(ValueError, match=r"factors must be \[rows, 256\], got \[3, 255\]"), lora.applied(torch.zeros(3, 255)):
+        pass
