@@ -8,6 +8,7 @@ kernel enforces. A worker that is stopped scores 0 for that expression, says so,
 import atexit
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import IO
 
 from metatuner.harness.metrics import equivalence_worker
+
+
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -112,15 +116,19 @@ os.register_at_fork(after_in_child=_comparer.forget)
 def equivalent(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[Verdict]:
     """For each (answer, references): is the answer equivalent to any reference? All go through one worker.
 
-    Texts equal after light normalisation are equivalent without asking it, and a pair is compared only once.
+    It is not asked about texts that are equal after light normalisation, about plain integers, and about the same pair
+    twice.
     """
     return [_any_equal(answer, tuple(golds)) for answer, golds in pairs]
 
 
 @lru_cache(maxsize=65536)
 def _any_equal(answer: str, golds: tuple[str, ...]) -> Verdict:
-    if normalise_latex(answer) in map(normalise_latex, golds):
+    plain, plain_golds = normalise_latex(answer), [normalise_latex(gold) for gold in golds]
+    if plain in plain_golds:
         return Verdict(True)
+    if all(map(_INTEGER.fullmatch, [plain, *plain_golds])):
+        return Verdict(int(plain) in map(int, plain_golds))
     verdicts = [_comparer.compare(answer, gold) for gold in golds]
     return max(verdicts, key=lambda verdict: (verdict.equal, verdict.stopped is not None))
 
