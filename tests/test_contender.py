@@ -1,0 +1,191 @@
+"""MetaTuner on the common ground: fit, save, load and answer, from the warm-up to the joint policy."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from method_toys import INITIAL, actor, generator, words
+
+from metatuner.contender import MetaTunerJ, MetaTunerWarmUp
+from metatuner.errors import UserError
+from metatuner.harness.benchmarks import get_benchmark
+from metatuner.harness.ground import Ground, Lab, to_query
+from metatuner.harness.method import make_settings
+from metatuner.harness.policy import Policy, load_policy
+from metatuner.harness.registry import Registry
+from metatuner.harness.rows import Row
+from metatuner.method.config import MetaTunerConfig, WarmUpConfig
+
+BENCHMARK = get_benchmark("gsm8k").with_overrides(initial_prompt=INITIAL, max_new_tokens=6)
+WARM_UP = WarmUpConfig(
+    actor_rank=2,
+    actor_learning_rate=1e-2,
+    generator_rank=2,
+    generator_learning_rate=1e-2,
+    batch_size=4,
+    rollouts=3,
+    max_prompt_tokens=5,
+)
+JOINT = MetaTunerConfig(
+    rank=2, bottleneck=4, epochs=2, batch_size=4, hyper_learning_rate=1e-2, generator_learning_rate=1e-2
+)
+
+
+def rows(count: int, seed: int) -> list[Row]:
+    draw = random.Random(seed)
+    made = []
+    for number in range(count):
+        query, target = words(draw, 4, 12), words(draw, 2, 5)
+        made.append(Row(f"{seed}-{number}", "gsm8k", query, ("0.5",), target, "all", query))
+    return made
+
+
+TRAIN, TEST = rows(8, seed=0), [to_query(row) for row in rows(6, seed=1)]
+
+
+class PraisingLab(Lab):
+    """Untrained models answer nothing right, so this reward praises every second letter count."""
+
+    def reward_texts(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
+        return [float(len(completion) % 2) for completion in completions]
+
+
+def lab(kind: type[Lab] = PraisingLab, **parts: Any) -> Lab:
+    given = {
+        "actor": actor(),
+        "generator": generator(),
+        "benchmarks": {"gsm8k": BENCHMARK},
+        "train": TRAIN,
+        "trained_on": ("gsm8k",),
+        "generator_name": "toy",
+    }
+    return kind(**(given | parts))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Policy, Path]]:
+    root = tmp_path_factory.mktemp("fits")
+    ground = lab()
+    warm = MetaTunerWarmUp(WARM_UP).fit(ground)
+    warm.save(root / "metatuner_warmup")
+    ground = lab(prerequisites={"metatuner_warmup": root / "metatuner_warmup"})
+    joint = MetaTunerJ(JOINT).fit(ground)
+    joint.save(root / "metatuner_j")
+    policies: dict[str, Policy] = {"metatuner_warmup": warm, "metatuner_j": joint}
+    return lambda name: (policies[name], root / name)
+
+
+@pytest.mark.parametrize("name", ["metatuner_warmup", "metatuner_j"])
+def test_a_saved_policy_answers_as_the_fitted_one(fitted: Any, name: str) -> None:
+    policy, folder = fitted(name)
+    ground = Ground(actor(), generator(), {"gsm8k": BENCHMARK})
+    responses = policy.respond(TEST)
+    assert load_policy(folder, ground).respond(TEST) == responses
+    assert len({response.prompt for response in responses}) > 1
+    assert all(0 < response.completion_tokens <= 6 for response in responses)
+
+
+def test_a_joint_policy_stands_without_the_warm_ups_folder(fitted: Any, tmp_path: Path) -> None:
+    _, folder = fitted("metatuner_j")
+    assert sorted(digests(folder)) == [
+        "actor.safetensors",
+        "generator.safetensors",
+        "manifest.json",
+        "parameter_decoder.safetensors",
+    ]
+    assert json.loads((folder / "manifest.json").read_text())["kind"] == "metatuner"
+
+
+def test_before_its_first_step_the_joint_policy_is_the_warm_up(fitted: Any) -> None:
+    warm, folder = fitted("metatuner_warmup")
+    joint = MetaTunerJ(replace(JOINT, epochs=0)).fit(lab(prerequisites={"metatuner_warmup": folder}))
+    assert joint.respond(TEST) == warm.respond(TEST)
+
+
+def test_training_changes_what_both_branches_do(fitted: Any) -> None:
+    warm, _ = fitted("metatuner_warmup")
+    joint, _ = fitted("metatuner_j")
+    assert [r.prompt for r in joint.respond(TEST)] != [r.prompt for r in warm.respond(TEST)]
+    assert joint.respond(TEST) != warm.respond(TEST)
+
+
+def test_d2_holds_rewrites_that_the_actor_was_rewarded_under(fitted: Any) -> None:
+    warm, folder = fitted("metatuner_warmup")
+    lines = [json.loads(line) for line in (folder / "d2.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines
+    by_query = {row.query: row for row in TRAIN}
+    chosen = [by_query[line["query"]] for line in lines]
+    ground = lab()
+    again = ground.answer([to_query(row) for row in chosen], [line["rewrite"] for line in lines], actor=warm.actor)
+    assert ground.reward(chosen, again) == [1.0] * len(lines)
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_one_does_not(fitted: Any, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        warm = tmp_path / f"warm{seed}"
+        MetaTunerWarmUp(WARM_UP).fit(lab(seed=seed)).save(warm)
+        joint = tmp_path / f"joint{seed}"
+        MetaTunerJ(JOINT).fit(lab(seed=seed, prerequisites={"metatuner_warmup": warm})).save(joint)
+        for name, folder in (("metatuner_warmup", warm), ("metatuner_j", joint)):
+            assert (digests(folder) == digests(fitted(name)[1])) is (seed == 0)
+
+
+def test_fitting_and_answering_leave_the_grounds_models_as_they_were(fitted: Any) -> None:
+    _, folder = fitted("metatuner_warmup")
+    ground = lab(prerequisites={"metatuner_warmup": folder})
+    models = [ground.actor.model, ground.need_generator().model]
+    before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    MetaTunerWarmUp(WARM_UP).fit(ground).respond(TEST)
+    MetaTunerJ(JOINT).fit(ground).respond(TEST)
+    for model, values in zip(models, before, strict=True):
+        after = model.state_dict()
+        assert after.keys() == values.keys()
+        assert all(torch.equal(after[name], values[name]) for name in values)
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_where_no_rollout_is_rewarded_training_goes_on_and_the_log_says_so(tmp_path: Path) -> None:
+    lines: list[str] = []
+    MetaTunerWarmUp(WARM_UP).fit(lab(Lab, log_line=lines.append)).save(tmp_path)
+    assert (tmp_path / "d2.jsonl").read_text() == ""
+    ground = lab(Lab, prerequisites={"metatuner_warmup": tmp_path}, log_line=lines.append)
+    assert len(MetaTunerJ(JOINT).fit(ground).respond(TEST)) == len(TEST)
+    events = [json.loads(line) for line in lines]
+    assert [event["d2"] for event in events if event["event"] == "rollouts"] == [0]
+    assert all(event["prompt"] == 0 for event in events if event["event"] == "joint")
+
+
+def test_the_registry_knows_both_and_reports_only_the_contender() -> None:
+    registry = Registry()
+    assert registry["metatuner_warmup"].cls.internal
+    assert not registry["metatuner_j"].cls.internal
+    assert registry["metatuner_j"].cls.requires == ("metatuner_warmup",)
+
+
+def test_settings_come_from_config_values() -> None:
+    settings = make_settings(MetaTunerJ, {"shared_layers": 0.25, "target_modules": ["q_proj"]}, "methods.metatuner_j")
+    assert settings == MetaTunerConfig(shared_layers=0.25, target_modules=("q_proj",))
+    assert make_settings(MetaTunerJ, {"target_modules": "all-linear"}, "here").target_modules == "all-linear"
+    with pytest.raises(UserError, match=r"here: unknown setting 'shared_layer'.*did you mean shared_layers"):
+        make_settings(MetaTunerJ, {"shared_layer": 1}, "here")
+
+
+def test_without_the_warm_up_or_a_generator_the_fit_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'metatuner_warmup' was not fitted before"):
+        MetaTunerJ(JOINT).fit(lab())
+    with pytest.raises(UserError, match=r"needs a generator"):
+        MetaTunerWarmUp(WARM_UP).fit(lab(generator=None))

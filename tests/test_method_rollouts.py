@@ -1,0 +1,88 @@
+"""D2: which rewrites are kept under a scripted reward."""
+
+from collections import Counter
+
+import pytest
+from method_toys import examples, generator
+
+from metatuner.method import WarmUpConfig
+from metatuner.method.data import Rewrite
+from metatuner.method.rollouts import score_rollouts, select_best
+from metatuner.method.training import collect_rewrites
+
+SETTINGS = WarmUpConfig(rollouts=4, max_prompt_tokens=6)
+
+
+def test_the_best_rewrite_of_each_query_above_the_threshold_is_kept() -> None:
+    kept, statistics = select_best(
+        ["p"] * 4,
+        ["x0", "x1", "x2", "x3"],
+        [["a", "b", "c"], ["d", "e", "f"], ["g", "h", "i"], ["j", "k", "l"]],
+        [[0.0, 1.0, 0.5], [0.6, 0.5, 0.1], [0.5, 0.5, 0.5], [0.0, 0.0, 0.0]],
+        above=0.5,
+        seed=0,
+    )
+    assert kept == [Rewrite("p", "x0", "b"), Rewrite("p", "x1", "d")]
+    assert statistics.mean == pytest.approx((1.5 + 1.2 + 1.5 + 0) / 12)
+    assert statistics.best == pytest.approx((1 + 0.6 + 0.5 + 0) / 4)
+    assert statistics.mixed == 0.5
+    assert statistics.kept == 0.5
+
+
+def test_ties_are_drawn_by_the_seed_in_proportion_to_how_often_they_were_sampled() -> None:
+    def drawn(seed: int) -> list[str]:
+        queries = [str(i) for i in range(400)]
+        kept, _ = select_best(queries, queries, [["a", "a", "a", "b"]] * 400, [[1.0] * 4] * 400, above=0.5, seed=seed)
+        return [row.rewrite for row in kept]
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+    assert Counter(drawn(0))["b"] / 400 == pytest.approx(0.25, abs=0.07)
+
+
+def test_a_draw_does_not_depend_on_the_rewards_of_other_queries() -> None:
+    rollouts = [["a", "b", "c", "d"]] * 30
+    queries = [str(i) for i in range(30)]
+    everything, _ = select_best(queries, queries, rollouts, [[1.0] * 4] * 30, above=0.5, seed=3)
+    half, _ = select_best(queries, queries, rollouts, [[float(i % 2)] * 4 for i in range(30)], above=0.5, seed=3)
+    assert half == everything[1::2]
+
+
+def test_a_rewrite_that_a_query_got_twice_is_scored_once() -> None:
+    asked: list[tuple[int, str]] = []
+
+    def reward(indices: list[int], prompts: list[str]) -> list[float]:
+        asked.extend(zip(indices, prompts, strict=True))
+        return [index + len(prompt) / 10 for index, prompt in zip(indices, prompts, strict=True)]
+
+    scores = score_rollouts([["a", "bb", "a"], ["a", "a", "ccc"]], reward)
+    assert scores == [[0.1, 0.2, 0.1], [1.1, 1.1, 1.3]]
+    assert asked == [(0, "a"), (0, "bb"), (1, "a"), (1, "ccc")]
+
+
+def test_rollouts_are_the_generators_own_and_nested() -> None:
+    d1, lm = examples(), generator()
+    seen: dict[int, list[str]] = {}
+    events: list[dict[str, object]] = []
+
+    def run(rollouts: int, seed: int = 7) -> list[Rewrite]:
+        seen.clear()
+
+        def reward(indices: list[int], prompts: list[str]) -> list[float]:
+            for index, prompt in zip(indices, prompts, strict=True):
+                seen.setdefault(index, []).append(prompt)
+            return [float(len(prompt)) for prompt in prompts]
+
+        settings = WarmUpConfig(rollouts=rollouts, max_prompt_tokens=6)
+        kept, _ = collect_rewrites(lm, d1, reward, settings, seed=seed, log=lambda **event: events.append(event))
+        return kept
+
+    kept = run(4)
+    four = {index: set(texts) for index, texts in seen.items()}
+    assert [row.rewrite for row in kept] == [max(four[index], key=len) for index in range(len(d1))]
+    assert [row.query for row in kept] == [row.query for row in d1]
+    run(2)
+    assert all(set(texts) <= four[index] for index, texts in seen.items())
+    assert run(4, seed=8) != kept
+    assert events[0]["event"] == "rollouts"
+    assert events[0]["d2"] == len(d1)
