@@ -1,0 +1,1 @@
+"""From scores to statistics, tables and figures: functions of files, no models."""

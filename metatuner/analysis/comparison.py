@@ -1,0 +1,193 @@
+"""An experiment's methods side by side, for tables and figures: means with intervals, each paired with the best."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from metatuner.analysis import statistics
+from metatuner.analysis.labels import benchmark_rank, method_rank
+from metatuner.analysis.scores import Score, read_metrics, read_query_scores, read_scores
+from metatuner.analysis.statistics import Array, Difference, Interval
+from metatuner.errors import UserError, suggest
+from metatuner.harness.config import Config
+from metatuner.harness.layout import Layout
+
+MethodId = tuple[str, str]
+"""Method and variant."""
+
+ROUNDING = 0.00011
+"""Points by which a score of scores.csv may differ from the mean of its cell's predictions: four decimals each."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one method, in one variant, reached on one benchmark. Scores are in 0..1."""
+
+    method: str
+    variant: str
+    benchmark: str
+    metric: str
+    """The benchmark's primary metric; "" where no method has a result."""
+    seeds: tuple[int, ...]
+    """Seeds with a result."""
+    n: int
+    """Test rows a seed."""
+    mean: Interval | None
+    """None: no seed has a result."""
+    hole: str
+    """Why seeds have no result: "failed: ..." or "skipped: ..."; "" if all have one."""
+    behind: Difference | None = None
+    """Paired difference to the benchmark's best, over the seeds that both have; None for the best and for holes."""
+    p_holm: float | None = None
+    """Of `behind`, corrected for all comparisons with this benchmark's best."""
+    mark: Literal["best", "tied", ""] = ""
+    """best: the highest mean; tied: not significantly below it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An experiment: entries by (method id, benchmark)."""
+
+    methods: tuple[MethodId, ...]
+    """In the order of tables."""
+    benchmarks: tuple[str, ...]
+    entries: Mapping[tuple[MethodId, str], Entry]
+
+    def of(self, benchmark: str) -> list[Entry]:
+        """The benchmark's entries, in the order of `methods`."""
+        return [self.entries[method, benchmark] for method in self.methods if (method, benchmark) in self.entries]
+
+
+def compare(config: Config, experiment: str) -> Comparison:
+    """Read an experiment's scores.csv lines and the per-query scores of their cells, and compare.
+
+    Args:
+        config: says where the results lie.
+        experiment: its name in the config and in scores.csv.
+
+    Raises:
+        UserError: no such experiment, a file is missing or wrong, scores.csv is older than its cells, or cells of one
+            benchmark were tested on different rows.
+    """
+    if experiment not in config.experiments:
+        raise UserError(f"config key 'experiments': no {experiment!r}; {suggest(experiment, config.experiments)}")
+    layout = Layout(config)
+    root, scores = layout.root, read_scores(layout.scores)
+    known = dict.fromkeys(score.experiment for score in scores)
+    if experiment not in known:
+        raise UserError(f"{layout.scores}: no experiment {experiment!r}; {suggest(experiment, known)}")
+    lines = [score for score in scores if score.experiment == experiment]
+    methods = sorted(
+        dict.fromkeys((line.method, line.variant) for line in lines), key=lambda each: method_rank(each[0])
+    )
+    benchmarks = sorted(dict.fromkeys(line.benchmark for line in lines), key=benchmark_rank)
+    entries = {}
+    for benchmark in benchmarks:
+        for entry in _compare_on([line for line in lines if line.benchmark == benchmark], methods, root):
+            entries[(entry.method, entry.variant), benchmark] = entry
+    return Comparison(tuple(methods), tuple(benchmarks), entries)
+
+
+def _compare_on(lines: Sequence[Score], methods: Iterable[MethodId], root: Path) -> list[Entry]:
+    """One benchmark's entries, in the order of `methods`."""
+    primary = next((str(read_metrics(root, line.cell)["primary"]) for line in lines if line.status == "ok"), "")
+    entries, arrays = [], {}
+    queries: tuple[str, ...] = ()
+    for method, variant in methods:
+        own = [line for line in lines if (line.method, line.variant) == (method, variant)]
+        if not own:
+            continue
+        by_seed: dict[int, Score] = {}
+        for line in own:
+            if line.metric in (primary, ""):
+                if line.seed in by_seed:
+                    raise UserError(
+                        f"{root / 'scores.csv'}: {line.experiment} has {method} on {line.benchmark} twice with seed "
+                        f"{line.seed} (trained on or generator differ); give each its own experiment"
+                    )
+                by_seed[line.seed] = line
+        found: dict[int, Array] = {}
+        for seed, line in sorted(by_seed.items()):
+            if line.status == "ok":
+                answers = read_query_scores(root, line.cell)
+                queries = queries or tuple(sorted(answers))
+                found[seed] = _aligned(answers, queries, line, root)
+        entry = _measure(own[0], primary, found, _holes(by_seed.values()))
+        entries.append(entry)
+        arrays[method, variant] = found
+    return _mark(entries, arrays)
+
+
+def _aligned(answers: Mapping[str, float], queries: Sequence[str], line: Score, root: Path) -> Array:
+    """A cell's scores in the order of `queries`, checked against its line of scores.csv."""
+    if answers.keys() != set(queries):
+        raise UserError(
+            f"cell {line.cell} ({line.method} on {line.benchmark}, seed {line.seed}) was tested on other rows than the "
+            "benchmark's other cells; run `snakemake --cores all` to evaluate it again"
+        )
+    array = np.array([answers[query] for query in queries])
+    if line.score is None or abs(100 * array.mean() - line.score) > ROUNDING or len(array) != line.n:
+        raise UserError(
+            f"{root / 'scores.csv'}: {line.method} on {line.benchmark}, seed {line.seed} is {line.score} of {line.n} "
+            f"rows, but cell {line.cell} has {100 * array.mean():.4f} of {len(array)}; run `metatuner scores` again"
+        )
+    return array
+
+
+def _holes(lines: Iterable[Score]) -> str:
+    """The reasons of the seeds without a result, each once, with the seeds if others have one."""
+    lines = list(lines)
+    reasons: dict[str, list[int]] = {}
+    for line in lines:
+        if line.status != "ok":
+            reasons.setdefault(f"{line.status}: {line.reason}", []).append(line.seed)
+    partial = any(line.status == "ok" for line in lines) or len(reasons) > 1
+    named = [
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {reason}" if partial else reason
+        for reason, seeds in reasons.items()
+    ]
+    return "; ".join(named)
+
+
+def _measure(line: Score, metric: str, found: Mapping[int, Array], hole: str) -> Entry:
+    mean, n = None, 0
+    if found:
+        array = np.stack(list(found.values()))
+        n = array.shape[1]
+        seed = statistics.derive_seed("mean", line.experiment, line.benchmark, line.method, line.variant)
+        mean = statistics.mean_interval(array, seed=seed)
+    return Entry(line.method, line.variant, line.benchmark, metric, tuple(found), n, mean, hole)
+
+
+def _mark(entries: Sequence[Entry], arrays: Mapping[MethodId, Mapping[int, Array]]) -> list[Entry]:
+    """The entries with the best one marked, and each other one tested against it on the seeds both have."""
+    measured = [entry for entry in entries if entry.mean is not None]
+    if len(measured) < 2:
+        return list(entries)
+    best = max(measured, key=lambda entry: entry.mean.estimate if entry.mean else 0.0)
+    top = arrays[best.method, best.variant]
+    tested: dict[MethodId, Difference] = {}
+    for entry in measured:
+        own = arrays[entry.method, entry.variant]
+        shared = [seed for seed in own if seed in top]
+        if entry is not best and shared:
+            seed = statistics.derive_seed(
+                "difference", entry.benchmark, entry.method, entry.variant, best.method, best.variant
+            )
+            tested[entry.method, entry.variant] = statistics.paired_difference(
+                np.stack([own[each] for each in shared]), np.stack([top[each] for each in shared]), seed=seed
+            )
+    adjusted = dict(zip(tested, statistics.holm([each.p for each in tested.values()]), strict=True))
+    marked = []
+    for entry in entries:
+        key = (entry.method, entry.variant)
+        if entry is best:
+            entry = replace(entry, mark="best")
+        elif key in tested:
+            tied = adjusted[key] > 1 - statistics.LEVEL
+            entry = replace(entry, behind=tested[key], p_holm=adjusted[key], mark="tied" if tied else "")
+        marked.append(entry)
+    return marked

@@ -1,0 +1,93 @@
+"""What methods, benchmarks and metrics are called in print, their order, and which world a config measures."""
+
+from metatuner.harness.config import Config
+
+FAMILIES = {
+    "vanilla": "Vanilla",
+    "prompt": "Prompt",
+    "parameter": "Parameter",
+    "hybrid": "Hybrid",
+    "other": "Other",
+}
+"""In the order of tables; `other` holds methods that this page does not know."""
+
+METHODS = {
+    "zero_shot": ("Zero-shot", "vanilla"),
+    "few_shot": ("Few-shot", "vanilla"),
+    "rlprompt": ("RLPrompt", "prompt"),
+    "bpo": ("BPO", "prompt"),
+    "opro": ("OPRO", "prompt"),
+    "cfpo": ("CFPO", "prompt"),
+    "copro": ("COPRO", "prompt"),
+    "miprov2": ("MIPROv2", "prompt"),
+    "gepa": ("GEPA", "prompt"),
+    "bootstrap_few_shot": ("BootstrapFewShot", "prompt"),
+    "sft": ("SFT", "parameter"),
+    "dpo": ("DPO", "parameter"),
+    "ppo": ("PPO", "parameter"),
+    "grpo": ("GRPO", "parameter"),
+    "better_together": ("BetterTogether", "hybrid"),
+    "rewriter_sft": ("Rewriter + SFT", "hybrid"),
+    "static_lora": ("Prompts + static LoRA", "hybrid"),
+    "metatuner_i": ("MetaTuner-I", "hybrid"),
+    "metatuner_j": ("MetaTuner-J", "hybrid"),
+}
+"""Title and family, in the order of tables."""
+
+BENCHMARKS = {"math": "MATH", "gsm8k": "GSM8K", "hotpotqa": "HotpotQA", "cosmosqa": "CosmosQA"}
+"""In the paper's order."""
+
+METRICS = {"accuracy": "Accuracy", "em": "Exact match", "f1": "F1"}
+
+DEFAULT_VARIANT = "default"
+
+CAVEATS = {
+    "null": "Null world: prompts do not matter and no row is shifted, so any difference between methods is chance.",
+    "untrained": "Untrained nano models: the scores mean nothing, they only show that every step runs.",
+    "nano": (
+        "Nano world: synthetic benchmarks and models of about a million parameters, not the paper's. What prompts and "
+        "parameters can each teach is set by construction, in favour of hybrids; rankings are no evidence about the "
+        "paper."
+    ),
+    "real_rows": (
+        "Nano models on real rows: models of about a million parameters score near chance here; not the paper's models."
+    ),
+}
+
+
+def method_family(method: str) -> str:
+    """Key of the method's family; a method of a user's own is in `other`."""
+    return METHODS[method][1] if method in METHODS else "other"
+
+
+def method_title(method: str, variant: str = DEFAULT_VARIANT) -> str:
+    """A method's name in print, with its variant if there is one."""
+    title = METHODS[method][0] if method in METHODS else method
+    return title if variant == DEFAULT_VARIANT else f"{title} ({variant})"
+
+
+def method_rank(method: str) -> tuple[int, int]:
+    """Sorts methods by family, then as listed here; unknown ones keep their order after the known."""
+    known = list(METHODS).index(method) if method in METHODS else len(METHODS)
+    return list(FAMILIES).index(method_family(method)), known
+
+
+def benchmark_rank(benchmark: str) -> int:
+    """Sorts benchmarks as the paper does; others keep their order after these."""
+    return list(BENCHMARKS).index(benchmark) if benchmark in BENCHMARKS else len(BENCHMARKS)
+
+
+def describe_world(config: Config, experiment: str) -> str:
+    """One or two sentences for the head of a table: what was measured, on what, and what it is no evidence of."""
+    design = config.experiments[experiment]
+    sources = {config.benchmarks[name].source for name in design.benchmarks}
+    actor, generator = config.models.actor.path, config.models.generators[design.generator].path
+    if actor.startswith("nano:"):
+        if not config.nano.trained:
+            return CAVEATS["untrained"]
+        if sources != {"nano"}:
+            return CAVEATS["real_rows"]
+        return CAVEATS["null" if config.nano.null else "nano"]
+    places = {"hub": "the Hub's data sets", "local": "rows from local files", "nano": "synthetic nano rows"}
+    rows = " and ".join(places[source] for source in sorted(sources))
+    return f"Actor {actor}, generator {generator}, on {rows}."

@@ -1,0 +1,67 @@
+"""The paper's numbers, kept apart from measured ones. results/published/README.md says where they are from."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from metatuner.analysis.labels import DEFAULT_VARIANT
+from metatuner.analysis.statistics import Interval, wilson_interval
+from metatuner.errors import UserError
+from metatuner.hashing import ROOT
+
+FOLDER = ROOT / "results" / "published"
+COLUMNS = ["method", "variant", "benchmark", "score", "standing", "note"]
+SIZE_COLUMNS = ["benchmark", "test_size", "standing", "note"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """One number of the paper."""
+
+    score: float
+    """0 to 100."""
+    sampling: Interval | None
+    """What sampling of the test rows alone leaves open (Wilson, 0 to 100); None where the test size is not known."""
+    note: str
+
+
+def _read(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]]:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            if reader.fieldnames != columns:
+                raise UserError(f"{path}, line 1: the columns must be {','.join(columns)}")
+            return [(reader.line_num, row) for row in reader]
+    except FileNotFoundError:
+        raise UserError(f"no file {path}; restore it from the repository") from None
+
+
+def read_published(folder: Path = FOLDER, table: str = "main_7b") -> dict[tuple[str, str, str], Published]:
+    """A table of the paper by (method, variant, benchmark). What nobody published is not in it.
+
+    Raises:
+        UserError: naming the line of a score that is no percentage, or of a repeated one.
+    """
+    sizes = {row["benchmark"]: int(row["test_size"]) for _, row in _read(folder / "test_sizes.csv", SIZE_COLUMNS)}
+    path = folder / f"{table}.csv"
+    found: dict[tuple[str, str, str], Published] = {}
+    for line, row in _read(path, COLUMNS):
+        key = (row["method"], row["variant"] or DEFAULT_VARIANT, row["benchmark"])
+        if key in found:
+            raise UserError(f"{path}, line {line}: {' '.join(key)} stands twice; keep one")
+        if not row["score"]:
+            continue
+        try:
+            score = float(row["score"])
+        except ValueError:
+            score = -1.0
+        if not 0 <= score <= 100:
+            raise UserError(
+                f"{path}, line {line}: score {row['score']!r} is not in 0 to 100; leave unpublished cells empty"
+            )
+        sampling = None
+        if key[2] in sizes:
+            unit = wilson_interval(score / 100, sizes[key[2]])
+            sampling = Interval(score, 100 * unit.low, 100 * unit.high)
+        found[key] = Published(score, sampling, row["note"])
+    return found

@@ -1,0 +1,209 @@
+"""scores.csv: one line a cell and metric for each experiment of a preset; all that follows starts from it."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from metatuner.analysis.files import read_json, write_text
+from metatuner.errors import UserError
+
+STATUSES = ("ok", "skipped", "failed")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of scores.csv."""
+
+    experiment: str
+    method: str
+    variant: str
+    benchmark: str
+    trained_on: str
+    """The train benchmark, or several joined by "+"."""
+    generator: str
+    """Its name in the config; "" for a method that uses none."""
+    seed: int
+    metric: str
+    score: float | None
+    """0 to 100; None, an empty field, unless the status is ok."""
+    n: int
+    """Test rows scored: 0 unless the status is ok."""
+    status: str
+    reason: str
+    """Why a cell was skipped or failed."""
+    cell: str
+    """The cell's key: its folder's name below cells/."""
+
+
+COLUMNS = tuple(field.name for field in fields(Score))
+IDENTITY = ("experiment", "method", "variant", "benchmark", "trained_on", "generator", "seed", "metric")
+
+
+def cell_folder(root: Path, cell: str) -> Path:
+    """Where a cell of a results folder lies."""
+    return root / "cells" / cell
+
+
+def read_metrics(root: Path, cell: str) -> dict[str, Any]:
+    """A cell's metrics.json: `metrics` (means in 0..1), `primary`, `n`."""
+    path = cell_folder(root, cell) / "metrics.json"
+    remedy = "remove the cell's folder and run the evaluation again"
+    found = read_json(path, remedy)
+    for key in ("metrics", "primary", "n"):
+        if key not in found:
+            raise UserError(f"{path}: key {key!r} is missing; {remedy}")
+    return found
+
+
+def read_query_scores(root: Path, cell: str) -> dict[str, float]:
+    """A cell's primary score (0..1) of each test row, by the row's id."""
+    path = cell_folder(root, cell) / "predictions.jsonl"
+    remedy = "remove the cell's folder and run the evaluation again"
+    scores: dict[str, float] = {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                    name, score = str(row["id"]), float(row["score"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"{path}, line {number}: no id and score ({error!r}); {remedy}") from None
+                if name in scores:
+                    raise UserError(f"{path}, line {number}: duplicate id {name!r}; {remedy}")
+                if not 0 <= score <= 1:
+                    raise UserError(f"{path}, line {number}: score {score} is not in 0..1; {remedy}")
+                scores[name] = score
+    except FileNotFoundError:
+        raise UserError(f"no file {path}; run the evaluation again, or restore the cells beside scores.csv") from None
+    return scores
+
+
+def write_scores(rows: Iterable[Mapping[str, Any]], outcomes: Mapping[str, tuple[str, str]], root: Path) -> Path:
+    """Collect the cells of a plan into `<root>/scores.csv`.
+
+    A skipped or failed cell has a line for each metric that other cells of its benchmark report (one line with no
+    metric if none does): an empty score and the reason, never a zero.
+
+    Args:
+        rows: of the plan, in the order of the lines: experiment, method, variant, benchmark, trained_on, generator,
+            seed, cell.
+        outcomes: status and reason by cell key. A cell that is there needs none.
+        root: the results folder, `results/<preset>`.
+
+    Raises:
+        UserError: a cell has neither a result nor a reason for having none.
+    """
+    rows = list(rows)
+    found = {key: _result(root, key, outcomes) for key in dict.fromkeys(row["cell"] for row in rows)}
+    reported: dict[str, list[str]] = {}
+    for row in rows:
+        result = found[row["cell"]]
+        if isinstance(result, dict):
+            reported.setdefault(row["benchmark"], list(result["metrics"]))
+    lines = []
+    for row in rows:
+        identity = [row[name] for name in IDENTITY[:-1]]
+        result = found[row["cell"]]
+        if isinstance(result, dict):
+            for metric, value in result["metrics"].items():
+                lines.append([*identity, metric, f"{100 * value:.4f}", result["n"], "ok", "", row["cell"]])
+        else:
+            status, reason = result
+            for metric in reported.get(row["benchmark"], [""]):
+                lines.append([*identity, metric, "", 0, status, reason, row["cell"]])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(lines)
+    return write_text(root / "scores.csv", text.getvalue())
+
+
+def _result(root: Path, cell: str, outcomes: Mapping[str, tuple[str, str]]) -> dict[str, Any] | tuple[str, str]:
+    """A cell's metrics, or the status and reason of a hole."""
+    status, reason = outcomes.get(cell, ("ok", ""))
+    if status == "ok" or (cell_folder(root, cell) / "metrics.json").is_file():
+        if not cell_folder(root, cell).is_dir():
+            raise UserError(f"cell {cell} has no result in {root / 'cells'}; run `snakemake --cores all` to compute it")
+        return read_metrics(root, cell)
+    return status, " ".join(reason.split()) or "no reason given"
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Read and check scores.csv.
+
+    Raises:
+        UserError: naming the line, for missing or foreign columns, a value of the wrong kind or out of range, a NaN,
+            a score without status ok or the reverse, a hole without a reason, or two lines about the same thing.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = csv.reader(file)
+            header = next(lines, [])
+            _check_header(header, path)
+            scores: list[Score] = []
+            seen: dict[tuple[object, ...], int] = {}
+            for values in lines:
+                score = _parse(header, values, f"{path}, line {lines.line_num}")
+                identity = tuple(getattr(score, name) for name in IDENTITY)
+                if identity in seen:
+                    raise UserError(
+                        f"{path}, line {lines.line_num}: repeats line {seen[identity]} "
+                        f"(same {', '.join(IDENTITY)}); keep one"
+                    )
+                seen[identity] = lines.line_num
+                scores.append(score)
+    except FileNotFoundError:
+        raise UserError(f"no file {path}; run `snakemake --cores all`, or put a scores.csv there") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    if not scores:
+        raise UserError(f"{path}: no line below the header; run `snakemake --cores all` to compute cells")
+    return scores
+
+
+def _check_header(header: Sequence[str], path: Path) -> None:
+    missing = [name for name in COLUMNS if name not in header]
+    foreign = [name for name in header if name not in COLUMNS]
+    if missing:
+        raise UserError(f"{path}, line 1: no column {', '.join(missing)}; the columns are {', '.join(COLUMNS)}")
+    if foreign:
+        raise UserError(f"{path}, line 1: foreign column {', '.join(foreign)}; the columns are {', '.join(COLUMNS)}")
+    if len(set(header)) < len(header):
+        raise UserError(f"{path}, line 1: a column stands twice; the columns are {', '.join(COLUMNS)}")
+
+
+def _parse(header: Sequence[str], values: Sequence[str], where: str) -> Score:
+    if len(values) != len(header):
+        raise UserError(f"{where}: {len(values)} fields, the header has {len(header)}; quote fields that hold commas")
+    field = dict(zip(header, values, strict=True))
+    for name in ("experiment", "method", "benchmark", "trained_on", "cell"):
+        if not field[name]:
+            raise UserError(f"{where}: {name} is empty; every line names it")
+    if field["status"] not in STATUSES:
+        raise UserError(f"{where}: status {field['status']!r}; it is one of {', '.join(STATUSES)}")
+    numbers = {}
+    for name in ("seed", "n"):
+        if not field[name].isdecimal():
+            raise UserError(f"{where}: {name} {field[name]!r} is not a whole number, 0 or more")
+        numbers[name] = int(field[name])
+    score = None
+    if field["status"] == "ok":
+        try:
+            score = float(field["score"])
+        except ValueError:
+            raise UserError(
+                f"{where}: score {field['score']!r} is not a number; only skipped or failed cells have none"
+            ) from None
+        if not 0 <= score <= 100:  # NaN fails this too
+            raise UserError(f"{where}: score {field['score']} is not in 0 to 100; scores are percentages")
+        if not field["metric"] or not numbers["n"]:
+            raise UserError(f"{where}: an ok line needs a metric and n of at least 1")
+    elif field["score"]:
+        raise UserError(f"{where}: status {field['status']} with a score; leave the score empty")
+    elif not field["reason"]:
+        raise UserError(f"{where}: status {field['status']} without a reason; say why there is no score")
+    return Score(**{**field, **numbers, "score": score})  # type: ignore[arg-type]

@@ -1,0 +1,310 @@
+"""Tables as CSV (tidy, for programs), Markdown and LaTeX.
+
+Measured and published numbers stand side by side, never mixed.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from metatuner.analysis.comparison import Comparison, Entry, compare
+from metatuner.analysis.files import write_text
+from metatuner.analysis.labels import BENCHMARKS, FAMILIES, METRICS, describe_world, method_family, method_title
+from metatuner.analysis.published import Published, read_published
+from metatuner.analysis.statistics import LEVEL, MIN_SEEDS, smallest_detectable_effect
+from metatuner.harness.config import Config
+from metatuner.harness.layout import Layout
+
+PUBLISHED_TABLES = {"large": "main_7b"}
+"""The paper's table by the generator's place in the config; the table of its smaller generator is not public."""
+
+REASON_LENGTH = 70
+"""Characters of a hole's reason in Markdown and LaTeX; the CSV has all of it."""
+
+CSV_COLUMNS = (
+    "family,method,variant,benchmark,metric,mean,low,high,n,seeds,mark,difference_from_best,difference_low,difference_high,"
+    "p_holm,hole,published,published_low,published_high,published_note"
+).split(",")
+
+PublishedScores = dict[tuple[str, str, str], Published]
+
+
+def table_1(config: Config) -> list[Path]:
+    """Main results, from scores.csv and the cells at hand: `tables/table_1.{csv,md,tex}`; the paths written."""
+    layout = Layout(config)
+    comparison = compare(config, "main")
+    source = PUBLISHED_TABLES.get(config.experiments["main"].generator)
+    published = read_published(table=source) if source else {}
+    world = describe_world(config, "main")
+    texts = {
+        "csv": as_csv(comparison, published),
+        "md": as_markdown(comparison, published, "Table 1: main results", world),
+        "tex": as_latex(comparison, published, "Main results.", world, "tab:main"),
+    }
+    return [write_text(layout.table("table_1", suffix), text) for suffix, text in texts.items()]
+
+
+TABLES: dict[str, Callable[[Config], list[Path]]] = {"table_1": table_1}
+"""What makes each table, by name."""
+
+
+# ---- formats -------------------------------------------------------------------------------------------------------
+
+
+def as_csv(comparison: Comparison, published: PublishedScores) -> str:
+    """One line a method and benchmark; scores and differences in points (0 to 100), `seeds` the seeds with a result."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for method, variant in comparison.methods:
+        for benchmark in comparison.benchmarks:
+            entry = comparison.entries.get(((method, variant), benchmark))
+            if entry is None:
+                continue
+            mean, behind = entry.mean, entry.behind
+            paper = published.get((method, variant, benchmark))
+            writer.writerow(
+                [
+                    method_family(method),
+                    method,
+                    variant,
+                    benchmark,
+                    entry.metric,
+                    *(_points(mean.estimate, mean.low, mean.high) if mean else ["", "", ""]),
+                    entry.n,
+                    " ".join(map(str, entry.seeds)),
+                    entry.mark,
+                    *(_points(behind.estimate, behind.low, behind.high) if behind else ["", "", ""]),
+                    "" if entry.p_holm is None else f"{entry.p_holm:.4f}",
+                    entry.hole,
+                    f"{paper.score:.2f}" if paper else "",
+                    *(
+                        [f"{paper.sampling.low:.2f}", f"{paper.sampling.high:.2f}"]
+                        if paper and paper.sampling
+                        else ["", ""]
+                    ),
+                    paper.note if paper else "",
+                ]
+            )
+    return text.getvalue()
+
+
+def as_markdown(comparison: Comparison, published: PublishedScores, title: str, world: str) -> str:
+    """A table with two columns a benchmark, measured and published; best in bold, ties with a dagger."""
+    header = ["Method"]
+    for benchmark in comparison.benchmarks:
+        header += [_measured_header(comparison, benchmark), "paper"]
+    lines = [f"# {title}", "", f"**{world}**", "", _markdown_row(header)]
+    lines.append(_markdown_row(["---"] + ["---", "---:"] * len(comparison.benchmarks)))
+    for family, methods in _by_family(comparison):
+        lines.append(_markdown_row([f"*{FAMILIES[family]}*"] + [""] * (len(header) - 1)))
+        for method, variant in methods:
+            row = [_escape_markdown(method_title(method, variant))]
+            for benchmark in comparison.benchmarks:
+                entry = comparison.entries.get(((method, variant), benchmark))
+                row.append(_markdown_cell(entry, comparison) if entry else "")
+                row.append(_published_cell(published, method, variant, benchmark))
+            lines.append(_markdown_row(row))
+    lines += ["", *(f"- {note}" for note in _legend(comparison, published, best="**bold**", tied="†")), ""]
+    return "\n".join(lines)
+
+
+def as_latex(comparison: Comparison, published: PublishedScores, caption: str, world: str, label: str) -> str:
+    r"""The same table for LaTeX with `booktabs`; fits `\textwidth` by `\resizebox` (package `graphicx`)."""
+    benchmarks = comparison.benchmarks
+    top, bottom = ["", *_latex_heads(comparison)], ["Method"] + ["measured", "paper"] * len(benchmarks)
+    rules = [rf"\cmidrule(lr){{{2 + 2 * index}-{3 + 2 * index}}}" for index in range(len(benchmarks))]
+    lines = [
+        r"\begin{table*}[t]",
+        r"\centering",
+        rf"\caption{{{escape_latex(caption)} {escape_latex(world)}}}",
+        rf"\label{{{label}}}",
+        r"\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{l{'lr' * len(benchmarks)}}}",
+        r"\toprule",
+        _latex_row(top),
+        "".join(rules),
+        _latex_row(bottom),
+    ]
+    for family, methods in _by_family(comparison):
+        lines += [r"\midrule", rf"\multicolumn{{{1 + 2 * len(benchmarks)}}}{{l}}{{\textit{{{FAMILIES[family]}}}}} \\"]
+        for method, variant in methods:
+            row = [escape_latex(method_title(method, variant))]
+            for benchmark in benchmarks:
+                entry = comparison.entries.get(((method, variant), benchmark))
+                row.append(_latex_cell(entry, comparison) if entry else "")
+                row.append(_published_cell(published, method, variant, benchmark))
+            lines.append(_latex_row(row))
+    lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip\footnotesize\raggedright"]
+    # The legend's own marks are LaTeX: put in after escaping.
+    notes = [escape_latex(note) for note in _legend(comparison, published, best="BOLD", tied="DAGGER")]
+    lines += [note.replace("BOLD", r"\textbf{bold}").replace("DAGGER", r"$^{\dagger}$") for note in notes]
+    return "\n".join([*lines, r"\end{table*}", ""])
+
+
+_LATEX_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "…": r"\ldots{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def escape_latex(text: str) -> str:
+    r"""Text as LaTeX shows it.
+
+    >>> escape_latex("my_method: 100 %")
+    'my\\_method: 100 \\%'
+    """
+    return "".join(_LATEX_SPECIAL.get(character, character) for character in text)
+
+
+def _escape_markdown(text: str) -> str:
+    return "".join(f"\\{character}" if character in "\\`*_<>|[]" else character for character in text)
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _latex_row(cells: list[str]) -> str:
+    return f"{' & '.join(cells)} \\\\"
+
+
+# ---- cells ---------------------------------------------------------------------------------------------------------
+
+
+def _points(*values: float) -> list[str]:
+    return [f"{100 * value:.2f}" for value in values]
+
+
+def _by_family(comparison: Comparison) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    for family, methods in groupby(comparison.methods, key=lambda each: method_family(each[0])):
+        yield family, list(methods)
+
+
+def _usual(comparison: Comparison, benchmark: str) -> tuple[int, int]:
+    """Test rows and number of seeds in the column's head: the most that any method has."""
+    entries = comparison.of(benchmark)
+    return max((entry.n for entry in entries), default=0), max((len(entry.seeds) for entry in entries), default=0)
+
+
+def _metric(comparison: Comparison, benchmark: str) -> str:
+    name = next((entry.metric for entry in comparison.of(benchmark) if entry.metric), "score")
+    return METRICS.get(name, name).lower()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _measured_header(comparison: Comparison, benchmark: str) -> str:
+    n, seeds = _usual(comparison, benchmark)
+    size = f" (n = {n}, {_count(seeds, 'seed')})" if n else ""
+    return f"{_escape_markdown(BENCHMARKS.get(benchmark, benchmark))}, {_metric(comparison, benchmark)} in %{size}"
+
+
+def _latex_heads(comparison: Comparison) -> Iterator[str]:
+    for benchmark in comparison.benchmarks:
+        n, seeds = _usual(comparison, benchmark)
+        size = f" ($n = {n}$, {_count(seeds, 'seed')})" if n else ""
+        title = escape_latex(BENCHMARKS.get(benchmark, benchmark))
+        yield rf"\multicolumn{{2}}{{c}}{{{title}, {escape_latex(_metric(comparison, benchmark))} in \%{size}}}"
+
+
+def _hole(entry: Entry) -> str:
+    """The hole's reason, cut to fit a table."""
+    return entry.hole if len(entry.hole) <= REASON_LENGTH else entry.hole[: REASON_LENGTH - 1].rstrip() + "…"
+
+
+def _remark(entry: Entry, comparison: Comparison) -> str:
+    """What stands under a mean of fewer seeds than the column's head says."""
+    seeds = len(entry.seeds)
+    return (
+        f"{_count(seeds, 'seed')}; {_hole(entry)}"
+        if seeds < _usual(comparison, entry.benchmark)[1] or entry.hole
+        else ""
+    )
+
+
+def _markdown_cell(entry: Entry, comparison: Comparison) -> str:
+    if entry.mean is None:
+        return _escape_markdown(_hole(entry))
+    mean = f"{100 * entry.mean.estimate:.1f}"
+    mean = {"best": f"**{mean}**", "tied": f"{mean}†", "": mean}[entry.mark]
+    remark = _remark(entry, comparison)
+    interval = f"[{100 * entry.mean.low:.1f}, {100 * entry.mean.high:.1f}]"
+    return f"{mean} {interval}" + (f" ({_escape_markdown(remark)})" if remark else "")
+
+
+def _latex_cell(entry: Entry, comparison: Comparison) -> str:
+    if entry.mean is None:
+        return rf"\textit{{{escape_latex(_hole(entry))}}}"
+    mean = f"{100 * entry.mean.estimate:.1f}"
+    mean = {"best": rf"\textbf{{{mean}}}", "tied": rf"{mean}$^{{\dagger}}$", "": mean}[entry.mark]
+    remark = _remark(entry, comparison)
+    interval = rf"{{\footnotesize [{100 * entry.mean.low:.1f}, {100 * entry.mean.high:.1f}]}}"
+    return f"{mean} {interval}" + (rf" {{\footnotesize ({escape_latex(remark)})}}" if remark else "")
+
+
+def _published_cell(published: PublishedScores, method: str, variant: str, benchmark: str) -> str:
+    paper = published.get((method, variant, benchmark))
+    return f"{paper.score:.2f}" if paper else ""
+
+
+def _legend(comparison: Comparison, published: PublishedScores, *, best: str, tied: str) -> list[str]:
+    """What the numbers are, what the marks mean, and what could have been found."""
+    entries = list(comparison.entries.values())
+    level = f"{100 * LEVEL:.0f} %"
+    conditional = any(entry.mean and entry.mean.conditional for entry in entries)
+    drawn = (
+        f"test queries are drawn anew; seeds are not, as fewer than {MIN_SEEDS} are too few: the intervals hold for "
+        "these seeds"
+        if conditional
+        else "seeds and test queries are drawn anew"
+    )
+    notes = [
+        f"Measured: mean over seeds and test queries with its {level} bootstrap interval ({drawn}).",
+        f"{best}: highest mean of a column; {tied}: not significantly below it (paired test, p > {1 - LEVEL:.2f} after "
+        "Holm's correction within the column); no mark: significantly below.",
+    ]
+    detectable = [text for benchmark in comparison.benchmarks if (text := _detectable(comparison, benchmark))]
+    if detectable:
+        notes.append(
+            "Smallest difference from the best that one paired test finds with 80 % probability, in points (median "
+            f"over methods, before correction): {', '.join(detectable)}."
+        )
+    if published:
+        notes.append(
+            "Paper: single published numbers of the paper's models and data, from secondary sources, without "
+            "intervals; empty: not published. Sampling of its test rows alone leaves open, in points: "
+            f"{', '.join(_open(published))}."
+        )
+    if any(entry.hole for entry in entries):
+        notes.append("Failed and skipped cells have no score and are no zeros; whole reasons are in the CSV file.")
+    return notes
+
+
+def _detectable(comparison: Comparison, benchmark: str) -> str:
+    found = sorted(
+        smallest_detectable_effect(entry.n, entry.behind.spread) for entry in comparison.of(benchmark) if entry.behind
+    )
+    return f"{BENCHMARKS.get(benchmark, benchmark)} {100 * found[len(found) // 2]:.1f}" if found else ""
+
+
+def _open(published: PublishedScores) -> Iterator[str]:
+    """The widest half-interval of each benchmark's published numbers."""
+    widths: dict[str, float] = {}
+    for (_, _, benchmark), paper in published.items():
+        if paper.sampling:
+            half = (paper.sampling.high - paper.sampling.low) / 2
+            widths[benchmark] = max(widths.get(benchmark, 0.0), half)
+    for benchmark, half in widths.items():
+        yield f"{BENCHMARKS.get(benchmark, benchmark)} up to ±{half:.1f}"

@@ -1,0 +1,108 @@
+"""Results folders as a run leaves them, with scores drawn from known probabilities."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metatuner.harness.config import Config, resolve
+from metatuner.hashing import hash_value
+
+METRICS = {"math": ("accuracy",), "gsm8k": ("accuracy",), "hotpotqa": ("em", "f1"), "cosmosqa": ("accuracy",)}
+CHANCES = {"zero_shot": 0.3, "few_shot": 0.4, "opro": 0.5, "sft": 0.62, "metatuner_j": 0.7}
+"""Probability of a right answer, before the benchmark's and the query's own difficulty."""
+
+
+def fake_config(
+    results: Path, *, methods: Sequence[str] = tuple(CHANCES), seeds: Sequence[int] = (0, 1, 2), **keys: Any
+) -> Config:
+    """A resolved nano-like preset whose results lie in `results`; `keys` replace top-level ones."""
+    values: dict[str, Any] = {
+        "preset": "nano",
+        "results": str(results),
+        "models": {"actor": {"path": "nano:actor"}, "generators": {"large": {"path": "nano:generator"}}},
+        "benchmarks": {name: {"source": "nano", "sizes": {"train": 8, "test": 40}} for name in METRICS},
+        "budgets": {"default": {}},
+        "methods": {name: {} for name in methods},
+        "experiments": {
+            "main": {"methods": list(methods), "benchmarks": list(METRICS), "seeds": list(seeds), "generator": "large"}
+        },
+    }
+    return resolve({**values, **keys})
+
+
+def plan_rows(config: Config) -> list[dict[str, Any]]:
+    """The plan's rows for a fake config."""
+    rows = []
+    for name, experiment in config.experiments.items():
+        for method in experiment.methods:
+            for benchmark in experiment.benchmarks:
+                for seed in experiment.seeds:
+                    fit = hash_value([method, benchmark, seed])
+                    rows.append(
+                        {
+                            "experiment": name,
+                            "method": method,
+                            "variant": "default",
+                            "benchmark": benchmark,
+                            "trained_on": benchmark,
+                            "generator": "large" if method in ("opro", "metatuner_j") else "",
+                            "seed": seed,
+                            "cell": hash_value([fit, "cell"]),
+                            "fit": fit,
+                            "tuned": "none",
+                        }
+                    )
+    return rows
+
+
+def fake_scores(method: str, benchmark: str, seed: int, n: int, chances: Mapping[str, float]) -> list[float]:
+    """Binary scores; a query is as hard for all methods, more or less."""
+    hardness = random.Random(f"{benchmark} queries")
+    luck = random.Random(f"{method} {benchmark} {seed}")
+    shift = 0.08 * list(METRICS).index(benchmark) - 0.1
+    means = [chances.get(method, 0.5) + shift + hardness.uniform(-0.25, 0.25) for _ in range(n)]
+    return [float(luck.random() < mean) for mean in means]
+
+
+def write_cell(root: Path, cell: str, benchmark: str, scores: Sequence[float]) -> None:
+    """A cell's files."""
+    folder = root / "cells" / cell
+    folder.mkdir(parents=True)
+    metrics = METRICS[benchmark]
+    with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
+        for index, score in enumerate(scores):
+            values = {metric: min(1.0, score + 0.25 * (metric == "f1")) for metric in metrics}
+            row = {"id": f"{benchmark}-{index}", "prompt": "p", "completion": "c", "score": score, "metrics": values}
+            print(json.dumps(row), file=file)
+    means = {
+        metric: sum(min(1.0, score + 0.25 * (metric == "f1")) for score in scores) / len(scores) for metric in metrics
+    }
+    record = {"metrics": means, "primary": metrics[0], "n": len(scores)}
+    (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def write_cells(
+    config: Config,
+    *,
+    n: int = 40,
+    outcomes: Mapping[str, tuple[str, str]] | None = None,
+    chances: Mapping[str, float] = CHANCES,
+) -> list[dict[str, Any]]:
+    """Write every cell that `outcomes` gives no other status; the plan's rows."""
+    rows = plan_rows(config)
+    for row in rows:
+        if (outcomes or {}).get(row["cell"], ("ok", ""))[0] == "ok":
+            scores = fake_scores(row["method"], row["benchmark"], row["seed"], n, chances)
+            write_cell(Path(config.results), row["cell"], row["benchmark"], scores)
+    return rows
+
+
+def fake_run(config: Config, *, n: int = 40, **cells: Any) -> list[dict[str, Any]]:
+    """Cells and scores.csv of a run in which everything worked; the plan's rows."""
+    from metatuner.analysis.scores import write_scores
+
+    rows = write_cells(config, n=n, **cells)
+    write_scores(rows, cells.get("outcomes") or {}, Path(config.results))
+    return rows
