@@ -1,9 +1,11 @@
 """Tiny random models and a word-level tokenizer, for tests of metatuner.lm."""
 
 from pathlib import Path
+from types import MethodType
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -53,7 +55,7 @@ def tiny_model(architecture: str = "llama", *, seed: int = 0, **changes: object)
     built = model(config(**(sizes | extra | changes))).eval()
     for name, parameter in built.named_parameters():
         if name.endswith("bias"):  # transformers starts them at zero
-            torch.nn.init.normal_(parameter, std=0.2)
+            nn.init.normal_(parameter, std=0.2)
     return built
 
 
@@ -65,17 +67,36 @@ def word_tokenizer(chat: str | None = CHAT) -> PreTrainedTokenizerFast:
     )
     words.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", extra_special_tokens=["<q>", "<a>"]
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=["<q>", "<a>"],
     )
     tokenizer.chat_template = chat
     return tokenizer
 
 
-def tiny_lm(architecture: str = "llama", *, chat: str | None = CHAT, spec: ModelSpec | None = None, **changes: object) -> LM:
+def tiny_lm(
+    architecture: str = "llama", *, chat: str | None = CHAT, spec: ModelSpec | None = None, **changes: object
+) -> LM:
     """A tiny model with the word tokenizer, not saved anywhere. A few words end a completion, so that some do."""
     model = tiny_model(architecture, **changes)
     model.generation_config.eos_token_id = ENDS
     return LM(model, word_tokenizer(chat), model.config.max_position_embeddings, spec or ModelSpec("tiny"))
+
+
+def double_lm(architecture: str = "llama") -> LM:
+    """A tiny model in float64 throughout: transformers' RMSNorm would round to float32 inside."""
+
+    def norm(module: nn.Module, x: Tensor) -> Tensor:
+        return module.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+
+    lm = tiny_lm(architecture)
+    for module in lm.model.double().modules():
+        if hasattr(module, "variance_epsilon"):
+            module.forward = MethodType(norm, module)
+    return lm
 
 
 def save_tiny(folder: Path, architecture: str = "llama", **changes: object) -> Path:

@@ -63,6 +63,22 @@ def test_a_rows_sample_depends_on_its_own_seed_alone() -> None:
     assert ids(other) != ids(first)
 
 
+def test_equal_prompts_are_read_once_and_answered_each_on_its_own() -> None:
+    lm = tiny_lm()
+    prompts = [prompt for prompt in PROMPTS[:4] for _ in range(6)]
+    rows: list[int] = []
+    hook = lm.decoder.register_forward_hook(
+        lambda module, args, kwargs, output: rows.append(len(output[0])), with_kwargs=True
+    )
+    together = generate(lm, prompts, max_new_tokens=NEW, temperature=1.0, seeds=range(24))
+    hook.remove()
+    assert rows[:2] == [4, 24]
+    assert together == [
+        generate(lm, [prompt], max_new_tokens=NEW, temperature=1.0, seeds=[seed])[0]
+        for seed, prompt in enumerate(prompts)
+    ]
+
+
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.6)])
 def test_samples_have_the_models_distribution(temperature: float, top_p: float) -> None:
     lm, draws = tiny_lm(), 4000
@@ -157,7 +173,7 @@ def test_an_adaptation_sees_its_rows_and_is_told_which_go_on() -> None:
         assert len(rows.rows) < len(indices)
 
     assert generate(lm, PROMPTS, max_new_tokens=NEW, max_rows=10, adapt=adapt) == plain
-    assert sorted(sum(seen, [])) == list(range(len(PROMPTS)))
+    assert sorted(index for indices in seen for index in indices) == list(range(len(PROMPTS)))
     assert [len(rows) for rows in seen] == [10, 10, 4]
 
 

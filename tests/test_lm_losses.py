@@ -49,7 +49,12 @@ def test_a_model_that_scales_its_logits_gets_its_own_logits(lm: LM) -> None:
     torch.manual_seed(0)
     model = CohereForCausalLM(
         CohereConfig(
-            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, logit_scale=0.5
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            logit_scale=0.5,
         )
     ).double()
     scaled = replace(lm, model=model, plain_head=False)

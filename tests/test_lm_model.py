@@ -38,7 +38,13 @@ def test_dtype_and_window_are_as_asked(folder: Path) -> None:
 def test_a_model_that_changes_its_logits_after_the_head_is_found_out(tmp_path: Path, folder: Path) -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    sizes = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    sizes = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+    }
     capped = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, final_logit_softcapping=2.0)
     Gemma2ForCausalLM(capped).save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
@@ -104,7 +110,7 @@ def test_a_folder_without_weights_or_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="safetensors weights cannot be loaded"):
         load_lm(ModelSpec(str(tmp_path)))
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match="no config.json"):
+    with pytest.raises(UserError, match=r"no config\.json"):
         load_lm(ModelSpec(str(tmp_path)))
 
 
@@ -125,5 +131,5 @@ def test_what_is_neither_a_folder_nor_reachable_says_how_to_go_on(tmp_path: Path
 
 
 def test_a_rewrite_without_the_query_is_refused() -> None:
-    with pytest.raises(UserError, match="must hold {query} once"):
+    with pytest.raises(UserError, match=r"must hold \{query\} once"):
         ModelSpec("tiny", rewrite_user="{prompt}")

@@ -107,10 +107,10 @@ def generate(
 
 
 def _batches(prompts: Sequence[Sequence[int]], new: int, batch_tokens: int, max_rows: int) -> list[list[int]]:
-    """Indices of prompts, the longest first (what does not fit in memory fails at once), alike lengths together."""
+    """Indices of prompts, the longest first (what does not fit in memory fails at once), alike ones together."""
     batches: list[list[int]] = []
     longest = 0
-    for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
+    for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), list(prompts[i]))):
         if not batches or len(batches[-1]) == max_rows or (len(batches[-1]) + 1) * longest > batch_tokens:
             batches.append([])
             longest = len(prompts[index]) + new
@@ -227,10 +227,12 @@ def _decode(
     adaptation: Adaptation | None,
 ) -> list[list[int]]:
     """The generated ids of each prompt of one batch, decoded together with left padding."""
+    # Equal prompts (samples of one query) are read once, unless each row has a model of its own.
+    read = prompts if adaptation is not None else list({tuple(prompt): prompt for prompt in prompts}.values())
     width = max(map(len, prompts))
-    inputs = torch.full((len(prompts), width), lm.filler)
-    mask = torch.ones((len(prompts), width + steps), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
+    inputs = torch.full((len(read), width), lm.filler)
+    mask = torch.ones((len(read), width + steps), dtype=torch.long)
+    for row, prompt in enumerate(read):
         inputs[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, : width - len(prompt)] = 0
     inputs, mask = inputs.to(lm.device), mask.to(lm.device)
@@ -250,6 +252,11 @@ def _decode(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        if len(logits) < len(batch):
+            places = {tuple(prompt): row for row, prompt in enumerate(read)}
+            copies = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=lm.device)
+            logits, mask, positions = logits[copies], mask[copies], positions[copies]
+            cache.batch_select_indices(copies)
         logits.index_fill_(-1, suppressed, -torch.inf)
         chosen = pick(logits, step)
         for index, token in zip(batch, chosen.tolist(), strict=True):

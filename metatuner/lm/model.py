@@ -240,7 +240,7 @@ def _attempt(spec: ModelSpec, what: str, load: Callable[[], Any]) -> Any:
 
 @torch.no_grad()
 def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Tried on a few tokens (the embedding of id 0 may be all zeros), as no config key says it for all architectures."""
+    """Tried on a few tokens (the embedding of id 0 may be all zeros): no config key says it for all architectures."""
     ids = torch.arange(min(8, model.config.get_text_config(decoder=True).vocab_size), device=model.device)[None]
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     return torch.equal(model(input_ids=ids, use_cache=False).logits, model.get_output_embeddings()(hidden))
