@@ -1,0 +1,37 @@
+"""Few-shot: the initial prompt and a few train rows with their reference answers."""
+
+from dataclasses import dataclass
+
+from metatuner.errors import UserError
+from metatuner.harness.ground import Demo, Lab
+from metatuner.harness.method import Method
+from metatuner.harness.policies import FixedPrompt
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be set."""
+
+    shots: int = 4
+    """Demonstrations a query; the low end of the 4 to 8 that few-shot prompts commonly show (arXiv 2005.14165)."""
+
+
+class FewShot(Method):
+    """The same randomly drawn demonstrations before every query of a benchmark."""
+
+    name = "few_shot"
+    family = "vanilla"
+    reference = "Brown et al. 2020, Language Models are Few-Shot Learners (arXiv 2005.14165)"
+    Settings = Settings
+
+    def fit(self, lab: Lab) -> FixedPrompt:
+        """Draw `shots` train rows a benchmark; one without train rows (a transfer) is shown rows of the others."""
+        shots = self.settings.shots
+        random = lab.random("demos")
+        demos: dict[str, list[Demo]] = {}
+        for name in lab.benchmarks:
+            pool = [row for row in lab.train if row.benchmark == name] or lab.train
+            if not 0 < shots <= len(pool):
+                raise UserError(f"few_shot: shots is {shots}, but {name} has {len(pool)} train rows; set 1 to that")
+            demos[name] = [(row.query, row.target) for row in random.sample(list(pool), shots)]
+        return FixedPrompt(lab, {name: lab.initial_prompt(name) for name in lab.benchmarks}, demos)

@@ -1,0 +1,104 @@
+"""OPRO: a language model proposes instructions from the scores of earlier ones."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from metatuner.harness.ground import Lab
+from metatuner.harness.method import Method
+from metatuner.harness.policies import FixedPrompt
+
+if TYPE_CHECKING:
+    from baselines._opro_teleprompter import Proposer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be set; numbers without a source are those of `optimize_instructions.py` in google-deepmind/opro."""
+
+    proposer: Literal["instruct", "rewrite"] = "instruct"
+    """`instruct`: the generator follows OPRO's meta-prompt. `rewrite`: it rewrites the best instruction and p~."""
+    steps: int = 200
+    """Most steps; the search also ends when the budget does not cover another step."""
+    samples: int = 8
+    """Instructions proposed a step."""
+    temperature: float = 1.0
+    """Of the proposals; candidates are scored greedily."""
+    shown: int = 20
+    """Instructions in the meta-prompt."""
+    exemplars: int = 3
+    """Train rows in the meta-prompt."""
+    scored_rows: int = 256
+    """Train rows that a candidate is scored on (3.5 % of GSM8K's), or all where there are fewer."""
+    max_characters: int = 500
+    """Longer proposals are dropped."""
+    proposal_tokens: int = 128
+    """Most tokens of a proposal; 500 characters of English are about as many."""
+    finalists: int = 5
+    """Candidates, by train score, between which dev decides."""
+
+
+class OPRO(Method):
+    """One instruction for all queries, searched by a language model. The proposer is the generator."""
+
+    name = "opro"
+    family = "prompt"
+    reference = "Yang et al. 2024, Large Language Models as Optimizers (arXiv 2309.03409); google-deepmind/opro"
+    deviations = (
+        "The meta-prompt is worded anew and put to the generator instead of a commercial model.",
+        "Dev rows choose between the best candidates; OPRO reports the best on train rows.",
+        "With `proposer: rewrite` no meta-prompt is read: proposals are rewrites of the best instruction and of p~.",
+    )
+    Settings = Settings
+    uses_generator = True
+
+    def skip(self, lab: Lab) -> str | None:
+        return "no generator to propose instructions" if lab.generator is None else None
+
+    def fit(self, lab: Lab) -> FixedPrompt:
+        """Search from p~; trained on several benchmarks, one instruction for all, from the p~ of each."""
+        from baselines._opro_teleprompter import OPRO as Teleprompter
+        from metatuner.harness.dspy_bridge import ActorProgram, RewardMetric, examples
+
+        settings = self.settings
+        starts = list(dict.fromkeys(lab.initial_prompt(name) for name in lab.trained_on))
+        optimizer = Teleprompter(
+            metric=RewardMetric(lab),
+            proposer=self._proposer(lab),
+            random=lab.random("search"),
+            steps=settings.steps,
+            samples=settings.samples,
+            exemplars=settings.exemplars,
+            scored_rows=settings.scored_rows,
+            max_characters=settings.max_characters,
+            finalists=settings.finalists,
+            starts=starts[1:],
+            affordable=lambda answers, proposals: self._affordable(lab, answers, proposals),
+            report=lab.log,
+        )
+        program = optimizer.compile(
+            ActorProgram(lab, starts[0]), trainset=examples(lab.train), valset=examples(lab.dev)
+        )
+        return FixedPrompt(lab, dict.fromkeys(lab.benchmarks, program.instruction))
+
+    def _proposer(self, lab: Lab) -> "Proposer":
+        from baselines._opro_teleprompter import InstructProposer, RewriteProposer
+        from metatuner.harness.dspy_bridge import LMEngine
+
+        settings = self.settings
+        if settings.proposer == "rewrite":
+            return RewriteProposer(lab, temperature=settings.temperature, max_tokens=settings.proposal_tokens)
+        engine = LMEngine(
+            lab.need_generator(),
+            seed=lab.stream("proposals"),
+            fan_out=settings.samples,
+            batch_tokens=lab.batch_tokens,
+        )
+        return InstructProposer(
+            engine, shown=settings.shown, temperature=settings.temperature, max_tokens=settings.proposal_tokens
+        )
+
+    def _affordable(self, lab: Lab, answers: int, proposals: int) -> bool:
+        """Whether the budget covers so many calls, each as long as it may get."""
+        longest = max(lab.benchmark(name).max_new_tokens for name in lab.trained_on)
+        tokens = answers * longest + proposals * self.settings.proposal_tokens
+        return lab.budget.left("lm_calls") >= answers + proposals and lab.budget.left("generated_tokens") >= tokens

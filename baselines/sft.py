@@ -1,0 +1,124 @@
+"""SFT: a LoRA adapter on the actor, trained by TRL to write the reference answers under the initial prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from metatuner.errors import UserError
+from metatuner.harness.ground import Lab
+from metatuner.harness.method import Method
+from metatuner.harness.policies import Adapter
+from metatuner.harness.rows import Row
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be set."""
+
+    learning_rate: float = 2e-4
+    """Peak rate of AdamW; ten times that of full fine-tuning, as is usual for LoRA (TRL's LoRA guide)."""
+    epochs: int = 3
+    """Passes over the train rows; TRL's default."""
+    batch_size: int = 16
+    """Rows an optimizer step."""
+    warmup: float = 0.1
+    """Share of the steps in which the rate rises from 0; it then falls to 0 along a cosine."""
+    weight_decay: float = 0.0
+    """Of AdamW; TRL's default."""
+    rank: int = 8
+    """Rank of the adapter (r), the setting of arXiv 2106.09685 for language generation times two."""
+    alpha: int = 16
+    """Scale of the adapter: its output is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linears that get an adapter; `all-linear` is every one but the LM head (arXiv 2305.14314)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a fifth slower."""
+
+
+class SFT(Method):
+    """Completion-only cross-entropy on the reference answers."""
+
+    name = "sft"
+    family = "parameter"
+    reference = "Hu et al. 2022, LoRA (arXiv 2106.09685), through TRL's SFTTrainer"
+    Settings = Settings
+
+    def fit(self, lab: Lab) -> Adapter:
+        """Train on `lab.train`; rows that do not fit the actor's window are left out and counted in the log."""
+        import torch
+        from datasets import Dataset
+        from peft import LoraConfig, get_peft_model
+        from transformers import PrinterCallback
+        from trl.trainer.sft_config import SFTConfig
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+
+        settings, lm = self.settings, lab.actor
+        examples = encode(lab, lab.train)
+        lab.log(event="rows", used=len(examples), dropped=len(lab.train) - len(examples))
+        if not examples:
+            raise UserError("sft: no train row fits the actor's window; raise its `window` or use shorter rows")
+        torch.manual_seed(lab.stream("adapter"))
+        lora = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules="all-linear" if settings.targets == ("all-linear",) else list(settings.targets),
+        )
+        trainer = SFTTrainer(
+            model=get_peft_model(lm.model, lora),
+            processing_class=lm.tokenizer,
+            train_dataset=Dataset.from_list(examples),
+            data_collator=DataCollatorForLanguageModeling(pad_token_id=lm.filler),
+            args=SFTConfig(
+                output_dir=str(lab.workdir),
+                # The labels are ours, so that training reads the very ids that inference reads.
+                dataset_kwargs={"skip_prepare_dataset": True},
+                max_length=None,
+                learning_rate=settings.learning_rate,
+                num_train_epochs=settings.epochs,
+                per_device_train_batch_size=settings.batch_size,
+                lr_scheduler_type="cosine",
+                warmup_steps=settings.warmup,
+                weight_decay=settings.weight_decay,
+                gradient_checkpointing=settings.gradient_checkpointing,
+                bf16=lm.spec.dtype == "bfloat16",
+                fp16=lm.spec.dtype == "float16",
+                use_cpu=lm.device.type == "cpu",
+                seed=lab.stream("sft") % 2**32,
+                save_strategy="no",
+                logging_strategy="epoch",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_num_workers=0,
+                dataloader_pin_memory=lm.device.type == "cuda",
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)  # the fit has its own log
+        trainer.train()
+        for entry in trainer.state.log_history:
+            if "loss" in entry:
+                lab.log(event="epoch", epoch=round(entry["epoch"], 3), loss=round(entry["loss"], 5))
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+        # The trainer's own forward still calls this model when it stands on a copy of it.
+        vars(model.get_base_model()).pop("forward", None)
+        prompts = {name: lab.initial_prompt(name) for name in lab.benchmarks}
+        return Adapter(lab, replace(lm, model=model), prompts)
+
+
+def encode(lab: Lab, rows: Sequence[Row]) -> list[dict[str, list[int]]]:
+    """What the trainer reads: `input_ids`, and `labels` of the same length with -100 before the completion.
+
+    The prompt's ids are those that `lab.answer` gives the actor. Rows longer than the window are left out.
+    """
+    from metatuner.lm import completion_ids, render
+
+    examples = []
+    for row in rows:
+        reserve = lab.benchmark(row.benchmark).max_new_tokens
+        prompt = render(lab.actor, lab.initial_prompt(row), row.query, reserve=reserve).ids
+        completion = completion_ids(lab.actor, row.target)
+        if len(prompt) + len(completion) <= lab.actor.window:
+            examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
+    return examples

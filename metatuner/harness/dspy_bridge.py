@@ -1,0 +1,164 @@
+"""DSPy on the ground that all methods share: the actor as a program, a local model as an engine, prompts as they stand.
+
+Import it within a fit: DSPy takes more than a second. Nothing here is cached by DSPy: repeated calls are metered calls.
+"""
+
+import hashlib
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import dspy
+from dspy.lm15 import Message, Request, Response, Usage
+
+from metatuner.harness.ground import Ground, Lab, derive_seed
+from metatuner.harness.policy import Query
+from metatuner.harness.rows import Row
+from metatuner.lm import LM, Completion, generate, render
+
+PROGRAM_INPUTS = ("query", "id", "benchmark")
+
+
+def examples(rows: Iterable[Row]) -> list[dspy.Example]:
+    """Rows as DSPy examples: inputs `query`, `id` and `benchmark`; label `answer`; the row itself as `row`."""
+    return [
+        dspy.Example(query=row.query, id=row.id, benchmark=row.benchmark, answer=row.target, row=row).with_inputs(
+            *PROGRAM_INPUTS
+        )
+        for row in rows
+    ]
+
+
+class RewardMetric:
+    """The benchmark's primary metric, 0 to 1, as a DSPy metric."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
+        return self.lab.reward_texts([example.row], [prediction.answer])[0]
+
+
+class ActorProgram(dspy.Module):
+    """The actor under one instruction, as a DSPy program.
+
+    The instruction is that of its only predictor, where DSPy's optimizers look for it. Answers come from the ground, so
+    that a prompt is rendered and decoded exactly as in evaluation; `batch` answers all examples in one call.
+    """
+
+    def __init__(self, ground: Ground, instruction: str) -> None:
+        super().__init__()
+        self.ground = ground
+        self.predict = dspy.Predict(dspy.Signature("query -> answer", instruction))
+
+    @property
+    def instruction(self) -> str:
+        return str(self.predict.signature.instructions)
+
+    def with_instruction(self, instruction: str) -> "ActorProgram":
+        """The same program under another instruction."""
+        return ActorProgram(self.ground, instruction)
+
+    def deepcopy(self) -> "ActorProgram":
+        """A copy with its own instruction; the models are shared."""
+        return self.with_instruction(self.instruction)
+
+    def forward(self, query: str, id: str, benchmark: str) -> dspy.Prediction:
+        return self._answer([Query(id, benchmark, query)])[0]
+
+    def batch(self, examples: Sequence[dspy.Example], **options: Any) -> list[dspy.Prediction]:
+        """A prediction an example, in order. DSPy's threading options mean nothing here."""
+        return self._answer([Query(each.id, each.benchmark, each.query) for each in examples])
+
+    def _answer(self, queries: Sequence[Query]) -> list[dspy.Prediction]:
+        return [dspy.Prediction(answer=each.completion) for each in self.ground.answer(queries, self.instruction)]
+
+
+class VerbatimAdapter(dspy.ChatAdapter):
+    """Renders a signature as it reads: the instruction, then the input fields; the whole reply is the output field.
+
+    DSPy's own adapter adds field markers and a format to obey, which small models cannot.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(use_json_adapter_fallback=False)
+
+    def format(
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[dict[str, str]]:
+        (reply,) = signature.output_fields
+        turns = [{"role": "system", "content": signature.instructions}]
+        for demo in demos:
+            turns.append({"role": "user", "content": self._fields(signature, demo)})
+            turns.append({"role": "assistant", "content": str(demo[reply])})
+        return [*turns, {"role": "user", "content": self._fields(signature, inputs)}]
+
+    def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, str]:
+        (reply,) = signature.output_fields
+        return {reply: completion.strip()}
+
+    def _fields(self, signature: type[dspy.Signature], values: Mapping[str, Any]) -> str:
+        return "\n\n".join(str(values[name]) for name in signature.input_fields if name in values)
+
+
+class LMEngine:
+    """A local language model behind `dspy.LM`.
+
+    A request at temperature > 0 is sampled `fan_out` times in one batch. DSPy fans `n` candidates out into n equal
+    requests one after another, so `n = fan_out` costs one batch. A sample's random stream comes from the seed, the
+    request and how often that request was sampled before; it does not depend on other requests.
+    """
+
+    def __init__(self, lm: LM, *, seed: int, fan_out: int = 1, batch_tokens: int = 16384) -> None:
+        self.lm, self.seed, self.fan_out, self.batch_tokens = lm, seed, fan_out, batch_tokens
+        self._ready: defaultdict[str, deque[Completion]] = defaultdict(deque)
+        self._drawn: Counter[str] = Counter()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LMEngine":
+        return self  # DSPy copies its clients; the model stays one
+
+    def client(self, *, temperature: float, max_tokens: int) -> dspy.LM:
+        """The DSPy client of this engine: no cache, no retries."""
+        return dspy.LM(
+            f"local/{self.lm.spec.path}",
+            engine=self,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            cache=False,
+            num_retries=0,
+        )
+
+    def complete(self, request: Request) -> Response:
+        """One completion; the last message is the query, earlier ones are demonstrations."""
+        *shown, query = (_text(message.parts) for message in request.messages)
+        system = request.system if isinstance(request.system, str) else _text(request.system or ())
+        temperature, limit = request.config.temperature or 0.0, request.config.max_tokens
+        key = hashlib.sha256(repr((system, shown, query, temperature, limit)).encode()).hexdigest()
+        if not self._ready[key]:
+            count = self.fan_out if temperature > 0 else 1
+            seeds = [derive_seed(self.seed, key, self._drawn[key] + index) for index in range(count)]
+            demos = list(zip(shown[::2], shown[1::2], strict=True))
+            ids = render(self.lm, system, query, demos, reserve=limit).ids
+            self._ready[key].extend(
+                generate(
+                    self.lm,
+                    [ids] * count,
+                    max_new_tokens=limit,
+                    temperature=temperature,
+                    seeds=seeds,
+                    batch_tokens=self.batch_tokens,
+                )
+            )
+            self._drawn[key] += count
+        completion = self._ready[key].popleft()
+        return Response(
+            id=None,
+            model=request.model,
+            message=Message.assistant(completion.text or " "),  # DSPy takes an empty reply for a failure
+            finish_reason="length" if completion.truncated else "stop",
+            usage=Usage(input_tokens=completion.prompt_tokens, output_tokens=len(completion.ids)),
+        )
+
+
+def _text(parts: Iterable[Any]) -> str:
+    return "".join(part.text for part in parts)
