@@ -1,0 +1,94 @@
+"""Worlds: the raw rows of the four nano benchmarks, split by the hash of what they ask."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from metatuner.errors import UserError, suggest
+from metatuner.harness.rows import normalise_text
+from metatuner.hashing import hash_value
+from metatuner.nano.constants import constants_hash
+from metatuner.nano.problems import BENCHMARKS, KINDS, SHIFTED, UNSHIFTED, Problem, Style, problem
+
+_PARTS = {"pretraining": range(0, 8), "train": range(8, 12), "tune": range(12, 13), "test": range(13, 15), "audit": range(15, 16)}
+"""Split -> the sixteenths of the space of queries that are its own: no two splits can share a query."""
+SPLITS = tuple(part for part in _PARTS if part != "pretraining")
+_PATIENCE = 400
+
+
+@dataclass(frozen=True)
+class World:
+    """One draw of the language: of its rows, and of the pretraining of its models."""
+
+    seed: int = 0
+    null: bool = False
+    """A world where prompts do not matter and nothing shifts, so that no method can be better than another."""
+
+    @property
+    def style(self) -> Style:
+        """How downstream rows are written."""
+        return UNSHIFTED if self.null else SHIFTED
+
+
+def in_split(item: Problem, split: str) -> bool:
+    """Whether a query falls into a split (or into "pretraining"), by the hash of its group."""
+    digest = hashlib.sha256(normalise_text(item.group).encode()).digest()
+    return digest[0] % 16 in _PARTS[split]
+
+
+def problems(world: World, benchmark: str, split: str, count: int) -> list[Problem]:
+    """`count` downstream problems of a split, no query twice; `UserError` for unknown names or more than there are."""
+    if benchmark not in BENCHMARKS:
+        raise UserError(f"nano world: unknown benchmark {benchmark!r}; {suggest(benchmark, BENCHMARKS)}")
+    if split not in SPLITS:
+        raise UserError(f"nano world: unknown split {split!r}; {suggest(split, SPLITS)}")
+    random = Random(f"{world.seed} {benchmark} {split}")
+    found: dict[str, Problem] = {}
+    for _ in range(_PATIENCE * count):
+        if len(found) == count:
+            break
+        item = problem(random, benchmark, world.style)
+        if in_split(item, split):
+            found.setdefault(normalise_text(item.query), item)
+    if len(found) < count:
+        raise UserError(
+            f"nano world: {benchmark} has about {len(found)} different {split} queries, {count} asked; ask for fewer rows"
+        )
+    return list(found.values())
+
+
+def raw_rows(world: World, benchmark: str, split: str, count: int) -> list[dict[str, Any]]:
+    """The first `count` raw rows of a split, in the benchmark's local schema plus `kind` and `glosses`.
+
+    A larger `count` extends a smaller one.
+    """
+    return [
+        {
+            "id": f"{split}-{number:05d}",
+            **item.raw,
+            "kind": KINDS[benchmark][item.kind],
+            "glosses": [list(pair) for pair in item.glosses],
+        }
+        for number, item in enumerate(problems(world, benchmark, split, count))
+    ]
+
+
+def write_rows(world: World, out_dir: Path, sizes: Mapping[str, Mapping[str, int]]) -> None:
+    """Write `out_dir/<benchmark>/<split>.jsonl` for each benchmark and split of `sizes` (benchmark -> split -> rows)."""
+    for benchmark, counts in sizes.items():
+        folder = out_dir / benchmark
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, count in counts.items():
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in raw_rows(world, benchmark, split, count)]
+            part = folder / f"{split}.jsonl.part"
+            part.write_text("".join(lines), encoding="utf-8")
+            part.replace(folder / f"{split}.jsonl")
+
+
+def world_key(world: World) -> str:
+    """What the rows of a world depend on, as a hash."""
+    return hash_value([constants_hash(), asdict(world)])
