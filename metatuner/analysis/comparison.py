@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import comb
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +43,7 @@ class Entry:
     behind: Difference | None = None
     """Paired difference to the benchmark's best, over the seeds that both have; None for the best and for holes."""
     p_holm: float | None = None
-    """Of `behind`, corrected for all comparisons with this benchmark's best."""
+    """Of `behind`, corrected for all pairs of methods on this benchmark."""
     mark: Literal["best", "tied", ""] = ""
     """best: the highest mean; tied: not significantly below it."""
 
@@ -180,14 +181,16 @@ def _mark(entries: Sequence[Entry], arrays: Mapping[MethodId, Mapping[int, Array
             tested[entry.method, entry.variant] = statistics.paired_difference(
                 np.stack([own[each] for each in shared]), np.stack([top[each] for each in shared]), seed=seed
             )
-    adjusted = dict(zip(tested, statistics.holm([each.p for each in tested.values()]), strict=True))
+    # The best was chosen by looking: whichever pair luck drives apart gets tested, so all pairs are corrected for.
+    adjusted = statistics.holm([each.p for each in tested.values()], tests=comb(len(measured), 2))
+    p_holm = dict(zip(tested, adjusted, strict=True))
     marked = []
     for entry in entries:
         key = (entry.method, entry.variant)
         if entry is best:
             entry = replace(entry, mark="best")
         elif key in tested:
-            tied = adjusted[key] > 1 - statistics.LEVEL
-            entry = replace(entry, behind=tested[key], p_holm=adjusted[key], mark="tied" if tied else "")
+            tied = p_holm[key] > 1 - statistics.LEVEL
+            entry = replace(entry, behind=tested[key], p_holm=p_holm[key], mark="tied" if tied else "")
         marked.append(entry)
     return marked

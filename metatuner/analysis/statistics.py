@@ -194,16 +194,24 @@ def mcnemar_exact(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / 2**flips)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], tests: int | None = None) -> list[float]:
     """Holm's adjusted p-values (family-wise error), in the order given.
+
+    Args:
+        p_values: of the tests at hand.
+        tests: how many tests these were chosen from by looking at the data, e.g. all pairs where only those with the
+            best mean are tested; the others count with a p-value of 1, which is never too small. None: all are at hand.
 
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
     """
+    tests = len(p_values) if tests is None else tests
+    if tests < len(p_values):
+        raise ValueError(f"{len(p_values)} p-values cannot be chosen from {tests} tests")
     adjusted = [0.0] * len(p_values)
     floor = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda each: p_values[each])):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[index]))
+        floor = max(floor, min(1.0, (tests - rank) * p_values[index]))
         adjusted[index] = floor
     return adjusted
 
@@ -234,4 +242,6 @@ def wilson_interval(proportion: float, n: int, *, level: float = LEVEL) -> Inter
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (proportion + z * z / (2 * n)) / (1 + z * z / n)
     half = z * sqrt(proportion * (1 - proportion) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Interval(proportion, max(0.0, centre - half), min(1.0, centre + half))
+    # At the ends the bound is exact; computed, it misses by a rounding error.
+    low, high = 0.0 if proportion == 0 else centre - half, 1.0 if proportion == 1 else centre + half
+    return Interval(proportion, low, high)

@@ -273,7 +273,7 @@ def _legend(comparison: Comparison, published: PublishedScores, *, best: str, ti
     notes = [
         f"Measured: mean over seeds and test queries with its {level} bootstrap interval ({drawn}).",
         f"{best}: highest mean of a column; {tied}: not significantly below it (paired test, p > {1 - LEVEL:.2f} after "
-        "Holm's correction within the column); no mark: significantly below.",
+        "Holm's correction for all pairs of the column); no mark: significantly below.",
     ]
     detectable = [text for benchmark in comparison.benchmarks if (text := _detectable(comparison, benchmark))]
     if detectable:

@@ -1,0 +1,142 @@
+"""scores.csv says what the cells say, shows holes as holes, and refuses lines that are not what they claim."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fake_results import METRICS, fake_config, fake_run, plan_rows, write_cells
+
+from metatuner.analysis.scores import COLUMNS, read_query_scores, read_scores, write_scores
+from metatuner.errors import UserError
+
+
+def test_the_columns_are_the_contract(tmp_path: Path) -> None:
+    fake_run(fake_config(tmp_path), n=5)
+    header = (tmp_path / "scores.csv").read_text().splitlines()[0]
+    assert header == ("experiment,method,variant,benchmark,trained_on,generator,seed,metric,score,n,status,reason,cell")
+
+
+def test_one_line_a_cell_and_metric_with_the_mean_of_its_predictions(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, seeds=[0, 1])
+    rows = fake_run(config, n=30)
+    frame = pd.read_csv(tmp_path / "scores.csv")
+    assert len(frame) == sum(len(METRICS[row["benchmark"]]) for row in rows)
+    for row in rows:
+        primary = METRICS[row["benchmark"]][0]
+        line = frame[(frame.cell == row["cell"]) & (frame.metric == primary)].squeeze()
+        lines = (tmp_path / "cells" / row["cell"] / "predictions.jsonl").read_text().splitlines()
+        predictions = [json.loads(text) for text in lines]
+        assert line.score == pytest.approx(100 * sum(each["score"] for each in predictions) / 30, abs=5e-5)
+        assert (line.n, line.status) == (30, "ok")
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    rows = fake_run(fake_config(tmp_path), n=5)
+    before = (tmp_path / "scores.csv").read_bytes()
+    write_scores(rows, {row["cell"]: ("ok", "") for row in rows}, tmp_path)
+    assert (tmp_path / "scores.csv").read_bytes() == before
+
+
+def test_a_hole_has_its_reason_and_no_score(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    rows = plan_rows(config)
+    skipped, failed = rows[0]["cell"], next(row["cell"] for row in rows if row["benchmark"] == "hotpotqa")
+    outcomes = {skipped: ("skipped", "needs rationales"), failed: ("failed", "RuntimeError:\n two, lines")}
+    fake_run(config, n=5, outcomes=outcomes)
+    lines = [score for score in read_scores(tmp_path / "scores.csv") if score.cell in outcomes]
+    assert [(line.cell, line.metric, line.score, line.n, line.status, line.reason) for line in lines] == [
+        (skipped, "accuracy", None, 0, "skipped", "needs rationales"),
+        (failed, "em", None, 0, "failed", "RuntimeError: two, lines"),
+        (failed, "f1", None, 0, "failed", "RuntimeError: two, lines"),
+    ]
+    assert ",0.0000,0,failed" not in (tmp_path / "scores.csv").read_text()
+
+
+def test_where_no_method_has_a_result_the_metric_is_not_guessed(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, methods=["sft"], seeds=[0])
+    fake_run(config, outcomes={row["cell"]: ("failed", "out of memory") for row in plan_rows(config)})
+    assert {(line.metric, line.score) for line in read_scores(tmp_path / "scores.csv")} == {("", None)}
+
+
+def test_a_cell_of_an_earlier_run_counts_although_its_last_try_failed(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, methods=["sft"], seeds=[0])
+    rows = write_cells(config, n=5)
+    write_scores(rows, {rows[0]["cell"]: ("failed", "killed")}, tmp_path)
+    assert {line.status for line in read_scores(tmp_path / "scores.csv")} == {"ok"}
+
+
+def test_a_cell_with_neither_result_nor_reason_is_an_error(tmp_path: Path) -> None:
+    rows = plan_rows(fake_config(tmp_path))
+    with pytest.raises(UserError, match=rf"cell {rows[0]['cell']} has no result .*snakemake"):
+        write_scores(rows, {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [lines[0].replace(",n,", ",rows,"), *lines[1:]], "line 1: no column n"),
+        (lambda lines: [f"{lines[0]},cost", *(f"{line},1" for line in lines[1:])], "line 1: foreign column cost"),
+        (lambda lines: [*lines[:2], lines[2].replace(",ok,", ",fine,"), *lines[3:]], "line 3: status 'fine'"),
+        (lambda lines: [*lines, lines[1]], r"repeats line 2"),
+        (lambda lines: [*lines[:3], f"{lines[3]},more"], "line 4: 14 fields, the header has 13"),
+        (lambda lines: [*lines[:3], lines[3].replace("main,", ",", 1)], "line 4: experiment is empty"),
+        (lambda lines: lines[:1], "no line below the header"),
+        (lambda lines: [], "line 1: no column experiment"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    fake_run(fake_config(tmp_path), n=5)
+    path = tmp_path / "scores.csv"
+    path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
+    with pytest.raises(UserError, match=f"scores.csv.*{message}"):
+        read_scores(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"score": "nan"}, "score nan is not in 0 to 100"),
+        ({"score": ""}, "score '' is not a number"),
+        ({"score": "100.5"}, "not in 0 to 100"),
+        ({"score": "-1"}, "not in 0 to 100"),
+        ({"seed": "1.5"}, "seed '1.5'"),
+        ({"n": "0"}, "n of at least 1"),
+        ({"metric": ""}, "needs a metric"),
+        ({"status": "failed"}, "failed with a score"),
+        ({"status": "skipped", "score": "", "reason": ""}, "without a reason"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_line(tmp_path: Path, values: dict[str, str], message: str) -> None:
+    good = dict(
+        zip(COLUMNS, ["main", "sft", "default", "math", "math", "", "0", "em", "5", "9", "ok", "", "ab"], strict=True)
+    )
+    path = tmp_path / "scores.csv"
+    path.write_text(f"{','.join(COLUMNS)}\n{','.join({**good, **values}.values())}\n")
+    with pytest.raises(UserError, match=f"line 2: .*{message}"):
+        read_scores(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "math-0", "score": 1}', "line 4: duplicate id 'math-0'"),
+        ('{"id": "x", "score": 1.5}', "line 4: score 1.5"),
+        ('{"id": "x"}', "line 4: no id and score"),
+        ('{"id": "x", "sc', "line 4: no id and score"),
+    ],
+)
+def test_broken_predictions_are_refused_with_their_line(tmp_path: Path, line: str, message: str) -> None:
+    config = fake_config(tmp_path, methods=["sft"], seeds=[0])
+    cell = write_cells(config, n=3)[0]["cell"]
+    with open(tmp_path / "cells" / cell / "predictions.jsonl", "a") as file:
+        print(line, file=file)
+    with pytest.raises(UserError, match=message):
+        read_query_scores(tmp_path, cell)
+
+
+def test_missing_files_are_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file .*scores.csv; run `snakemake"):
+        read_scores(tmp_path / "scores.csv")
+    with pytest.raises(UserError, match=r"no file .*predictions.jsonl; run the evaluation again"):
+        read_query_scores(tmp_path, "0" * 16)

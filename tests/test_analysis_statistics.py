@@ -1,0 +1,186 @@
+"""The statistics agree with closed forms, with scipy, and with what they promise about coverage and error rates."""
+
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from metatuner.analysis.statistics import (
+    MIN_SEEDS,
+    bootstrap_means,
+    derive_seed,
+    holm,
+    mcnemar_exact,
+    mean_interval,
+    paired_difference,
+    sign_flip_p,
+    smallest_detectable_effect,
+    wilson_interval,
+)
+
+
+def answers(seeds: int, queries: int, chance: float, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).random((seeds, queries)) < chance).astype(float)
+
+
+def test_one_seeds_interval_is_the_binomial_one() -> None:
+    scores = answers(1, 2000, 0.6)
+    found = mean_interval(scores, seed=1)
+    half = 1.96 * np.sqrt(scores.mean() * (1 - scores.mean()) / 2000)
+    assert found.estimate == scores.mean()
+    assert (found.low, found.high) == pytest.approx((scores.mean() - half, scores.mean() + half), abs=0.0015)
+
+
+def test_means_are_resampled_as_by_drawing_queries_one_by_one() -> None:
+    scores = np.random.default_rng(3).choice([0.0, 0.25, 0.5, 1.0], size=(3, 50))
+    rng = np.random.default_rng(4)
+    slow = [scores[:, rng.integers(50, size=50)].mean() for _ in range(20_000)]
+    assert stats.ks_2samp(bootstrap_means(scores, seed=5), slow).pvalue > 0.01
+
+
+def test_many_seeds_means_are_resampled_as_by_drawing_seeds_and_queries() -> None:
+    scores = answers(6, 40, 0.5, 6) * np.linspace(0.5, 1.0, 6)[:, None]
+    rng = np.random.default_rng(7)
+    slow = [scores[rng.integers(6, size=6)][:, rng.integers(40, size=40)].mean() for _ in range(20_000)]
+    assert stats.ks_2samp(bootstrap_means(scores, seed=8), slow).pvalue > 0.01
+
+
+def test_repeating_a_seed_adds_no_evidence() -> None:
+    scores = answers(1, 300, 0.4)
+    once, thrice = mean_interval(scores, seed=1), mean_interval(np.repeat(scores, 3, axis=0), seed=1)
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high), abs=1e-9)
+
+
+def test_seeds_that_differ_widen_the_interval_once_they_are_enough_to_tell() -> None:
+    levels = np.array([0.2, 0.3, 0.5, 0.7, 0.8])
+    scores = np.tile(np.arange(200) / 200, (5, 1)) < levels[:, None]
+    few, enough = mean_interval(scores[:4].astype(float), seed=1), mean_interval(scores.astype(float), seed=1)
+    assert few.conditional
+    assert not enough.conditional
+    assert enough.high - enough.low > 0.3 > 2 * (few.high - few.low)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for index in range(400):
+        hardness = rng.beta(2, 3, size=200)  # queries differ; their mean chance is 0.4
+        found = mean_interval((rng.random((3, 200)) < hardness).astype(float), seed=index, resamples=1000)
+        covered += found.low <= 0.4 <= found.high
+    assert stats.binomtest(covered, 400, 0.95).pvalue > 0.001
+
+
+@pytest.mark.parametrize("seeds", [1, 3, MIN_SEEDS])
+def test_equal_methods_differ_significantly_no_more_often_than_promised(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    rejected = 0
+    for index in range(400):
+        hardness = rng.beta(2, 2, size=150)
+        first, second = (rng.random((2, seeds, 150)) < hardness).astype(float)
+        rejected += paired_difference(first, second, seed=index, resamples=500).p <= 0.05
+    assert stats.binomtest(rejected, 400, 0.05, alternative="greater").pvalue > 0.001
+
+
+def test_nothing_right_and_all_right_leave_wilsons_interval_open() -> None:
+    nothing, all_right = mean_interval(np.zeros((3, 300)), seed=1), mean_interval(np.ones((3, 300)), seed=1)
+    assert (nothing.low, nothing.high) == pytest.approx((0.0, 3.8415 / 303.8415), abs=1e-5)
+    assert all_right.low == pytest.approx(1 - nothing.high)
+
+
+def test_a_difference_of_one_seed_is_tested_by_mcnemar() -> None:
+    first, second = answers(1, 80, 0.7, 1), answers(1, 80, 0.5, 2)
+    wins, losses = int((first > second).sum()), int((first < second).sum())
+    found = paired_difference(first, second, seed=1)
+    assert found.p == pytest.approx(stats.binomtest(wins, wins + losses).pvalue)
+    assert found.estimate == pytest.approx(first.mean() - second.mean())
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (3, 0), (5, 9), (9, 5), (40, 40), (180, 120)])
+def test_mcnemar_is_the_binomial_test(wins: int, losses: int) -> None:
+    expected = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert mcnemar_exact(wins, losses) == pytest.approx(expected)
+
+
+def test_sign_flips_agree_with_mcnemar_and_with_all_flips() -> None:
+    assert sign_flip_p([1.0] * 14 + [-1.0] * 4 + [0.0] * 50, seed=1) == pytest.approx(mcnemar_exact(14, 4), abs=0.006)
+    graded = np.random.default_rng(2).normal(0.3, 1, size=12)
+    exact = stats.permutation_test((graded,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert sign_flip_p(graded, seed=3) == pytest.approx(exact, abs=0.015)
+
+
+def test_identical_methods_do_not_differ() -> None:
+    scores = answers(MIN_SEEDS, 60, 0.5)
+    found = paired_difference(scores, scores, seed=1)
+    assert (found.estimate, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_pairing_finds_what_the_unpaired_test_misses() -> None:
+    worse = answers(1, 400, 0.5, 1)
+    better = worse.copy()
+    better[0, np.flatnonzero(worse[0] == 0)[:14]] = 1.0
+    assert stats.ttest_ind(better[0], worse[0]).pvalue > 0.3
+    assert paired_difference(better, worse, seed=1).p < 0.001
+
+
+def test_holm_agrees_with_its_definition() -> None:
+    p_values = np.random.default_rng(0).random(7) ** 3
+    order = np.argsort(p_values)
+    expected = np.maximum.accumulate(np.minimum(1, p_values[order] * np.arange(7, 0, -1)))
+    assert np.array(holm(list(p_values)))[order] == pytest.approx(expected)
+    assert holm([]) == []
+
+
+def test_picking_the_best_of_equal_methods_and_testing_the_rest_against_it_is_corrected_for() -> None:
+    rng = np.random.default_rng(0)
+    some_below = 0
+    for index in range(200):
+        hardness = rng.beta(2, 2, size=150)
+        scores = (rng.random((5, 3, 150)) < hardness).astype(float)
+        best = int(scores.mean(axis=(1, 2)).argmax())
+        gaps = [(other - scores[best]).mean(axis=0) for place, other in enumerate(scores) if place != best]
+        some_below += min(holm([sign_flip_p(gap, seed=index, resamples=1000) for gap in gaps], tests=10)) <= 0.05
+    assert stats.binomtest(some_below, 200, 0.05, alternative="greater").pvalue > 0.001
+    with pytest.raises(ValueError, match="chosen from 1 tests"):
+        holm([0.1, 0.2], tests=1)
+
+
+def test_the_smallest_detectable_effect_is_found_with_its_power() -> None:
+    spread, queries = 0.6, 300
+    effect = smallest_detectable_effect(queries, spread)
+    shift = effect / (spread / np.sqrt(queries))
+    assert stats.norm.sf(1.959964 - shift) == pytest.approx(0.8, abs=1e-4)
+
+
+@pytest.mark.parametrize(("proportion", "n"), [(0.4867, 450), (0.0, 20), (1.0, 20), (0.5456, 2000)])
+def test_wilsons_interval_inverts_the_score_test(proportion: float, n: int) -> None:
+    found = wilson_interval(proportion, n)
+    for bound in (found.low, found.high):
+        if 0 < bound < 1:
+            assert abs(proportion - bound) / np.sqrt(bound * (1 - bound) / n) == pytest.approx(1.959964, abs=1e-5)
+    assert found.low <= proportion <= found.high
+
+
+def test_seeds_and_results_repeat() -> None:
+    scores = answers(3, 100, 0.5)
+    assert mean_interval(scores, seed=derive_seed("a", 1)) == mean_interval(scores, seed=derive_seed("a", 1))
+    assert derive_seed("ab", "c") != derive_seed("a", "bc")
+
+
+@pytest.mark.parametrize("bad", [[0.0, 1.0], np.zeros((0, 3)), [[0.0, np.nan]]])
+def test_arrays_of_another_shape_or_with_nan_are_refused(bad: object) -> None:
+    with pytest.raises(ValueError, match=r"seeds, queries|finite"):
+        mean_interval(bad, seed=1)  # type: ignore[arg-type]
+
+
+def test_unpaired_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        paired_difference(np.zeros((1, 3)), np.zeros((1, 4)), seed=1)
+
+
+def test_ten_thousand_resamples_take_well_under_a_second() -> None:
+    first, second = answers(3, 300, 0.5, 1), answers(3, 300, 0.6, 2)
+    before = time.process_time()
+    paired_difference(first, second, seed=1)
+    mean_interval(first, seed=1)
+    assert time.process_time() - before < 0.5

@@ -1,0 +1,307 @@
+"""Tables and the figure show what the cells hold: measured beside published, holes as holes, always the same bytes."""
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_results import CHANCES, METRICS, fake_config, fake_run, plan_rows, write_cell
+from scipy import stats
+
+from metatuner.analysis.comparison import compare
+from metatuner.analysis.figures import FIGURES
+from metatuner.analysis.labels import describe_world
+from metatuner.analysis.published import FOLDER, read_published
+from metatuner.analysis.scores import read_query_scores
+from metatuner.analysis.tables import TABLES, escape_latex
+from metatuner.errors import UserError
+from metatuner.harness.config import Config
+from metatuner.hashing import ROOT
+
+
+def read_table(config: Config) -> dict[tuple[str, str], dict[str, str]]:
+    text = (Path(config.results) / "tables" / "table_1.csv").read_text(encoding="utf-8")
+    return {(row["method"], row["benchmark"]): row for row in csv.DictReader(io.StringIO(text))}
+
+
+@pytest.fixture
+def with_holes(tmp_path: Path) -> Config:
+    """SFT failed on MATH, few-shot was skipped on CosmosQA, OPRO lost one seed on GSM8K; a method of a user's own."""
+    config = fake_config(tmp_path, methods=[*CHANCES, "my_own"])
+    outcomes = {}
+    for row in plan_rows(config):
+        match row["method"], row["benchmark"], row["seed"]:
+            case "sft", "math", _:
+                outcomes[row["cell"]] = ("failed", "ValueError: loss is 100% of_it & more | nan")
+            case "few_shot", "cosmosqa", _:
+                outcomes[row["cell"]] = ("skipped", "needs rationales")
+            case "opro", "gsm8k", 1:
+                outcomes[row["cell"]] = ("failed", "budget")
+    fake_run(config, outcomes=outcomes)
+    return config
+
+
+def test_each_mean_is_that_of_its_cells_and_lies_in_its_interval(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    rows = fake_run(config)
+    TABLES["table_1"](config)
+    table = read_table(config)
+    assert len(table) == 20
+    for (method, benchmark), line in table.items():
+        cells = [row["cell"] for row in rows if (row["method"], row["benchmark"]) == (method, benchmark)]
+        mean = np.mean([list(read_query_scores(tmp_path, cell).values()) for cell in cells])
+        assert float(line["mean"]) == pytest.approx(100 * mean, abs=0.005)
+        assert float(line["low"]) < 100 * mean < float(line["high"])
+        assert (line["n"], line["seeds"]) == ("40", "0 1 2")
+
+
+def test_methods_stand_by_family_and_benchmarks_as_in_the_paper(with_holes: Config) -> None:
+    comparison = compare(with_holes, "main")
+    assert [method for method, _ in comparison.methods] == [
+        "zero_shot",
+        "few_shot",
+        "opro",
+        "sft",
+        "metatuner_j",
+        "my_own",
+    ]
+    assert comparison.benchmarks == ("math", "gsm8k", "hotpotqa", "cosmosqa")
+
+
+def test_marks_follow_paired_tests_against_the_best_with_holms_correction(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, seeds=[0])
+    rows = fake_run(config, n=120)
+    for benchmark in ("math", "cosmosqa"):
+        scores = {}
+        for row in rows:
+            if row["benchmark"] == benchmark:
+                by_query = read_query_scores(tmp_path, row["cell"])
+                scores[row["method"]] = np.array([by_query[name] for name in sorted(by_query)])
+        best = max(scores, key=lambda method: scores[method].mean())
+        p_values = {}
+        for method in scores.keys() - {best}:
+            wins, losses = int((scores[method] > scores[best]).sum()), int((scores[method] < scores[best]).sum())
+            p_values[method] = stats.binomtest(wins, wins + losses).pvalue
+        entries = {entry.method: entry for entry in compare(config, "main").of(benchmark)}
+        worst_so_far = 0.0
+        for rank, method in enumerate(sorted(p_values, key=lambda each: p_values[each])):
+            worst_so_far = max(worst_so_far, min(1.0, (10 - rank) * p_values[method]))
+            assert entries[method].p_holm == pytest.approx(worst_so_far)
+            assert entries[method].mark == ("tied" if worst_so_far > 0.05 else "")
+        assert entries[best].mark == "best"
+
+
+def test_methods_that_answer_alike_are_all_marked(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    fake_run(config, n=5, chances=dict.fromkeys(CHANCES, 9.0))
+    marks = [entry.mark for entry in compare(config, "main").of("gsm8k")]
+    assert sorted(marks) == ["best", "tied", "tied", "tied", "tied"]
+
+
+def test_holes_show_their_reason_and_no_number(with_holes: Config) -> None:
+    paths = {path.suffix: path.read_text(encoding="utf-8") for path in TABLES["table_1"](with_holes)}
+    line = read_table(with_holes)["sft", "math"]
+    assert (line["mean"], line["n"], line["hole"]) == ("", "0", "failed: ValueError: loss is 100% of_it & more | nan")
+    assert read_table(with_holes)["opro", "gsm8k"]["hole"] == "seed 1 failed: budget"
+    assert r"| failed: ValueError: loss is 100% of\_it & more \| nan |" in paths[".md"]
+    assert r"failed: ValueError: loss is 100\% of\_it \& more \textbar{} nan" in paths[".tex"]
+    assert "skipped: needs rationales" in paths[".md"]
+    assert "(2 seeds; seed 1 failed: budget)" in paths[".md"]
+    assert " 0.0 [" not in paths[".md"]
+
+
+def test_markdown_and_latex_rows_have_as_many_cells_as_columns(with_holes: Config) -> None:
+    _, markdown, latex = (path.read_text(encoding="utf-8") for path in TABLES["table_1"](with_holes))
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {10}
+    body = [line for line in latex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {8}
+    assert latex.count("{") - latex.count(r"\{") == latex.count("}") - latex.count(r"\}")
+
+
+def test_measured_and_published_stand_in_columns_of_their_own(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    fake_run(config)
+    markdown = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    table = read_table(config)
+    assert table["metatuner_j", "gsm8k"]["published"] == "78.92"
+    assert table["few_shot", "gsm8k"]["published"] == ""
+    assert "off the grid" in table["metatuner_j", "hotpotqa"]["published_note"]
+    cells = next(line for line in markdown.splitlines() if line.startswith("| MetaTuner-J")).split(" | ")
+    assert [cell.strip(" |") for cell in cells[2::2]] == ["48.67", "78.92", "54.56", "92.25"]
+    assert "secondary sources" in markdown
+
+
+def test_the_papers_large_generator_is_not_shown_beside_another(tmp_path: Path) -> None:
+    config = fake_config(
+        tmp_path,
+        models={"actor": {"path": "nano:actor"}, "generators": {"small": {"path": "nano:g"}}},
+        experiments={"main": {"methods": ["sft"], "benchmarks": ["math"], "seeds": [0], "generator": "small"}},
+    )
+    fake_run(config)
+    TABLES["table_1"](config)
+    assert read_table(config)["sft", "math"]["published"] == ""
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, "Nano world: synthetic"),
+        ({"nano": {"null": True}}, "Null world"),
+        ({"nano": {"trained": False}}, "the scores mean nothing"),
+        (
+            {"benchmarks": {name: {"source": "hub", "sizes": {}} for name in METRICS}},
+            "near chance",
+        ),
+        (
+            {"models": {"actor": {"path": "a/b"}, "generators": {"large": {"path": "c/d"}}}},
+            "Actor a/b, generator c/d, on",
+        ),
+    ],
+)
+def test_the_table_says_which_world_it_measured(tmp_path: Path, keys: dict[str, object], expected: str) -> None:
+    config = fake_config(tmp_path, **keys)
+    fake_run(config, n=5)
+    assert expected in describe_world(config, "main")
+    assert describe_world(config, "main") in TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+
+
+def test_five_seeds_make_intervals_that_are_not_conditional(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, methods=["sft", "opro"], seeds=range(5))  # type: ignore[arg-type]
+    fake_run(config)
+    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    assert "seeds and test queries are drawn anew" in text
+    assert "for these seeds" not in text
+
+
+def test_scores_older_than_their_cells_are_refused(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, methods=["sft"], seeds=[0])
+    cell = fake_run(config, n=4)[0]["cell"]
+    shutil.rmtree(tmp_path / "cells" / cell)
+    write_cell(tmp_path, cell, "math", [0.125] * 4)
+    with pytest.raises(UserError, match=rf"cell {cell} has 12.5000 of 4; run `metatuner scores` again"):
+        compare(config, "main")
+
+
+def test_cells_tested_on_other_rows_are_refused(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, methods=["sft", "opro"], seeds=[0])
+    cell = fake_run(config, n=4)[-1]["cell"]
+    path = tmp_path / "cells" / cell / "predictions.jsonl"
+    path.write_text(path.read_text().replace("cosmosqa-3", "cosmosqa-4"))
+    with pytest.raises(UserError, match=r"cell \w{16} \(.* on cosmosqa, seed 0\) was tested on other rows"):
+        compare(config, "main")
+
+
+def test_an_experiment_that_is_not_there_is_named(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    fake_run(config, n=4)
+    with pytest.raises(UserError, match="no 'mian'; did you mean main"):
+        compare(config, "mian")
+
+
+def test_tables_and_figure_are_the_same_bytes_from_another_process(with_holes: Config) -> None:
+    paths = [*TABLES["table_1"](with_holes), *FIGURES["figure_main"](with_holes)]
+    before = [path.read_bytes() for path in paths]
+    (Path(with_holes.results) / "config.json").write_text(with_holes.model_dump_json())
+    code = (
+        "import sys; from pathlib import Path; from metatuner.harness.config import read_config\n"
+        "from metatuner.analysis.tables import TABLES; from metatuner.analysis.figures import FIGURES\n"
+        "config = read_config(Path(sys.argv[1])); TABLES['table_1'](config); FIGURES['figure_main'](config)\n"
+        "assert not {'torch', 'pandas', 'transformers'} & sys.modules.keys()"
+    )
+    environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT), "PATH": ""}
+    config_file = str(Path(with_holes.results) / "config.json")
+    subprocess.run([sys.executable, "-c", code, config_file], check=True, env=environment)
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_the_figure_is_a_print_sized_png_and_a_pdf_without_a_date(with_holes: Config) -> None:
+    import matplotlib.image
+
+    png, pdf = FIGURES["figure_main"](with_holes)
+    height, width, _ = matplotlib.image.imread(png).shape
+    assert width == pytest.approx(1520, abs=2)
+    assert 600 < height < 1200
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert b"CreationDate" not in pdf.read_bytes()
+
+
+def test_the_figure_draws_every_mean_labelled_with_units_and_no_published_number(with_holes: Config) -> None:
+    from metatuner.analysis.figures import draw_bars
+
+    comparison = compare(with_holes, "main")
+    figure = draw_bars(comparison, describe_world(with_holes, "main"))
+    assert [panel.get_xlabel() for panel in figure.axes] == [
+        "Accuracy (%)",
+        "Accuracy (%)",
+        "Exact match (%)",
+        "Accuracy (%)",
+    ]
+    drawn = {text.get_text() for panel in figure.axes for text in panel.texts}
+    for entry in comparison.entries.values():
+        if entry.mean:
+            number = f"{100 * entry.mean.estimate:.1f}"
+            assert any(text.rstrip("†*") == number for text in drawn)
+    widths = [round(bar.get_width(), 6) for panel in figure.axes for bar in panel.patches]
+    means = [round(100 * entry.mean.estimate, 6) for entry in comparison.entries.values() if entry.mean]
+    assert sorted(widths) == sorted(means)
+    assert {
+        "n = 40, 3 seeds",
+        "skipped: needs rationales",
+        "failed: ValueError: loss\nis 100% of_it & more | nan",
+    } <= drawn
+    assert not any(f"{paper.score:.2f}" in text for paper in read_published().values() for text in drawn)
+
+
+def test_latex_specials_are_escaped() -> None:
+    assert escape_latex(r"50% of $x_1$ & {a}#~^\ ") == (
+        r"50\% of \$x\_1\$ \& \{a\}\#\textasciitilde{}\textasciicircum{}\textbackslash{} "
+    )
+
+
+PAPER = """
+zero_shot        18.44  51.63  19.85  36.80
+rlprompt         31.33  53.15  43.00  81.20
+bpo              32.67  58.00  43.90  82.05
+opro             22.00  75.06  25.55  69.10
+sft              41.33  61.41  43.20  82.65
+dpo              43.78  63.68  44.70  87.90
+ppo              41.78  62.02  45.85  84.10
+better_together  41.56  67.93  52.30  89.80
+metatuner_i      48.22  78.54  55.75  92.15
+metatuner_j      48.67  78.92  54.56  92.25
+"""
+
+
+def test_the_papers_table_is_transcribed_exactly() -> None:
+    published = read_published()
+    for line in PAPER.split("\n")[1:-1]:
+        method, *scores = line.split()
+        found = [published[method, "default", name].score for name in ("math", "gsm8k", "hotpotqa", "cosmosqa")]
+        assert found == [float(score) for score in scores]
+    assert len(published) == 52
+
+
+def test_published_scores_lie_on_the_grid_of_their_test_size_but_the_one_that_is_noted() -> None:
+    sizes = {"math": 450, "gsm8k": 1319, "hotpotqa": 2000, "cosmosqa": 2000}
+    off = []
+    for (method, _, benchmark), paper in read_published().items():
+        nearest = 100 * round(paper.score / 100 * sizes[benchmark]) / sizes[benchmark]
+        if abs(nearest - paper.score) > 0.00501:
+            off.append((method, benchmark, "off the grid" in paper.note))
+    assert off == [("metatuner_j", "hotpotqa", True)]
+
+
+def test_an_unpublished_cell_stays_empty_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "test_sizes.csv").write_text((FOLDER / "test_sizes.csv").read_text())
+    header = "method,variant,benchmark,score,standing,note\n"
+    (tmp_path / "main_7b.csv").write_text(f"{header}sft,,math,,,not public\n")
+    assert read_published(tmp_path) == {}
+    (tmp_path / "main_7b.csv").write_text(f"{header}sft,,math,41,,\nsft,,gsm8k,x,,\n")
+    with pytest.raises(UserError, match=r"main_7b.csv, line 3: score 'x'"):
+        read_published(tmp_path)
