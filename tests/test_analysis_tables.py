@@ -107,12 +107,22 @@ def test_holes_show_their_reason_and_no_number(with_holes: Config) -> None:
     paths = {path.suffix: path.read_text(encoding="utf-8") for path in TABLES["table_1"](with_holes)}
     line = read_table(with_holes)["sft", "math"]
     assert (line["mean"], line["n"], line["hole"]) == ("", "0", "failed: ValueError: loss is 100% of_it & more | nan")
-    assert read_table(with_holes)["opro", "gsm8k"]["hole"] == "seed 1 failed: budget"
+    assert read_table(with_holes)["opro", "gsm8k"]["hole"] == "failed on seed 1: budget"
     assert r"| failed: ValueError: loss is 100% of\_it & more \| nan |" in paths[".md"]
     assert r"failed: ValueError: loss is 100\% of\_it \& more \textbar{} nan" in paths[".tex"]
     assert "skipped: needs rationales" in paths[".md"]
-    assert "(2 seeds; seed 1 failed: budget)" in paths[".md"]
+    assert "(2 seeds; failed on seed 1: budget)" in paths[".md"]
     assert " 0.0 [" not in paths[".md"]
+
+
+def test_where_everything_failed_there_is_a_table_and_a_figure_of_reasons(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    rows = plan_rows(config)
+    fake_run(config, outcomes={row["cell"]: ("failed", f"x{row['seed']}") for row in rows})
+    markdown = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    assert markdown.count("failed on seed 0: x0; failed on seed 1: x1; failed on seed 2: x2") == 20
+    assert "Measured" not in markdown
+    assert all(path.stat().st_size > 0 for path in FIGURES["figure_main"](config))
 
 
 def test_markdown_and_latex_rows_have_as_many_cells_as_columns(with_holes: Config) -> None:

@@ -39,7 +39,7 @@ class Entry:
     mean: Interval | None
     """None: no seed has a result."""
     hole: str
-    """Why seeds have no result: "failed: ..." or "skipped: ..."; "" if all have one."""
+    """Why seeds have no result: "failed: ...", "skipped on seed 1: ..."; "" if all have one."""
     behind: Difference | None = None
     """Paired difference to the benchmark's best, over the seeds that both have; None for the best and for holes."""
     p_holm: float | None = None
@@ -141,15 +141,15 @@ def _aligned(answers: Mapping[str, float], queries: Sequence[str], line: Score, 
 def _holes(lines: Iterable[Score]) -> str:
     """The reasons of the seeds without a result, each once, with the seeds if others have one."""
     lines = list(lines)
-    reasons: dict[str, list[int]] = {}
+    reasons: dict[tuple[str, str], list[int]] = {}
     for line in lines:
         if line.status != "ok":
-            reasons.setdefault(f"{line.status}: {line.reason}", []).append(line.seed)
+            reasons.setdefault((line.status, line.reason), []).append(line.seed)
     partial = any(line.status == "ok" for line in lines) or len(reasons) > 1
-    named = [
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {reason}" if partial else reason
-        for reason, seeds in reasons.items()
-    ]
+    named = []
+    for (status, reason), seeds in reasons.items():
+        where = f" on seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if partial else ""
+        named.append(f"{status}{where}: {reason}")
     return "; ".join(named)
 
 

@@ -262,19 +262,19 @@ def _published_cell(published: PublishedScores, method: str, variant: str, bench
 def _legend(comparison: Comparison, published: PublishedScores, *, best: str, tied: str) -> list[str]:
     """What the numbers are, what the marks mean, and what could have been found."""
     entries = list(comparison.entries.values())
-    level = f"{100 * LEVEL:.0f} %"
-    conditional = any(entry.mean and entry.mean.conditional for entry in entries)
+    means = [entry.mean for entry in entries if entry.mean]
     drawn = (
         f"test queries are drawn anew; seeds are not, as fewer than {MIN_SEEDS} are too few: the intervals hold for "
         "these seeds"
-        if conditional
+        if any(mean.conditional for mean in means)
         else "seeds and test queries are drawn anew"
     )
-    notes = [
-        f"Measured: mean over seeds and test queries with its {level} bootstrap interval ({drawn}).",
+    measured = [
+        f"Measured: mean over seeds and test queries with its {100 * LEVEL:.0f} % bootstrap interval ({drawn}).",
         f"{best}: highest mean of a column; {tied}: not significantly below it (paired test, p > {1 - LEVEL:.2f} after "
         "Holm's correction for all pairs of the column); no mark: significantly below.",
     ]
+    notes = measured if means else []
     detectable = [text for benchmark in comparison.benchmarks if (text := _detectable(comparison, benchmark))]
     if detectable:
         notes.append(
