@@ -10,7 +10,8 @@ _LETTERS = "ABCD"
 # In order of trust; in each, the last match counts.
 _FORMS = (
     re.compile(r"\(\s*([A-Da-d])\s*\)"),
-    re.compile(r"\banswer(?:\s+is)?\s*:?\s*\**([A-D])\b", re.IGNORECASE),
+    # In lower case only at the end: "the answer is a bed" names no option.
+    re.compile(r"(?i:\banswer(?:\s+is)?)\s*:?\s*\**([A-D]\b|[a-d](?=\W*$))"),
     re.compile(r"^\W*([A-D])(?:[.):].*|\W*)$", re.DOTALL),
 )
 

@@ -134,13 +134,13 @@ def _any_equal(answer: str, golds: tuple[str, ...]) -> Verdict:
 
 
 def normalise_latex(text: str) -> str:
-    r"""White space collapsed and commands that only change the looks dropped: `\dfrac`, `\left(`, `\!`, `$`."""
+    r"""What only changes the looks dropped: `\dfrac`, `\left(`, `\!`, `$`, runs of white space, a last full stop."""
     for written, plain in ((r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), (r"\!", ""), ("$", "")):
         text = text.replace(written, plain)
     for size in (r"\left", r"\right"):
         for bracket in "()[]|":
             text = text.replace(size + bracket, bracket)
-    return " ".join(text.split())
+    return " ".join(text.split()).removesuffix(".")
 
 
 def last_boxed(text: str) -> str | None:

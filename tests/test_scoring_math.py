@@ -1,0 +1,276 @@
+r"""MATH scores: what is extracted, what counts as equivalent, and that no expression can do harm.
+
+The independent truth for equivalence is lm-evaluation-harness's hendrycks_math `is_equiv`, which compares text after a
+fixed list of rewrites. Every answer on which the two differ is listed with the reason.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from metatuner.harness.benchmarks import get_benchmark
+from metatuner.harness.metrics import equivalence_worker
+from metatuner.harness.metrics.equivalence import Comparer, Limits, Verdict, equivalent, last_boxed
+
+MATH = get_benchmark("math")
+
+
+@pytest.fixture(scope="module")
+def comparer() -> Iterator[Comparer]:
+    """A worker with a short time limit, so that hostile input is stopped soon."""
+    comparer = Comparer(Limits(cpu_seconds=0.5))
+    yield comparer
+    comparer.close()
+
+
+def equal(answer: str, gold: str) -> bool:
+    (verdict,) = equivalent([(answer, [gold])])
+    assert verdict.stopped is None
+    return verdict.equal
+
+
+# ---- extraction ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("completion", "extracted"),
+    [
+        (r"so $\boxed{42}$", "42"),
+        (r"\boxed{1}, or rather \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{ 12 x }", "12 x"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed 5$", "5"),
+        (r"\fbox{7}", "7"),
+        (r"\boxed{3} and then \boxed{4", "3"),
+        (r"\boxed{\text{a } b} c}", r"\text{a } b"),
+        (r"\boxed{}", ""),
+        ("The answer is 5.", "5"),
+        ("The answer is 2.5. Yes", "2.5"),
+        ("The answer is: $x+1$", "x+1"),
+        ("The final answer is $7$.\nDone", "7"),
+        (r"\boxed{4", None),
+        ("it is 5", None),
+        ("The answer is", None),
+        ("", None),
+    ],
+)
+def test_the_last_balanced_box_counts_else_the_sentence_after_answer_is(completion: str, extracted: str | None) -> None:
+    assert MATH.extract(completion) == extracted
+
+
+def test_a_box_around_a_megabyte_of_open_braces_is_searched_in_linear_time() -> None:
+    start = time.perf_counter()
+    assert last_boxed(r"\boxed" + "{" * 1_000_000) is None
+    assert time.perf_counter() - start < 5
+
+
+# ---- equivalence -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("0.5", r"\frac{1}{2}"),
+        ("2/4", r"\frac12"),
+        (r"\sqrt{8}", r"2\sqrt{2}"),
+        ("(x+1)(x-1)", "x^2-1"),
+        ("2+x", "x+2"),
+        ("12x", "12 x"),
+        (r"\{3,1,2\}", r"\{1,2,3\}"),
+        ("10,000", "10000"),
+        ("007", "7"),
+        (r"\text{Monday}", r"\text{Monday}."),
+        ("5", "x=5"),
+    ],
+)
+def test_expressions_that_mean_the_same_are_equivalent(answer: str, gold: str) -> None:
+    assert equal(answer, gold)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("0.5", r"\frac{1}{3}"),
+        ("x-1", "1-x"),
+        ("(2,1)", "(1,2)"),
+        ("[0,1)", "(0,1)"),
+        ("12 x", "12 y"),
+        ("", "7"),
+        ("7", ""),
+        ("12", "1 2"),
+        (r"\text{Monday}", r"\text{Sunday}"),
+        ("9007199254740993", "9007199254740992"),
+    ],
+)
+def test_expressions_that_mean_something_else_are_not_equivalent(answer: str, gold: str) -> None:
+    assert not equal(answer, gold)
+
+
+def test_any_reference_may_match() -> None:
+    assert equivalent([("2", ["1", r"\frac{4}{2}"]), ("3", ["1", "2"])]) == [Verdict(True), Verdict(False)]
+
+
+GOLDS = [
+    *["7", "-3", "42", "1000", "0.75", r"\frac{1}{2}", r"-\frac{5}{3}", r"\frac{\sqrt{3}}{2}", r"2\sqrt{5}", r"\pi"],
+    *[r"12\pi", r"\log_2 3", "3+4i", "x^2+3x+2", "(x+1)(x-4)", "x=4", "(2,-3)", "[0,5)", r"(-\infty,2)\cup(3,\infty)"],
+    *[r"\{1,2,3\}", "1,2,3", r"90^\circ", r"25\%", r"10\text{ cm}", r"\text{Monday}"],
+    r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+]
+PERTURBATIONS: dict[str, Callable[[str], str]] = {
+    "same": lambda gold: gold,
+    "blanks": lambda gold: f" {gold.replace(',', ' , ').replace('+', ' + ')} ",
+    "dfrac": lambda gold: gold.replace(r"\frac", r"\dfrac"),
+    "left right": lambda gold: gold.replace("(", r"\left(").replace(")", r"\right)"),
+    "thin space": lambda gold: gold.replace(",", r",\!"),
+    "minus": lambda gold: f"-{gold}",
+    "plus one": lambda gold: f"{gold}+1",
+    "named": lambda gold: f"y={gold}",
+    "unit": lambda gold: rf"{gold}\text{{ meters}}",
+    "bare unit": lambda gold: f"{gold} meters",
+    "full stop": lambda gold: f"{gold}.",
+    "dollars": lambda gold: f"${gold}$",
+    "box": lambda gold: rf"\boxed{{{gold}}}",
+    "times one": lambda gold: rf"1\cdot {gold}",
+    "parentheses": lambda gold: f"({gold})",
+    "about": lambda gold: rf"\approx {gold}",
+}
+ALL = frozenset(GOLDS)
+TUPLES = frozenset({"(2,-3)", "[0,5)", r"(-\infty,2)\cup(3,\infty)"})
+DISAGREEMENTS: list[tuple[str, frozenset[str], bool, str]] = [
+    # (perturbation, golds, whether we call it equivalent, why; is_equiv says the opposite)
+    ("dollars", ALL, True, "delimiters are no part of the expression; their caller strips them before is_equiv"),
+    ("box", ALL, True, "nor is a box"),
+    ("bare unit", ALL - {r"10\text{ cm}"}, True, "a unit is as good outside \\text as inside it, where both ignore it"),
+    ("bare unit", frozenset({r"10\text{ cm}"}), False, "they cut a text at its first unit, whatever follows"),
+    ("unit", frozenset({r"\text{Monday}"}), False, "they cut at the last \\text: a word becomes empty, equal to any"),
+    (
+        "unit",
+        frozenset({r"10\text{ cm}"}),
+        True,
+        "units are ignored, also two of them; they raise and compare raw text",
+    ),
+    ("full stop", ALL - {r"10\text{ cm}"}, True, "a full stop is no part of the expression"),
+    ("plus one", frozenset({r"10\text{ cm}"}), False, "they cut at the unit and lose the +1"),
+    ("named", frozenset({r"\text{Monday}"}), False, "an equation's side is compared where it is mathematics"),
+    ("minus", frozenset({"x=4"}), False, "-x=4 is x=-4; they drop a short left side"),
+    ("times one", ALL - TUPLES - {r"\{1,2,3\}", r"\text{Monday}"}, True, "1 times anything is itself"),
+    ("parentheses", ALL - {r"10\text{ cm}"}, True, "parentheses around a whole answer are ignored, also around a list"),
+    (
+        "about",
+        frozenset({r"\frac{1}{2}", r"-\frac{5}{3}"}),
+        True,
+        "the relation sign is ignored where a fraction follows",
+    ),
+]
+
+
+def test_scores_agree_with_lm_eval_but_for_the_listed_reasons() -> None:
+    from lm_eval.tasks.hendrycks_math.utils import is_equiv
+
+    listed = {(name, gold): ours for name, golds, ours, _ in DISAGREEMENTS for gold in golds}
+    found = {}
+    for name, perturb in PERTURBATIONS.items():
+        for gold in GOLDS:
+            ours, theirs = equal(perturb(gold), gold), is_equiv(perturb(gold), gold)
+            if ours != theirs:
+                found[name, gold] = ours
+    assert found == listed
+
+
+# ---- limits ----------------------------------------------------------------------------------------------------
+
+STOPPED_BY_TIME = {
+    "tower": "9^{9^{9^{9}}}",
+    "factorial": "(10^{9})!",
+    "factorials": "((((9!)!)!)!)!",
+    "nested": "(" * 900 + "1" + ")" * 900,
+    "braces": "{" * 1000,
+    "binomial": r"\binom{10^{9}}{5\cdot10^{8}}",
+    "sum": r"\sum_{n=1}^{10^{12}} n^n",
+    "exponent": "7^{" + "7" * 1000 + "}",
+}
+
+
+@pytest.mark.parametrize("expression", STOPPED_BY_TIME.values(), ids=STOPPED_BY_TIME)
+def test_an_endless_expression_is_stopped_counted_and_scores_nothing(comparer: Comparer, expression: str) -> None:
+    start = time.perf_counter()
+    assert comparer.compare(expression, "x+4") == Verdict(False, "time")
+    assert time.perf_counter() - start < 10
+    assert comparer.compare("4+x", "x+4") == Verdict(True)
+
+
+def test_a_megabyte_is_not_even_compared(comparer: Comparer) -> None:
+    assert comparer.compare("1" * 1_000_000, "4") == Verdict(False, "length")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "__import__('os').system('touch {marker}')",
+        "exec(\"open('{marker}','w')\")",
+        r"\text{{__import__('pathlib').Path('{marker}').touch()}}",
+        r"\write18{{touch {marker}}}",
+        "$(touch {marker})",
+        "(1).__class__.__base__.__subclasses__()",
+        "\n4\n",
+        "\x00\ud800",
+    ],
+)
+def test_an_expression_is_never_executed(comparer: Comparer, code: str, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    verdict = comparer.compare(code.format(marker=marker) if "{marker}" in code else code, "5")
+    assert not verdict.equal
+    assert not marker.exists()
+
+
+def test_a_worker_out_of_memory_is_replaced_and_the_reason_recorded() -> None:
+    comparer = Comparer(Limits(memory_bytes=1))  # what it holds when it starts is all it ever has
+    try:
+        verdicts = [comparer.compare("x+1", "1+x"), comparer.compare("7", "8")]
+    finally:
+        comparer.close()
+    assert {verdict.stopped for verdict in verdicts} <= {"memory", "crash"}
+    assert not any(verdict.equal for verdict in verdicts)
+
+
+def test_a_worker_that_was_killed_between_two_comparisons_costs_no_score(comparer: Comparer) -> None:
+    assert comparer.compare("x+1", "1+x").equal
+    assert comparer._process is not None
+    os.kill(comparer._process.pid, signal.SIGKILL)
+    comparer._process.wait()
+    assert comparer.compare("x+1", "1+x") == Verdict(True)
+
+
+def test_the_worker_imports_neither_torch_nor_the_project() -> None:
+    script = Path(equivalence_worker.__file__)
+    probe = (
+        'import runpy, sys; sys.argv = [\'w\', \'{"cpu_seconds": 5, "wall_seconds": 5, "memory_bytes": 2147483648}\'];'
+        f"runpy.run_path({str(script)!r}, run_name='__main__');"
+        "names = {name.split('.')[0] for name in sys.modules};"
+        "sys.exit(bool(names & {'torch', 'transformers', 'metatuner'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", probe], input='["x+1", "1+x"]\n', capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout.split()) == (0, [equivalence_worker.READY, "true"])
+
+
+def test_a_batch_counts_what_was_stopped_and_scores_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    from metatuner.harness.metrics import equivalence
+
+    comparer = Comparer(Limits(cpu_seconds=0.5))
+    monkeypatch.setattr(equivalence, "_comparer", comparer)
+    row = MATH.row({"id": "a", "problem": "?", "level": "1", "type": "t", "solution": r"$\boxed{x+11}$"})
+    try:
+        scored = MATH.score_all(["11+x", "(10^{9})!", None, "x+11", "x+12"], [row] * 5)
+    finally:
+        comparer.close()
+    assert [one.metrics["accuracy"] for one in scored] == [1, 0, 0, 1, 0]
+    assert [one.stopped for one in scored] == [None, "time", None, None, None]
