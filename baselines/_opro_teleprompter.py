@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from metatuner.harness.dspy_bridge import ActorProgram, LMEngine, VerbatimAdapter
+from metatuner.harness.dspy_bridge import ActorProgram, LMEngine, VerbatimAdapter, user_errors
 from metatuner.harness.ground import Lab, to_query
 
 
@@ -152,7 +152,7 @@ class InstructProposer:
 
     def __call__(self, tried: Sequence[Scored], exemplars: Sequence[dspy.Example], count: int) -> list[str]:
         problems = "\n\n".join(f"input:\n<text>\n{each.query}\noutput:\n{each.row.gold[0]}" for each in exemplars)
-        with dspy.context(lm=self.client, adapter=VerbatimAdapter(), disable_history=True):
+        with user_errors(), dspy.context(lm=self.client, adapter=VerbatimAdapter(), disable_history=True):
             written = self.predict(
                 history=f"Earlier texts and their scores:\n\n{render_history(tried, self.shown)}",
                 problems=f"Problems, where <text> stands for your text:\n\n{problems}",

@@ -5,12 +5,14 @@ Import it within a fit: DSPy takes more than a second. Nothing here is cached by
 
 import hashlib
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import dspy
 from dspy.lm15 import Message, Request, Response, Usage
 
+from metatuner.errors import UserError
 from metatuner.harness.ground import Ground, Lab, derive_seed
 from metatuner.harness.policy import Query
 from metatuner.harness.rows import Row
@@ -27,6 +29,17 @@ def examples(rows: Iterable[Row]) -> list[dspy.Example]:
         )
         for row in rows
     ]
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Within it, an error meant for the user leaves DSPy as it was raised by an engine, not wrapped."""
+    try:
+        yield
+    except dspy.LMError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
 
 
 class RewardMetric:
