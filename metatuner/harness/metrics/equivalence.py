@@ -20,7 +20,6 @@ from typing import IO
 
 from metatuner.harness.metrics import equivalence_worker
 
-
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
