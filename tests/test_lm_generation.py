@@ -10,9 +10,10 @@ from torch import Tensor
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, Completion, generate
+from metatuner.lm.generation import ROOM
 
 PROMPTS = random_prompts(24)
-NEW = 24
+NEW = ROOM + 8  # so that the cache grows
 
 
 def ids(completions: list[Completion]) -> list[list[int]]:

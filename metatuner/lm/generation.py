@@ -19,6 +19,8 @@ from metatuner.lm.model import LM
 
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch once fewer than this share of it is unfinished: leaving costs one copy of the cache."""
+ROOM = 32
+"""Tokens that the cache makes room for at a time: more means fewer copies, but gaps in memory that slow attention."""
 
 
 class Adaptation(Protocol):
@@ -187,34 +189,39 @@ class _End:
 
 
 class _RoomyLayer(DynamicLayer):
-    """A cache layer that writes new keys and values into room made beforehand; DynamicLayer copies all at each step."""
+    """A cache layer that makes room for `ROOM` tokens at a time; DynamicLayer copies the whole cache at each token."""
 
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room = room
-        self.length = 0
+    length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.all_keys, self.all_values = (
-                state.new_empty((*state.shape[:2], self.room, state.shape[3])) for state in (key_states, value_states)
-            )
+            self.all_keys, self.all_values = key_states[:, :, :0], value_states[:, :, :0]
         start, self.length = self.length, self.length + key_states.shape[2]
+        if self.length > self.all_keys.shape[2]:
+            more = key_states.shape[2] + ROOM
+            self.all_keys, self.all_values = (
+                torch.cat([kept[:, :, :start], kept.new_empty((*kept.shape[:2], more, kept.shape[3]))], 2)
+                for kept in (self.all_keys, self.all_values)
+            )
         self.all_keys[:, :, start : self.length] = key_states
         self.all_values[:, :, start : self.length] = value_states
-        self.keys, self.values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
-        return self.keys, self.values
+        return self._show()
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self.all_keys, self.all_values = self.all_keys[indices], self.all_values[indices]
-        self.keys, self.values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
+        self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        keys, values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
+        self.keys, self.values = keys, values
+        return keys, values
 
 
-def _cache(lm: LM, room: int) -> DynamicCache:
+def _cache(lm: LM) -> DynamicCache:
     """The model's own kind of cache, its plain layers replaced by roomy ones."""
     cache = DynamicCache(config=lm.model.config)
-    cache.layers = [_RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -238,7 +245,7 @@ def _decode(
     inputs, mask = inputs.to(lm.device), mask.to(lm.device)
     positions = (mask[:, :width].cumsum(-1) - 1).clamp_(min=0)
     suppressed = torch.tensor(lm.suppressed_ids, dtype=torch.long, device=lm.device)
-    cache = _cache(lm, width + steps)
+    cache = _cache(lm)
 
     written: list[list[int]] = [[] for _ in prompts]
     batch = list(range(len(prompts)))  # the prompt in each row of the present batch
