@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -86,7 +85,8 @@ def check_data(config: Config, arguments: argparse.Namespace) -> None:
         files = plan.source_files(name)
         if benchmark.source == "nano" and not all(file.is_file() for file in files):
             raise UserError(f"{name}: no nano rows yet; run `metatuner world preset={config.preset}` first")
-        for line in check(_benchmark(config, name), files[:1] + files[-2:-1] if benchmark.source == "nano" else files):
+        # Nano files are train, tune, test, audit; the check is on the two that stand for the official splits.
+        for line in check(_benchmark(config, name), (files[0], files[2]) if benchmark.source == "nano" else files):
             print(line)
 
 
@@ -340,7 +340,8 @@ def evaluate(config: Config, arguments: argparse.Namespace) -> None:
     fitted = read_outcomes(plan, [layout.pack(plan.fit_step(name), name) for name in pack.needs])
 
     def work(cell: Cell, last: bool) -> Any:
-        status, reason = fitted[cell.fit.key]
+        unknown = ("failed", f"no pack names its fit {cell.fit.key}; the code changed during the run, run it again")
+        status, reason = fitted.get(cell.fit.key, unknown)
         return shop.evaluate(cell, share=last) if status == "ok" else Outcome(cell.key, status, reason)  # type: ignore[arg-type]
 
     cells = [plan.cells[key] for key in pack.keys]
@@ -530,8 +531,16 @@ def lm_eval(arguments: argparse.Namespace) -> int:
     """lm-eval's own command line, with ours as a model."""
     from metatuner.harness.evaluation import lm_eval_command
 
-    sys.path.insert(0, os.getcwd())
-    return lm_eval_command(arguments.arguments) or 0
+    lm_eval_command(arguments.arguments, open_policy)
+    return 0
+
+
+def open_policy(*, config: str, cell: str) -> Any:
+    """The policy of a finished cell: `--model_args config=results/<preset>/config.json,cell=<key of scores.csv>`."""
+    shop = Workshop(read_config(Path(config)))
+    if cell not in shop.plan.cells:
+        raise UserError(f"cell {cell!r} is not in the plan of {config}; take a key from scores.csv of the same preset")
+    return shop.open_policy(shop.plan.cells[cell].fit, share=True)
 
 
 STEPS: dict[str, Callable[..., int | None]] = {

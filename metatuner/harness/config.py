@@ -208,7 +208,9 @@ def _read_preset(name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         line = f", line {place.line + 1}" if place else ""
-        raise UserError(f"config/presets/{name}.yaml{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        raise UserError(
+            f"config/presets/{name}.yaml{line}: not valid YAML ({getattr(error, 'problem', error)})"
+        ) from None
     if not isinstance(values, dict):
         raise UserError(f"config/presets/{name}.yaml: must be a mapping of keys")
     base = values.pop("extends", None)

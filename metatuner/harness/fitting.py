@@ -187,7 +187,9 @@ def run_fit(task: FitTask, models: ModelPool, folder: Path, failures: Path, *, s
                     with measured() as meter:
                         policy = task.method.fit(lab)
                     if not isinstance(policy, Policy):
-                        raise UserError(f"method {task.method.name}: fit returned {type(policy).__name__}, not a Policy")
+                        raise UserError(
+                            f"method {task.method.name}: fit returned {type(policy).__name__}, not a Policy"
+                        )
                 finally:
                     lab.budget.detach()
             policy.save(temporary / "policy")

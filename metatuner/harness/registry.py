@@ -55,7 +55,9 @@ class Registry:
         for cls in classes:
             check_method(cls, str(file))
             if cls.name in self._found:
-                raise UserError(f"method {cls.name!r} is defined in {self._found[cls.name].file} and in {file}; rename one")
+                raise UserError(
+                    f"method {cls.name!r} is defined in {self._found[cls.name].file} and in {file}; rename one"
+                )
             self._found[cls.name] = Registered(cls, file.resolve())
 
     def names(self) -> list[str]:

@@ -4,14 +4,14 @@
 rule warmup:
     # What other methods build on (fits of internal methods); they come first.
     input:
-        DAG.model_marks,
-        lambda wildcards: DAG.fit_inputs(wildcards.pack),
+        BENCH.model_marks,
+        lambda wildcards: BENCH.fit_inputs(wildcards.pack),
     output:
         L.pack("warmup", "{pack}"),
     params:
         config=CONFIG,
-        keys=lambda wildcards: DAG.fit_keys(wildcards.pack),
-        retry=lambda wildcards: DAG.failures("warmup", wildcards.pack),
+        cells=lambda wildcards: BENCH.fit_keys(wildcards.pack),
+        retry=lambda wildcards: BENCH.failures("warmup", wildcards.pack),
     log:
         usage_log("warmup", "{pack}"),
     conda:
@@ -23,14 +23,14 @@ rule warmup:
 
 rule fit:
     input:
-        DAG.model_marks,
-        lambda wildcards: DAG.fit_inputs(wildcards.pack),
+        BENCH.model_marks,
+        lambda wildcards: BENCH.fit_inputs(wildcards.pack),
     output:
         L.pack("fit", "{pack}"),
     params:
         config=CONFIG,
-        keys=lambda wildcards: DAG.fit_keys(wildcards.pack),
-        retry=lambda wildcards: DAG.failures("fit", wildcards.pack),
+        cells=lambda wildcards: BENCH.fit_keys(wildcards.pack),
+        retry=lambda wildcards: BENCH.failures("fit", wildcards.pack),
     log:
         usage_log("fit", "{pack}"),
     conda:
@@ -42,14 +42,14 @@ rule fit:
 
 rule evaluate:
     input:
-        DAG.model_marks,
-        lambda wildcards: DAG.evaluate_inputs(wildcards.pack),
+        BENCH.model_marks,
+        lambda wildcards: BENCH.evaluate_inputs(wildcards.pack),
     output:
         L.pack("evaluate", "{pack}"),
     params:
         config=CONFIG,
-        keys=lambda wildcards: DAG.evaluate_keys(wildcards.pack),
-        retry=lambda wildcards: DAG.failures("evaluate", wildcards.pack),
+        cells=lambda wildcards: BENCH.evaluate_keys(wildcards.pack),
+        retry=lambda wildcards: BENCH.failures("evaluate", wildcards.pack),
     log:
         usage_log("evaluate", "{pack}"),
     conda:

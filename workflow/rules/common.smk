@@ -9,13 +9,13 @@ from metatuner.dag import Dag
 from metatuner.errors import UserError
 
 try:
-    DAG = Dag.from_snakemake(config)
+    BENCH = Dag.from_snakemake(config)
 except (UserError, OSError) as error:
     sys.exit(f"metatuner: {error}")
 
-L = DAG.layout
-CONFIG = DAG.config_file
-RESULTS = DAG.result_files
+L = BENCH.layout
+CONFIG = BENCH.config_file
+RESULTS = BENCH.result_files
 VERDICT = L.verdict
 
 

@@ -2,12 +2,12 @@
 
 rule scores:
     input:
-        DAG.pack_files,
+        BENCH.pack_files,
     output:
         L.scores,
     params:
         config=CONFIG,
-        key=DAG.scores_key,
+        key=BENCH.scores_key,
     log:
         usage_log("results", "scores"),
     conda:
@@ -25,7 +25,7 @@ rule table_1:
         tex=L.table("table_1", "tex"),
     params:
         config=CONFIG,
-        key=DAG.analysis_key,
+        key=BENCH.analysis_key,
     log:
         usage_log("results", "table_1"),
     conda:
@@ -42,7 +42,7 @@ rule figure_main:
         pdf=L.figure("figure_main", "pdf"),
     params:
         config=CONFIG,
-        key=DAG.analysis_key,
+        key=BENCH.analysis_key,
     log:
         usage_log("results", "figure_main"),
     conda:
@@ -58,7 +58,7 @@ rule provenance:
         L.provenance,
     params:
         config=CONFIG,
-        key=DAG.scores_key,
+        key=BENCH.scores_key,
     log:
         usage_log("results", "provenance"),
     conda:

@@ -2,13 +2,13 @@
 
 rule tune_one:
     input:
-        DAG.model_marks,
-        lambda wildcards: DAG.tune_inputs(wildcards.benchmark),
+        BENCH.model_marks,
+        lambda wildcards: BENCH.tune_inputs(wildcards.benchmark),
     output:
         L.tune("{method}", "{benchmark}"),
     params:
         config=CONFIG,
-        key=lambda wildcards: DAG.plan.tuning_key(wildcards.method, wildcards.benchmark),
+        key=lambda wildcards: BENCH.plan.tuning_key(wildcards.method, wildcards.benchmark),
     log:
         usage_log("tune", "{method}-{benchmark}"),
     conda:
@@ -19,7 +19,7 @@ rule tune_one:
 
 rule tune:
     input:
-        DAG.tune_files,
+        BENCH.tune_files,
     params:
         config=CONFIG,
     log:

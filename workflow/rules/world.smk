@@ -1,13 +1,13 @@
 # The ground: nano rows and models where the preset uses them, and the splits of every benchmark.
 
-if DAG.uses_nano_rows:
+if BENCH.uses_nano_rows:
 
     rule world:
         output:
-            DAG.world_files,
+            BENCH.world_files,
         params:
             config=CONFIG,
-            key=DAG.world_key,
+            key=BENCH.world_key,
         log:
             usage_log("world", "rows"),
         conda:
@@ -17,14 +17,14 @@ if DAG.uses_nano_rows:
 
     rule world_report:
         input:
-            DAG.model_marks,
-            DAG.world_files,
+            BENCH.model_marks,
+            BENCH.world_files,
         output:
             json=L.root / "world.json",
             markdown=report(L.root / "world.md", caption="../captions/world.rst", category="The nano world"),
         params:
             config=CONFIG,
-            key=DAG.world_report_key,
+            key=BENCH.world_report_key,
         log:
             usage_log("world", "report"),
         conda:
@@ -50,7 +50,7 @@ rule pretrain:
 
 rule data:
     input:
-        lambda wildcards: DAG.data_inputs(wildcards.benchmark),
+        lambda wildcards: BENCH.data_inputs(wildcards.benchmark),
     output:
         pool=L.data("{benchmark}") / "pool.jsonl",
         tune=L.data("{benchmark}") / "tune.jsonl",
@@ -58,7 +58,7 @@ rule data:
         splits=L.data("{benchmark}") / "splits.json",
     params:
         config=CONFIG,
-        key=lambda wildcards: DAG.plan.data_key(wildcards.benchmark),
+        key=lambda wildcards: BENCH.plan.data_key(wildcards.benchmark),
     log:
         usage_log("data", "{benchmark}"),
     conda:
