@@ -8,7 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
-from baseline_toys import lab_settings, sums, tiny_lm, toy_lab
+from baseline_toys import NEW_TOKENS, lab_settings, sums, tiny_lm, toy_lab
 from dspy.lm15 import Message, Request, Response, Usage
 
 from baselines._opro_teleprompter import OPRO as Teleprompter
@@ -85,8 +85,8 @@ def test_stops_before_a_step_that_the_budget_does_not_cover(tmp_path: Path) -> N
 
 
 def test_counts_tokens_at_their_longest_when_it_plans_a_step(tmp_path: Path) -> None:
-    # 12 tokens an answer at most, 128 a proposal: a step may take 8 * 15 * 12 + 8 * 128, the choice 5 * 12 * 12.
-    step, choice = 8 * 15 * 12 + 8 * 128, 5 * 12 * 12
+    # NEW_TOKENS an answer at most, 128 a proposal; 8 proposals scored on 15 rows, 5 finalists on the 12 of dev.
+    step, choice = 8 * 15 * NEW_TOKENS + 8 * 128, 5 * 12 * NEW_TOKENS
     _, enough, _ = searched(tmp_path, steps=1, generated_tokens=15 * 2 + step + choice)
     _, short, _ = searched(tmp_path, steps=1, generated_tokens=15 * 2 + step + choice - 1)
     assert [event["event"] for event in enough][:2] == ["start", "step"]

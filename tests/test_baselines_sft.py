@@ -11,11 +11,12 @@ from baseline_toys import NEW_TOKENS, sums, tiny_lm, toy_lab
 
 from baselines.sft import SFT, Settings, encode
 from metatuner.errors import UserError
+from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.budget import Budget
 from metatuner.harness.ground import Lab, to_query
 from metatuner.harness.policies import Adapter
 from metatuner.harness.policy import load_policy
-from metatuner.lm import completion_ids, generate
+from metatuner.lm import completion_ids, generate, render
 
 ROWS = sums(12)
 
@@ -29,17 +30,23 @@ def weights(policy: Adapter, folder: Path) -> str:
     return hashlib.sha256((folder / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("cut", [0, 4], ids=["whole queries", "queries cut to the window"])
 def test_trains_on_the_ids_that_inference_reads_and_on_nothing_before_the_completion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
-    lab, read = make_lab(tmp_path), []
+    wide = make_lab(tmp_path).actor
+    prompts = [render(wide, get_benchmark("gsm8k").initial_prompt, row.query).ids for row in ROWS]
+    longest = max(map(len, prompts))
+    lab, read = make_lab(tmp_path, actor=tiny_lm(window=longest + NEW_TOKENS - cut)), []
 
     def recorded(lm: Any, prompts: Any, **options: Any) -> Any:
         read.extend(list(ids) for ids in prompts)
         return generate(lm, prompts, **options)
 
     monkeypatch.setattr("metatuner.lm.generate", recorded)
-    lab.answer([to_query(row) for row in ROWS], lab.initial_prompt("gsm8k"))
+    for row in ROWS:
+        lab.answer([to_query(row)], lab.initial_prompt("gsm8k"))
+    assert max(map(len, read)) == longest - cut
     for example, prompt, row in zip(encode(lab, ROWS), read, ROWS, strict=True):
         completion = completion_ids(lab.actor, row.target)
         assert example["input_ids"] == prompt + completion
@@ -86,13 +93,14 @@ def test_loss_falls_and_the_base_model_stays(tmp_path: Path) -> None:
 def test_fits_in_one_process_are_the_same_bytes_whatever_ran_between(tmp_path: Path) -> None:
     settings = Settings(learning_rate=1e-2, epochs=2, batch_size=4, dropout=0.1)
 
-    def fit(chosen: Settings, name: str, **changes: Any) -> str:
-        return weights(SFT(chosen).fit(make_lab(tmp_path, **changes)), tmp_path / name)
+    def fit(chosen: Settings, name: str, noise: int = 0, **changes: Any) -> str:
+        lab = make_lab(tmp_path, **changes)
+        torch.manual_seed(noise)
+        return weights(SFT(chosen).fit(lab), tmp_path / name)
 
     first = fit(settings, "first")
     other = fit(Settings(epochs=1, rank=2, batch_size=8, gradient_checkpointing=True), "other", seed=7)
-    torch.manual_seed(99)
-    assert fit(settings, "again") == first
+    assert fit(settings, "again", noise=99) == first
     assert fit(settings, "seed", seed=1) not in (first, other)
 
 
