@@ -1,6 +1,7 @@
 """Rows come in one form from local files and the Hub; what is wrong with them is said with file and line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -170,41 +171,25 @@ def test_overrides_make_another_benchmark_and_leave_the_first_alone() -> None:
     assert base.with_overrides().max_new_tokens == base.max_new_tokens
 
 
-ONE_FILE = """
-from metatuner.harness.benchmarks.base import Benchmark, text_field
-from metatuner.harness.rows import Row
-
-
-class Capitals(Benchmark):
-    id = "capitals"
-    version = 3
-    metrics = ("accuracy",)
-    primary = "accuracy"
-    initial_prompt = "name the capital"
-    max_new_tokens = 8
-
-    def row(self, raw):
-        query = text_field(raw, "country")
-        return Row(raw["id"], self.id, query, (raw["capital"],), raw["capital"], "all", query.lower())
-
-    def extract(self, completion):
-        return completion.strip() or None
-
-    def score(self, extracted, row):
-        return {"accuracy": float(extracted in row.gold)}
-"""
-
-
-def test_one_file_adds_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "capitals.py").write_text(ONE_FILE, encoding="utf-8")
+def test_the_one_file_of_the_docs_adds_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "capitals.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(benchmarks, "_FOLDER", tmp_path)
     monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(tmp_path)])
     assert benchmark_ids() == ["capitals"]
     capitals = get_benchmark("capitals")
-    (row,) = load_rows(capitals, write(tmp_path / "r.jsonl", '{"id": "1", "country": "France", "capital": "Paris"}'))
-    assert capitals.score_all([" Paris".strip(), None], [row, row])[0].metrics == {"accuracy": 1.0}
-    with pytest.raises(UserError, match="capitals: has no Hub address"):
-        load_hub(capitals, "test")
+    raw = write(tmp_path / "r.jsonl", '{"id": "1", "country": "France", "capital": "Paris"}')
+    (row,) = load_rows(capitals, raw)
+    answers = [capitals.extract(text) for text in ("\nParis.\n", "Lyon", "")]
+    assert [one.metrics["em"] for one in capitals.score_all(answers, [row] * 3)] == [1, 0, 0]
+
+
+def test_a_benchmark_without_a_hub_address_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = get_benchmark("gsm8k")
+    monkeypatch.setattr(type(local), "hub", None)
+    with pytest.raises(UserError, match="gsm8k: has no Hub address; name local JSON Lines files"):
+        load_hub(local, "test")
 
 
 HUB_RECORDS: dict[str, dict[str, Any]] = {
