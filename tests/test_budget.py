@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from lm_toys import PAD, random_prompts, tiny_lm
+
 from metatuner.errors import UserError
 from metatuner.harness.budget import Budget, BudgetExceeded, Usage
 from metatuner.lm import completion_loss, generate

@@ -1,0 +1,239 @@
+"""One fit: what exists is complete, what fails says why and leaves nothing, and random streams come from the cell."""
+
+import errno
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lm_toys import tiny_lm
+from metatuner.errors import UserError
+from metatuner.harness.benchmarks import get_benchmark
+from metatuner.harness.budget import Budget
+from metatuner.harness.fitting import FitTask, Outcome, complete_folder, run_fit
+from metatuner.harness.ground import Ground, to_query
+from metatuner.harness.method import Method
+from metatuner.harness.models import ModelPool
+from metatuner.harness.policies import FixedPrompt
+from metatuner.harness.policy import load_policy
+from metatuner.harness.rows import Row, rows_to_text
+from metatuner.lm import ModelSpec
+
+ROWS = [Row(f"r{i}", "gsm8k", f"w{i % 50} w{i // 50}", (str(i),), f"#### {i}", "all", f"g{i}") for i in range(60)]
+
+
+@dataclass(frozen=True)
+class Toy(Method):
+    """A method whose fit is a function."""
+
+    act: object = None
+    settings: object = None
+    name = "toy"
+    family = "vanilla"
+    reference = "none"
+
+    def skip(self, lab):
+        return "no reason at all" if self.act == "skip" else None
+
+    def fit(self, lab):
+        return self.act(lab)
+
+
+class TinyPool(ModelPool):
+    """A pool of random models made on the spot."""
+
+    def __init__(self):
+        super().__init__({})
+
+    def get(self, role, *, share):
+        return tiny_lm()
+
+
+@pytest.fixture
+def fit(tmp_path):
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text(rows_to_text(ROWS), encoding="utf-8")
+
+    def run(act, *, seed=0, prerequisites=None, budget=None):
+        task = FitTask(
+            key="k",
+            method=Toy(act),
+            benchmarks={"gsm8k": get_benchmark("gsm8k").with_overrides(max_new_tokens=3)},
+            pools={"gsm8k": pool},
+            sizes={"gsm8k": (20, 10)},
+            generator="",
+            seed=seed,
+            budget=budget or Budget(),
+            prerequisites=prerequisites or {},
+            batch_tokens=512,
+            identity={"method": "toy"},
+        )
+        return run_fit(task, TinyPool(), tmp_path / "fits" / "k", tmp_path / "failed.txt", share=False)
+
+    run.folder = tmp_path / "fits" / "k"
+    run.traceback = tmp_path / "failed.txt"
+    return run
+
+
+def zero(lab):
+    return FixedPrompt(lab, {"gsm8k": "w1 w2"})
+
+
+def nothing_left(folder: Path) -> bool:
+    return not folder.exists() and list(folder.parent.iterdir()) == []
+
+
+def test_a_fit_leaves_policy_cost_log_and_identity(fit):
+    def act(lab):
+        lab.log(event="hello", rows=len(lab.train))
+        lab.answer([to_query(row) for row in lab.train[:4]], "w1")
+        return zero(lab)
+
+    assert fit(act) == Outcome("k", "ok")
+    assert sorted(path.name for path in fit.folder.iterdir()) == ["cost.json", "fit.json", "log.jsonl", "policy"]
+    assert json.loads((fit.folder / "log.jsonl").read_text()) == {"event": "hello", "rows": 20}
+    cost = json.loads((fit.folder / "cost.json").read_text())
+    assert cost["lm_calls"] == 4
+    assert 0 < cost["generated_tokens"] <= 12
+    assert cost["seconds"] > 0
+    assert cost["peak_memory_bytes"] > 10**7
+
+
+def test_the_saved_policy_answers_as_the_fitted_one(fit):
+    held = {}
+
+    def act(lab):
+        policy = zero(lab)
+        held["answers"] = policy.respond([to_query(row) for row in ROWS[:5]])
+        return policy
+
+    fit(act)
+    ground = Ground(tiny_lm(), None, {"gsm8k": get_benchmark("gsm8k").with_overrides(max_new_tokens=3)})
+    loaded = load_policy(fit.folder / "policy", ground)
+    assert loaded.respond([to_query(row) for row in ROWS[:5]]) == held["answers"]
+
+
+def test_what_a_method_raises_is_its_outcome_with_the_traceback_kept(fit):
+    def act(lab):
+        raise ZeroDivisionError("the author's mistake")
+
+    outcome = fit(act)
+    assert (outcome.status, outcome.reason) == ("failed", "ZeroDivisionError: the author's mistake")
+    assert "in act" in fit.traceback.read_text()
+    assert nothing_left(fit.folder)
+    assert fit(zero).status == "ok"
+    assert not fit.traceback.exists()
+
+
+def test_returning_no_policy_fails_in_plain_words(fit):
+    outcome = fit(lambda lab: "a prompt")
+    assert outcome.reason == "method toy: fit returned str, not a Policy"
+    assert nothing_left(fit.folder)
+
+
+def test_a_skipped_fit_gives_its_reason_and_no_folder(fit):
+    assert fit("skip") == Outcome("k", "skipped", "no reason at all")
+    assert nothing_left(fit.folder)
+
+
+def test_a_full_disk_while_saving_leaves_no_policy_that_is_later_believed(fit, monkeypatch):
+    def full(self, folder):
+        (folder / "weights").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr(FixedPrompt, "write", full)
+    outcome = fit(zero)
+    assert outcome.status == "failed"
+    assert "No space left on device" in outcome.reason
+    assert nothing_left(fit.folder)
+
+
+def test_a_policy_folder_without_its_manifest_is_not_believed(fit):
+    fit(zero)
+    (fit.folder / "policy" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="no complete policy is saved here"):
+        load_policy(fit.folder / "policy", Ground(tiny_lm(), None, {}))
+
+
+def test_over_budget_fails_and_says_which_limit(fit):
+    outcome = fit(
+        lambda lab: lab.answer([to_query(row) for row in lab.train], "w1"), budget=Budget({"lm_calls": 5}, "small")
+    )
+    assert outcome.status == "failed"
+    assert outcome.reason.startswith("budget 'small': lm_calls reached 20, the limit is 5")
+
+
+def test_what_a_prerequisite_cost_is_counted(fit, tmp_path):
+    before = tmp_path / "before"
+    before.mkdir()
+    spent = {"lm_calls": 100, "prompt_tokens": 200, "generated_tokens": 300, "trained_tokens": 400}
+    (before / "cost.json").write_text(json.dumps({**spent, "seconds": 1.0}))
+    fit(zero, prerequisites={"warm_up": before})
+    cost = json.loads((fit.folder / "cost.json").read_text())
+    assert {name: cost[name] for name in spent} == spent
+
+
+def test_train_and_dev_are_redrawn_by_the_seed_and_disjoint(fit):
+    seen = {}
+
+    def act(lab):
+        seen[lab.seed] = ([row.id for row in lab.train], [row.id for row in lab.dev])
+        return zero(lab)
+
+    import shutil
+
+    for seed in (0, 1, 0):
+        shutil.rmtree(fit.folder, ignore_errors=True)
+        before = seen.get(seed)
+        fit(act, seed=seed)
+        assert before in (None, seen[seed])
+    train, dev = seen[0]
+    assert (len(train), len(dev)) == (20, 10)
+    assert not set(train) & set(dev)
+    assert seen[0] != seen[1]
+
+
+def test_the_lab_has_no_handle_on_tune_or_test(fit):
+    def act(lab):
+        assert not [name for name in dir(lab) if "test" in name or "tune" in name]
+        return zero(lab)
+
+    assert fit(act).status == "ok"
+
+
+def test_global_generators_are_seeded_by_the_cell_not_by_what_ran_before(fit):
+    import random
+    import shutil
+
+    import torch
+
+    drawn = []
+
+    def act(lab):
+        drawn.append((random.random(), torch.rand(1).item()))
+        return zero(lab)
+
+    for _ in range(2):
+        shutil.rmtree(fit.folder, ignore_errors=True)
+        fit(act)
+        torch.rand(7)
+        random.random()
+    assert drawn[0] == drawn[1]
+
+
+def test_a_block_that_dies_leaves_no_folder_and_one_that_ends_leaves_all(tmp_path):
+    final = tmp_path / "made"
+    with pytest.raises(KeyboardInterrupt), complete_folder(final) as temporary:
+        (temporary / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with complete_folder(final) as temporary:
+        (temporary / "whole").write_text("x")
+    assert [path.name for path in final.iterdir()] == ["whole"]
+
+
+def test_the_pools_spec_says_what_to_load(tmp_path):
+    pool = ModelPool({"actor": ModelSpec(str(tmp_path / "none"))})
+    with pytest.raises(UserError, match="no such folder"):
+        pool.get("actor", share=False)
