@@ -99,7 +99,7 @@ def test_a_saved_policy_answers_as_the_fitted_one(fitted: Any, name: str) -> Non
     assert all(0 < response.completion_tokens <= 6 for response in responses)
 
 
-def test_a_joint_policy_stands_without_the_warm_ups_folder(fitted: Any, tmp_path: Path) -> None:
+def test_a_joint_policy_stands_without_the_warm_ups_folder(fitted: Any) -> None:
     _, folder = fitted("metatuner_j")
     assert sorted(digests(folder)) == [
         "actor.safetensors",
@@ -167,6 +167,25 @@ def test_where_no_rollout_is_rewarded_training_goes_on_and_the_log_says_so(tmp_p
     events = [json.loads(line) for line in lines]
     assert [event["d2"] for event in events if event["event"] == "rollouts"] == [0]
     assert all(event["prompt"] == 0 for event in events if event["event"] == "joint")
+
+
+def test_the_budget_sees_the_training_of_private_copies(tmp_path: Path) -> None:
+    def metered(**parts: Any) -> Lab:
+        ground = lab(**parts)
+        for model in (ground.actor, ground.need_generator()):
+            ground.budget.attach(model)
+        return ground
+
+    warm_up, joint = metered(), metered(prerequisites={"metatuner_warmup": tmp_path})
+    MetaTunerWarmUp(WARM_UP).fit(warm_up).save(tmp_path)
+    assert warm_up.budget.used.trained_tokens > 0
+    assert warm_up.budget.used.generated_tokens > 0
+    MetaTunerJ(JOINT).fit(joint)
+    # Each pass over D1 trains at least on the query, read by both models, and on the target.
+    least = JOINT.epochs * sum(2 * len(row.query.split()) + len(row.target.split()) for row in TRAIN)
+    assert joint.budget.used.trained_tokens > least
+    # The prompts of D1 are written anew in each pass.
+    assert joint.budget.used.lm_calls == JOINT.epochs * len(TRAIN)
 
 
 def test_the_registry_knows_both_and_reports_only_the_contender() -> None:

@@ -10,8 +10,6 @@ from metatuner.method.data import Rewrite
 from metatuner.method.rollouts import score_rollouts, select_best
 from metatuner.method.training import collect_rewrites
 
-SETTINGS = WarmUpConfig(rollouts=4, max_prompt_tokens=6)
-
 
 def test_the_best_rewrite_of_each_query_above_the_threshold_is_kept() -> None:
     kept, statistics = select_best(
