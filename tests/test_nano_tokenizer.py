@@ -50,7 +50,17 @@ def test_any_text_comes_back_as_it_was(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "  two  spaces ", "line\n\nline\r\n\ttab", "naïve 日本語 👩‍👩‍👧", "e\u0301", "\x00", r"\boxed{\frac{1}{2}}"]
+    "text",
+    [
+        "",
+        " ",
+        "  two  spaces ",
+        "line\n\nline\r\n\ttab",
+        "naïve 日本語 👩‍👩‍👧",
+        "e\u0301",
+        "\x00",
+        r"\boxed{\frac{1}{2}}",
+    ],
 )
 def test_awkward_texts_come_back_as_they_were(tokenizer, text):
     assert there_and_back(tokenizer, text) == text

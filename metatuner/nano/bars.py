@@ -10,9 +10,11 @@ from math import cos, pi
 from pathlib import Path
 from random import Random
 from statistics import mean
+from typing import cast
 
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
 
 from metatuner.harness.benchmarks import Benchmark, get_benchmark, load_rows
 from metatuner.harness.rows import Row
@@ -23,15 +25,15 @@ from metatuner.nano.problems import BENCHMARKS, KINDS
 from metatuner.nano.world import World
 
 ROWS = 128
-"""Rows to train on and rows to choose on, taken from the start of the train pool; fewer if the audit draw is smaller."""
-AUDIT_ROWS = 400
+"""Rows to train on, and as many to choose on, from the start of the train pool; fewer if the audit draw is smaller."""
+AUDIT_ROWS = 300
 WORDINGS = 2
 """Wordings tried of each reasoning family."""
-ROLLOUTS, ROLLOUT_ROWS, TEMPERATURE = 8, 48, 1.0
+ROLLOUTS, ROLLOUT_ROWS, TEMPERATURE = 8, 40, 1.0
 SHOTS = (2, 4)
 NEW_TOKENS = 48
 WINDOW = 1024
-RATES, EPOCHS, BATCH, RANK = (3e-3, 8e-3, 2e-2), 6, 16, 8
+RATES, EPOCHS, BATCH, RANK = (3e-3, 8e-3, 2e-2), 4, 16, 8
 """Learning rates tried for fine-tuning, and how it is done."""
 STANDING = (
     "Prompts, per-query prompts and parameters each carry a signal here because the world was made so: what it splits "
@@ -99,14 +101,16 @@ def measure(
         actor, generator: model folders, as `pretrain` leaves them.
         trained: False for models with initial weights; their report says that the bars do not apply.
     """
-    lms = [load_lm(ModelSpec(str(path), window=WINDOW)) for path in (actor, generator)]
+    actor_lm, generator_lm = (load_lm(ModelSpec(str(path), window=WINDOW)) for path in (actor, generator))
     measured: dict[str, dict[str, float]] = {}
     for name in BENCHMARKS:
         benchmark = get_benchmark(name)
         audit = load_rows(benchmark, rows / name / "audit.jsonl")[:AUDIT_ROWS]
         pool = load_rows(benchmark, rows / name / "train.jsonl")
         size = min(ROWS, len(audit), len(pool) // 2)
-        measured[name] = _measure(_Bench(benchmark, *lms, pool[:size], pool[size : 2 * size], audit), world)
+        measured[name] = _measure(
+            _Bench(benchmark, actor_lm, generator_lm, pool[:size], pool[size : 2 * size], audit), world
+        )
         if progress:
             progress(f"{name}: " + ", ".join(f"{what} {value:.1f}" for what, value in measured[name].items()))
     bars = judge(measured)
@@ -153,7 +157,8 @@ def _mixed_rollouts(bench: _Bench, world: World) -> list[float]:
     rows = [row for row in bench.dev[:ROLLOUT_ROWS] for _ in range(ROLLOUTS)]
     streams = Random(f"{world.seed} rollouts {bench.benchmark.id}")
     inputs = [
-        render_rewrite(bench.generator, bench.benchmark.initial_prompt, row.query, reserve=NEW_TOKENS).ids for row in rows
+        render_rewrite(bench.generator, bench.benchmark.initial_prompt, row.query, reserve=NEW_TOKENS).ids
+        for row in rows
     ]
     written = generate(
         bench.generator,
@@ -178,7 +183,7 @@ def _sft(bench: _Bench, world: World) -> list[float]:
     for rate in RATES:
         torch.manual_seed(world.seed)
         model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"))
-        tuned = replace(bench.actor, model=model)
+        tuned = replace(bench.actor, model=cast(PreTrainedModel, model))
         try:
             _fine_tune(tuned, examples, rate, Random(f"{world.seed} sft"))
             reached = sum(bench.scores(initial, bench.dev, actor=tuned))
@@ -248,7 +253,9 @@ def report(world: World, bars: Sequence[Bar], trained: bool) -> str:
         "|---|---|---|---|---|",
     ]
     for bar in bars:
-        lines.append(f"| {bar.benchmark} | {bar.name} | {_range(bar)} | {bar.measured:.1f} | {'met' if bar.met else 'missed'} |")
+        lines.append(
+            f"| {bar.benchmark} | {bar.name} | {_range(bar)} | {bar.measured:.1f} | {'met' if bar.met else 'missed'} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -18,7 +18,17 @@ from metatuner.nano.instructions import (
     reply,
     with_gloss,
 )
-from metatuner.nano.problems import BENCHMARKS, GLOSSED, INITIAL_PROMPTS, LETTERS, PLAIN, SHIFTED, UNSHIFTED, Problem, problem
+from metatuner.nano.problems import (
+    BENCHMARKS,
+    GLOSSED,
+    INITIAL_PROMPTS,
+    LETTERS,
+    PLAIN,
+    SHIFTED,
+    UNSHIFTED,
+    Problem,
+    problem,
+)
 from metatuner.nano.recipe import ACTOR_MIX, GENERATOR_MIX
 from metatuner.nano.tokenizer import ANSWER, BEGIN, END, QUERY, REWRITE
 from metatuner.nano.world import World, in_split
@@ -119,7 +129,15 @@ def _skill(random: Random, late: bool) -> Skill:
     if drawn < 0.25:
         return _arithmetic(random)
     if drawn < 0.30:
-        pool = [*words.NAMES, *words.NEW_NAMES, *words.OBJECTS, *words.NEW_OBJECTS, *words.CITIES, *words.STATES, *"0123456789"]
+        pool = [
+            *words.NAMES,
+            *words.NEW_NAMES,
+            *words.OBJECTS,
+            *words.NEW_OBJECTS,
+            *words.CITIES,
+            *words.STATES,
+            *"0123456789",
+        ]
         text = " ".join(random.choices(pool, k=random.randint(6, 14)))
         return [(text, text)]
     if drawn < 0.38:
@@ -229,9 +247,10 @@ def _spotting(random: Random) -> list[Segment]:
 
 
 _KNOWN = [
-    *words.NAMES, *words.NEW_NAMES, *words.OBJECTS, *words.NEW_OBJECTS, *words.CITIES, *words.CONTAINERS, *words.VARIABLES,
-    *MEANINGS, *sorted(words.JARGON), *"0123456789?.:()",
-    *"has how many count the simplify solve compute facts was became what did do next who where name lives resides".split(),
+    *words.NAMES, *words.NEW_NAMES, *words.OBJECTS, *words.NEW_OBJECTS, *words.CITIES, *words.CONTAINERS,
+    *words.VARIABLES, *MEANINGS, *sorted(words.JARGON), *"0123456789?.:()",
+    *"has how many count the simplify solve compute facts was became".split(),
+    *"what did do next who where name lives resides".split(),
 ]  # fmt: skip
 
 

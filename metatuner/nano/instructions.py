@@ -83,7 +83,7 @@ def with_gloss(text: str, pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def behaviour(benchmark: str, kind: int, family: str | None, clause_of: str | None) -> Behaviour:
-    """What an instruction brings about for a kind of query; `family` None is the initial prompt, which has no clause."""
+    """What an instruction brings about for a kind of query; `family` None is the initial prompt, without a clause."""
     if family is None:
         return UNDER_INITIAL_PROMPT[benchmark][kind]
     if family == "vague" or clause_of != benchmark:
@@ -104,5 +104,3 @@ def reply(random: Random, problem: Problem, how: Behaviour) -> str:
             return problem.final
         case Behaviour.CHATTY:
             return random.choice(CHAT)
-
-

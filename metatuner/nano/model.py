@@ -33,7 +33,7 @@ def build_model(recipe: Recipe, seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        embedding = model.get_input_embeddings().weight
+        embedding = model.model.embed_tokens.weight
         for spaced, bare in alike(ids):
             embedding[bare] = embedding[spaced]
     wire_heads(model, seed)

@@ -19,7 +19,15 @@ from metatuner.nano.constants import constants_hash
 from metatuner.nano.corpus import Segment, actor_rows, generator_rows
 from metatuner.nano.model import build_model
 from metatuner.nano.recipe import Recipe, get_recipe
-from metatuner.nano.tokenizer import ANSWER, BEGIN, REWRITE, SPECIAL, build_tokenizer, transformers_tokenizer, vocabulary
+from metatuner.nano.tokenizer import (
+    ANSWER,
+    BEGIN,
+    REWRITE,
+    SPECIAL,
+    build_tokenizer,
+    transformers_tokenizer,
+    vocabulary,
+)
 from metatuner.nano.world import World
 
 WARMUP, FLOOR = 40, 0.05

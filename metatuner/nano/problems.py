@@ -252,7 +252,12 @@ def _hotpotqa(w: _Writer, kind: int) -> Problem:
         steps = (f"{a} has {r} {b}",)
         answer, first = f"{r} {b}", a
     else:
-        facts = [f"{a} {lives} in {town} .", f"{d} {lives} in {other} .", f"{e} {lives} in {third} .", f"{a} has {r} {d} ."]
+        facts = [
+            f"{a} {lives} in {town} .",
+            f"{d} {lives} in {other} .",
+            f"{e} {lives} in {third} .",
+            f"{a} has {r} {d} .",
+        ]
         support, asked = facts[:1], f"{a} {lives} in"
         steps = (f"{a} lives in {town}",)
         answer, first = town, other
@@ -296,7 +301,12 @@ def _cosmosqa(w: _Writer, kind: int) -> Problem:
     return Problem(
         "cosmosqa",
         kind,
-        {"context": context, "question": question, **{f"answer{i}": text for i, text in enumerate(texts)}, "label": label},
+        {
+            "context": context,
+            "question": question,
+            **{f"answer{i}": text for i, text in enumerate(texts)},
+            "label": label,
+        },
         (step,),
         options[label],
         f"people often {options[(label + 1) % 4]}",

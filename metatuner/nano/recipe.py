@@ -1,6 +1,6 @@
-"""Sizes of the nano models, how each is trained and on what mixture; no torch here, so that keys can be computed without it."""
+"""Sizes of the nano models, how each is trained and on what mixture; no torch here, so that keys need none."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metatuner.errors import UserError, suggest
 
@@ -27,21 +27,21 @@ class Recipe:
 class ActorMix:
     """Shares of the actor's pretraining rows."""
 
-    drills: tuple[tuple[float, float], ...] = ((0.12, 0.9), (0.6, 0.4), (1.0, 0.2))
+    drills: tuple[tuple[float, float], ...] = ((0.12, 0.9), (0.5, 0.35), (1.0, 0.12))
     """(up to this part of training, share of drills)."""
     arithmetic_only_after: float = 0.1
     """From this part of training on, most drills are arithmetic."""
-    benchmarks: tuple[float, ...] = (1.0, 1.0, 1.8, 1.0)
+    benchmarks: tuple[float, ...] = (1.2, 1.3, 1.7, 0.6)
     """Weights of BENCHMARKS; hotpotqa is the hardest to learn."""
-    glossed: tuple[float, ...] = (0.4, 0.4, 0.6, 0.4)
+    glossed: tuple[float, ...] = (0.5, 0.5, 0.6, 0.4)
     """Share of rows whose new words only a gloss explains, by benchmark."""
     initial_prompt: float = 0.15
-    own_clause: float = 0.8
-    other_clause: float = 0.1
+    own_clause: float = 0.84
+    other_clause: float = 0.08
     """The rest has no format clause."""
     direct: tuple[float, ...] = (2.5, 2.5, 8.0, 5.0)
     """Weight of the direct family by benchmark, beside 3 for each reasoning family and 1 for the vague one."""
-    demonstrations: float = 0.12
+    demonstrations: float = 0.09
     followed: float = 0.7
     """Share of rows with demonstrations whose behaviour the answer follows whatever the instruction says."""
     noise: float = 0.02
@@ -69,10 +69,11 @@ class GeneratorMix:
 
 ACTOR_MIX, GENERATOR_MIX = ActorMix(), GeneratorMix()
 
+_GENERATOR = Recipe(width=96, layers=8, feed_forward=256, steps=650, learning_rate=6e-3, copy_steps=50, seed=1)
 RECIPES = {
-    "actor": Recipe(width=128, layers=4, feed_forward=320, steps=1900, learning_rate=8e-3, copy_steps=70),
-    "generator": Recipe(width=96, layers=8, feed_forward=256, steps=650, learning_rate=6e-3, copy_steps=50, seed=1),
-    "generator_small": Recipe(width=96, layers=4, feed_forward=256, steps=650, learning_rate=6e-3, copy_steps=50, seed=2),
+    "actor": Recipe(width=128, layers=4, feed_forward=320, steps=1700, learning_rate=8e-3, copy_steps=70),
+    "generator": _GENERATOR,
+    "generator_small": replace(_GENERATOR, layers=4, seed=2),
 }
 
 

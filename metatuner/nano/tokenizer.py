@@ -24,9 +24,9 @@ SPECIAL = (PAD, BEGIN, END, QUERY, ANSWER, REWRITE)
 LINE_STARTS = ("Question", "Options")
 _PIECES = r" ?\\boxed\{| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 _SENTENCES = (
-    "note means and . now ? has of in total how many count the simplify reduce collect solve root determine compute evaluate "
-    "calculate ( ) = + - * / ; #### facts : who where name lives resides was became what did do next happened after why that "
-    "reason which feel mood fits people often is older younger , Question Options Answer \\boxed{"
+    "note means and . now ? has of in total how many count the simplify reduce collect solve root determine compute "
+    "evaluate calculate ( ) = + - * / ; #### facts : who where name lives resides was became what did do next happened "
+    "after why that reason which feel mood fits people often is older younger , Question Options Answer \\boxed{"
 ).split()
 
 

@@ -6,7 +6,8 @@ only training on rows can teach them. All words are of letters alone.
 """
 
 NAMES = (
-    "tom ann bob sue jim kate max lily sam eva leo mia ben zoe dan amy ian ivy ted joy ron meg hal fay gus nan pat roy kim lou"
+    "tom ann bob sue jim kate max lily sam eva leo mia ben zoe dan amy ian ivy ted joy ron meg hal fay gus nan pat roy "
+    "kim lou"
 ).split()
 NEW_NAMES = "omar priya chen ingrid diego noor yuki fatou sven leila pavel aisha bruno hana igor rosa".split()
 OBJECTS = "apples pens books coins cards eggs shells stamps cups balls".split()
@@ -60,12 +61,12 @@ GLOSSARY = {word: meaning for meaning, words in NEW_FORMS.items() for word in wo
 
 FOLLOWS = {
     "next": (
-        "cook dinner,go bed,wear coat,call nurse,run fast,read map,dry clothes,play games,drink water,find job,take bath,"
-        "visit friend"
+        "cook dinner,go bed,wear coat,call nurse,run fast,read map,dry clothes,play games,drink water,find job,"
+        "take bath,visit friend"
     ).split(","),
     "cause": (
-        "skipped lunch,worked nights,lost jacket,ate mold,missed bus,took shortcut,forgot umbrella,had nothing,ran race,"
-        "spent money,fell down,moved away"
+        "skipped lunch,worked nights,lost jacket,ate mold,missed bus,took shortcut,forgot umbrella,had nothing,"
+        "ran race,spent money,fell down,moved away"
     ).split(","),
     "mood": "starved,sleepy,shivery,weak,rushed,confused,soggy,dull,dry,poor,grimy,sad".split(","),
 }

@@ -14,10 +14,17 @@ from metatuner.hashing import hash_value
 from metatuner.nano.constants import constants_hash
 from metatuner.nano.problems import BENCHMARKS, KINDS, SHIFTED, UNSHIFTED, Problem, Style, problem
 
-_PARTS = {"pretraining": range(0, 8), "train": range(8, 12), "tune": range(12, 13), "test": range(13, 15), "audit": range(15, 16)}
+_PARTS = {
+    "pretraining": range(8),
+    "train": range(8, 12),
+    "tune": range(12, 13),
+    "test": range(13, 15),
+    "audit": range(15, 16),
+}
 """Split -> the sixteenths of the space of queries that are its own: no two splits can share a query."""
 SPLITS = tuple(part for part in _PARTS if part != "pretraining")
 _PATIENCE = 400
+"""Draws for each row asked, before a split counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ def problems(world: World, benchmark: str, split: str, count: int) -> list[Probl
             found.setdefault(normalise_text(item.query), item)
     if len(found) < count:
         raise UserError(
-            f"nano world: {benchmark} has about {len(found)} different {split} queries, {count} asked; ask for fewer rows"
+            f"nano world: {benchmark} has about {len(found)} different {split} queries, {count} asked; ask for fewer"
         )
     return list(found.values())
 
@@ -78,7 +85,7 @@ def raw_rows(world: World, benchmark: str, split: str, count: int) -> list[dict[
 
 
 def write_rows(world: World, out_dir: Path, sizes: Mapping[str, Mapping[str, int]]) -> None:
-    """Write `out_dir/<benchmark>/<split>.jsonl` for each benchmark and split of `sizes` (benchmark -> split -> rows)."""
+    """Write `out_dir/<benchmark>/<split>.jsonl` for every entry of `sizes`: benchmark -> split -> rows."""
     for benchmark, counts in sizes.items():
         folder = out_dir / benchmark
         folder.mkdir(parents=True, exist_ok=True)
