@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from metatuner.errors import UserError
 from metatuner.harness.config import Config, dump_config, load_config
 from metatuner.harness.policy import write_atomically
@@ -13,6 +15,23 @@ from metatuner.hashing import ROOT, hash_code, hash_file, hash_value
 from metatuner.plan import Plan
 
 ANALYSIS = ROOT / "metatuner" / "analysis"
+
+
+def _typed(value: Any) -> Any:
+    """A value of Snakemake's --config, which leaves numbers and booleans inside mappings and lists as text."""
+    if isinstance(value, Mapping):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    scalar = yaml.safe_load(value) if value.strip() else value
+    if isinstance(scalar, (int, float)) or value in ("null", "~"):
+        return scalar
+    try:
+        return float(value)  # YAML 1.1 takes 1e-4 for text
+    except ValueError:
+        return value
 
 
 class Dag:
@@ -29,7 +48,7 @@ class Dag:
     @classmethod
     def from_snakemake(cls, config: Mapping[str, Any]) -> "Dag":
         """From Snakemake's config: `preset`, and any keys that override it."""
-        overrides = {key: value for key, value in config.items() if key != "preset"}
+        overrides = {key: _typed(value) for key, value in config.items() if key != "preset"}
         return cls(load_config(str(config["preset"]), overrides))
 
     # ---- ground ------------------------------------------------------------------------------------------------

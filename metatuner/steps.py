@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -477,7 +477,7 @@ def figure(config: Config, arguments: argparse.Namespace) -> None:
     _draw(config, arguments.name, FIGURES)
 
 
-def _draw(config: Config, name: str, makers: dict[str, Callable[[Config], Iterable[Path]]]) -> None:
+def _draw(config: Config, name: str, makers: Mapping[str, Callable[[Config], Iterable[Path]]]) -> None:
     if name != "all" and name not in makers:
         raise UserError(f"--name {name!r}; {suggest(name, [*makers, 'all'])}")
     for each in makers if name == "all" else [name]:

@@ -1,5 +1,6 @@
 """The whole DAG on the smoke preset: every rule runs, a killed run is taken up, nothing is computed twice."""
 
+import csv
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ TIMED = {"cost.json", "usage", "logs"}
 def project(folder: Path) -> Path:
     """A folder with the workflow and nothing computed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("Snakefile", "workflow", "config"):
+    for name in ("Snakefile", "workflow", "config", "envs"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
     return folder
@@ -175,6 +176,65 @@ def test_resume_refuses_while_the_old_run_lives(tmp_path):
     assert done.returncode == 2
     assert "the old run is still alive" in done.stderr
     assert str(process.pid) in done.stderr
+
+
+METHOD = """
+from metatuner.harness.method import Method
+from metatuner.harness.policies import FixedPrompt
+
+
+class Mine(Method):
+    name = "mine"
+    family = "prompt"
+    reference = "none"
+
+    def fit(self, lab):
+        if lab.seed == 1 and {broken}:
+            raise RuntimeError("the author's mistake")
+        return FixedPrompt(lab, {{name: "think" for name in lab.benchmarks}})
+"""
+
+
+def test_a_failing_method_leaves_a_hole_with_its_reason_and_is_tried_again(finished, tmp_path):
+    folder = tmp_path / "failing"
+    shutil.copytree(finished, folder)
+    file = folder / "mine.py"
+    config = (f"extra_methods={file}", "experiments={main: {methods: [zero_shot, mine]}}")
+    file.write_text(METHOD.format(broken=True))
+    done = snakemake(folder, config=config, check=False)
+    assert done.returncode != 0
+    assert "mine on gsm8k, seed 1: RuntimeError: the author's mistake" in done.stderr
+    results = folder / "results" / "smoke"
+    with open(results / "scores.csv", newline="") as lines:
+        scores = [row for row in csv.DictReader(lines) if row["method"] == "mine"]
+    assert {(row["seed"], row["status"], row["score"] == "") for row in scores} == {
+        ("0", "ok", False),
+        ("1", "failed", True),
+    }
+    assert "the author's mistake" in (results / "tables" / "table_1.csv").read_text()
+    assert len(list((results / "logs" / "failed").iterdir())) == 4
+    cells = {path.name for path in (results / "cells").iterdir()}
+    # The same code runs again: what failed is tried again, and fails again; what is there stays.
+    assert snakemake(folder, config=config, check=False).returncode != 0
+    assert {path.name for path in (results / "cells").iterdir()} == cells
+    file.write_text(METHOD.format(broken=False))
+    snakemake(folder, config=config)
+    with open(results / "scores.csv", newline="") as lines:
+        assert {row["status"] for row in csv.DictReader(lines)} == {"ok"}
+
+
+def test_snakemake_makes_its_report(finished):
+    snakemake(finished, "--report", "report.html")
+    assert "table_1" in (finished / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_results_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path):
+    folder = project(tmp_path / "blocked")
+    (folder / "results").write_text("a file where the folder should be")
+    done = snakemake(folder, "-n", check=False)
+    assert done.returncode != 0
+    assert "results" in done.stderr + done.stdout
+    assert "choose another folder with --config results=" in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize(

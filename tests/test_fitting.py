@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from lm_toys import tiny_lm
+
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.budget import Budget
@@ -224,9 +224,14 @@ def test_global_generators_are_seeded_by_the_cell_not_by_what_ran_before(fit):
 
 def test_a_block_that_dies_leaves_no_folder_and_one_that_ends_leaves_all(tmp_path):
     final = tmp_path / "made"
-    with pytest.raises(KeyboardInterrupt), complete_folder(final) as temporary:
-        (temporary / "half").write_text("x")
-        raise KeyboardInterrupt
+
+    def die():
+        with complete_folder(final) as temporary:
+            (temporary / "half").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        die()
     assert list(tmp_path.iterdir()) == []
     with complete_folder(final) as temporary:
         (temporary / "whole").write_text("x")

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from metatuner.harness.ground import Demo, Ground
 from metatuner.harness.policy import Policy, Query, Response, register_policy
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from metatuner.lm import LM
 
 
@@ -55,4 +57,6 @@ class Adapter(Policy):
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(ground.actor.model, folder / "adapter")
-        return cls(ground, replace(ground.actor, model=model.eval()), state["prompts"])
+        # A PeftModel runs as the model it wraps, but is no PreTrainedModel to the type checker.
+        actor = replace(ground.actor, model=cast("PreTrainedModel", model.eval()))
+        return cls(ground, actor, state["prompts"])

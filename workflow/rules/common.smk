@@ -10,8 +10,10 @@ from metatuner.errors import UserError
 
 try:
     BENCH = Dag.from_snakemake(config)
-except (UserError, OSError) as error:
+except UserError as error:
     sys.exit(f"metatuner: {error}")
+except OSError as error:
+    sys.exit(f"metatuner: {error}; make it writable, or choose another folder with --config results=FOLDER")
 
 L = BENCH.layout
 CONFIG = BENCH.config_file
