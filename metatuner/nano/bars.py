@@ -33,7 +33,7 @@ ROLLOUTS, ROLLOUT_ROWS, TEMPERATURE = 8, 40, 1.0
 SHOTS = (2, 4)
 NEW_TOKENS = 48
 WINDOW = 1024
-RATES, EPOCHS, BATCH, RANK = (3e-3, 8e-3, 2e-2), 4, 16, 8
+RATES, EPOCHS, BATCH, RANK = (3e-3, 8e-3, 2e-2), 6, 16, 8
 """Learning rates tried for fine-tuning, and how it is done."""
 STANDING = (
     "Prompts, per-query prompts and parameters each carry a signal here because the world was made so: what it splits "

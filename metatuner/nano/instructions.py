@@ -56,7 +56,12 @@ FAILS_ON = {
 }
 """Benchmark -> reasoning family -> the kinds (indices into KINDS) on which it stops early."""
 _R, _S, _D, _C = Behaviour.RATIONALE, Behaviour.EARLY_STOP, Behaviour.DIRECT, Behaviour.CHATTY
-UNDER_INITIAL_PROMPT = {"gsm8k": (_D, _C, _R), "math": (_C, _R, _D), "hotpotqa": (_S, _C, _D), "cosmosqa": (_D, _R, _C)}
+UNDER_INITIAL_PROMPT = {
+    "gsm8k": (_D, _C, _R),
+    "math": (_R, _D, _C),
+    "hotpotqa": (_S, _C, _D),
+    "cosmosqa": (_S, _R, _C),
+}
 """Benchmark -> the behaviour for each kind under the initial prompt, mediocre on purpose."""
 CHAT = ("well , that is hard to say .", "hmm , it could be many things .", "i think it depends .")
 
