@@ -181,8 +181,9 @@ class Plan:
 
     @property
     def nano_roles(self) -> list[str]:
-        """The nano models that this config names."""
-        models = [self.config.models.actor, *self.config.models.generators.values()]
+        """The nano models that the experiments use, by the name of their recipe."""
+        generators = {experiment.generator for experiment in self.config.experiments.values()}
+        models = [self.model_config(role) for role in ("actor", *generators)]
         return sorted({model.path.removeprefix("nano:") for model in models if model.path.startswith("nano:")})
 
     @property
