@@ -31,7 +31,8 @@ WORDINGS = 2
 """Wordings tried of each reasoning family."""
 ROLLOUTS, ROLLOUT_ROWS, TEMPERATURE = 8, 40, 1.0
 SHOTS = (2, 4)
-NEW_TOKENS = 48
+NEW_TOKENS, NEW_TOKENS_UNTRAINED = 48, 4
+"""Most tokens of a completion; models with initial weights would never stop, and have nothing to say."""
 WINDOW = 1024
 RATES, EPOCHS, BATCH, RANK = (3e-3, 8e-3, 2e-2), 6, 16, 8
 """Learning rates tried for fine-tuning, and how it is done."""
@@ -69,6 +70,7 @@ class _Bench:
     train: list[Row]
     dev: list[Row]
     audit: list[Row]
+    new_tokens: int
 
     def scores(
         self, prompts: Prompts, rows: Sequence[Row], demos: Sequence[tuple[str, str]] = (), actor: LM | None = None
@@ -77,9 +79,10 @@ class _Bench:
         lm = actor or self.actor
         told = [prompts] * len(rows) if isinstance(prompts, str) else prompts
         inputs = [
-            render(lm, prompt, row.query, demos, reserve=NEW_TOKENS).ids for prompt, row in zip(told, rows, strict=True)
+            render(lm, prompt, row.query, demos, reserve=self.new_tokens).ids
+            for prompt, row in zip(told, rows, strict=True)
         ]
-        answers = generate(lm, inputs, max_new_tokens=NEW_TOKENS)
+        answers = generate(lm, inputs, max_new_tokens=self.new_tokens)
         scored = self.benchmark.score_all([self.benchmark.extract(answer.text) for answer in answers], rows)
         return [one.metrics[self.benchmark.primary] for one in scored]
 
@@ -102,15 +105,16 @@ def measure(
         trained: False for models with initial weights; their report says that the bars do not apply.
     """
     actor_lm, generator_lm = (load_lm(ModelSpec(str(path), window=WINDOW)) for path in (actor, generator))
+    new_tokens = NEW_TOKENS if trained else NEW_TOKENS_UNTRAINED
     measured: dict[str, dict[str, float]] = {}
     for name in BENCHMARKS:
         benchmark = get_benchmark(name)
         audit = load_rows(benchmark, rows / name / "audit.jsonl")[:AUDIT_ROWS]
         pool = load_rows(benchmark, rows / name / "train.jsonl")
         size = min(ROWS, len(audit), len(pool) // 2)
-        measured[name] = _measure(
-            _Bench(benchmark, actor_lm, generator_lm, pool[:size], pool[size : 2 * size], audit), world
-        )
+        train, dev = pool[:size], pool[size : 2 * size]
+        bench = _Bench(benchmark, actor_lm, generator_lm, train, dev, audit, new_tokens)
+        measured[name] = _measure(bench, world)
         if progress:
             progress(f"{name}: " + ", ".join(f"{what} {value:.1f}" for what, value in measured[name].items()))
     bars = judge(measured)
@@ -157,13 +161,13 @@ def _mixed_rollouts(bench: _Bench, world: World) -> list[float]:
     rows = [row for row in bench.dev[:ROLLOUT_ROWS] for _ in range(ROLLOUTS)]
     streams = Random(f"{world.seed} rollouts {bench.benchmark.id}")
     inputs = [
-        render_rewrite(bench.generator, bench.benchmark.initial_prompt, row.query, reserve=NEW_TOKENS).ids
+        render_rewrite(bench.generator, bench.benchmark.initial_prompt, row.query, reserve=bench.new_tokens).ids
         for row in rows
     ]
     written = generate(
         bench.generator,
         inputs,
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=bench.new_tokens,
         temperature=TEMPERATURE,
         seeds=[streams.getrandbits(31) for _ in rows],
     )
