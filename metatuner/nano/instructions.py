@@ -58,7 +58,7 @@ FAILS_ON = {
 _R, _S, _D, _C = Behaviour.RATIONALE, Behaviour.EARLY_STOP, Behaviour.DIRECT, Behaviour.CHATTY
 UNDER_INITIAL_PROMPT = {
     "gsm8k": (_D, _C, _R),
-    "math": (_R, _D, _C),
+    "math": (_R, _C, _D),
     "hotpotqa": (_S, _C, _D),
     "cosmosqa": (_S, _R, _C),
 }

@@ -48,6 +48,8 @@ UNSHIFTED = Style(word=0.0, name=0.0, phrase=0.0)
 JARGON_FACTOR, JARGON_SHARE = 1.5, 0.4
 """Meanings with three new words, one of them jargon, take it at JARGON_FACTOR times the style's rate; among many new
 words jargon has JARGON_SHARE."""
+OPERATOR_FACTOR = 0.7
+"""Of the style's rate, for words of operators: one query has up to two, and each decides its answer."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,11 @@ class _Writer:
         own = words.NEW_FORMS[meaning]
         jargon = [word for word in own if word in words.JARGON]
         mostly_jargon = bool(jargon) and len(own) == 3 and not self.style.any_word
-        chance = min(1.0, self.style.word * JARGON_FACTOR) if mostly_jargon else self.style.word
+        chance = self.style.word
+        if mostly_jargon:
+            chance = min(1.0, chance * JARGON_FACTOR)
+        elif meaning in words.OPERATORS and not self.style.any_word:
+            chance *= OPERATOR_FACTOR
         if self.random.random() >= chance:
             return self.random.choice(words.KNOWN_FORMS.get(meaning, [meaning]))
         if self.style.any_word:

@@ -16,6 +16,7 @@ CONTAINERS, NEW_CONTAINERS = "boxes bags".split(), "crates jars".split()
 VARIABLES, NEW_VARIABLES = "x n".split(), "y t k".split()
 CITIES = "oslo rome lima cairo paris tokyo delhi quito milan seoul perth dakar".split()
 RELATIONS = "boss wife friend teacher brother doctor".split()
+OPERATORS = "plus minus times".split()
 STATES = "hungry tired cold sick late lost wet bored thirsty broke dirty lonely".split()
 
 KNOWN_FORMS = {"gets": "buys finds gets".split(), "loses": "sells eats loses".split()}
