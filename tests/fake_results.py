@@ -66,16 +66,16 @@ def fake_scores(method: str, benchmark: str, seed: int, n: int, chances: Mapping
     return [float(luck.random() < mean) for mean in means]
 
 
-def write_cell(root: Path, cell: str, benchmark: str, scores: Sequence[float]) -> None:
-    """A cell's files."""
+def write_cell(root: Path, cell: str, benchmark: str, scores: Sequence[float], rows_a_group: int = 1) -> None:
+    """A cell's files; `rows_a_group` rows in succession share a group."""
     folder = root / "cells" / cell
     folder.mkdir(parents=True)
     metrics = METRICS[benchmark]
     with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
         for index, score in enumerate(scores):
             values = {metric: min(1.0, score + 0.25 * (metric == "f1")) for metric in metrics}
-            row = {"id": f"{benchmark}-{index}", "prompt": "p", "completion": "c", "score": score, "metrics": values}
-            print(json.dumps(row), file=file)
+            row = {"id": f"{benchmark}-{index}", "group": f"g{index // rows_a_group}", "score": score}
+            print(json.dumps({**row, "prompt": "p", "completion": "c", "metrics": values}), file=file)
     means = {
         metric: sum(min(1.0, score + 0.25 * (metric == "f1")) for score in scores) / len(scores) for metric in metrics
     }
@@ -89,14 +89,31 @@ def write_cells(
     n: int = 40,
     outcomes: Mapping[str, tuple[str, str]] | None = None,
     chances: Mapping[str, float] = CHANCES,
+    rows_a_group: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Write every cell that `outcomes` gives no other status; the plan's rows."""
+    """Write every cell that `outcomes` gives no other status; `rows_a_group` by benchmark; the plan's rows."""
     rows = plan_rows(config)
     for row in rows:
         if (outcomes or {}).get(row["cell"], ("ok", ""))[0] == "ok":
             scores = fake_scores(row["method"], row["benchmark"], row["seed"], n, chances)
-            write_cell(Path(config.results), row["cell"], row["benchmark"], scores)
+            write_cell(
+                Path(config.results),
+                row["cell"],
+                row["benchmark"],
+                scores,
+                (rows_a_group or {}).get(row["benchmark"], 1),
+            )
     return rows
+
+
+def write_settings(config: Config, tuned: Mapping[tuple[str, str], str]) -> None:
+    """settings.csv with where the settings come from by (method, benchmark); others have nothing to tune."""
+    lines = ["experiment,method,variant,benchmark,generator,tuned,settings"]
+    for row in {(row["method"], row["benchmark"]): row for row in plan_rows(config)}.values():
+        word = tuned.get((row["method"], row["benchmark"]), "none")
+        names = [row[key] for key in ("experiment", "method", "variant", "benchmark", "generator")]
+        lines.append(",".join([*names, word, '"{""rank"": 4, ""epochs"": 2}"']))
+    (Path(config.results) / "settings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def fake_run(config: Config, *, n: int = 40, **cells: Any) -> list[dict[str, Any]]:

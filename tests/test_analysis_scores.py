@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_results import METRICS, fake_config, fake_run, plan_rows, write_cells
+from fake_results import METRICS, fake_config, fake_run, plan_rows, write_cells, write_settings
 
-from metatuner.analysis.scores import COLUMNS, read_query_scores, read_scores, write_scores
+from metatuner.analysis.scores import COLUMNS, QueryScore, read_query_scores, read_scores, read_tuned, write_scores
 from metatuner.errors import UserError
 
 
@@ -140,3 +140,39 @@ def test_missing_files_are_named_with_the_remedy(tmp_path: Path) -> None:
         read_scores(tmp_path / "scores.csv")
     with pytest.raises(UserError, match=r"no file .*predictions.jsonl; run the evaluation again"):
         read_query_scores(tmp_path, "0" * 16)
+
+
+def test_rows_of_a_group_are_known_and_without_one_each_is_its_own(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, methods=["sft"], seeds=[0])
+    cell = write_cells(config, n=3, rows_a_group={"math": 2})[0]["cell"]
+    assert [each.group for each in read_query_scores(tmp_path, cell).values()] == ["g0", "g0", "g1"]
+    (tmp_path / "cells" / cell / "predictions.jsonl").write_text('{"id": "a", "score": 1}\n{"id": "b", "score": 0}\n')
+    assert read_query_scores(tmp_path, cell) == {"a": QueryScore(1.0, "a"), "b": QueryScore(0.0, "b")}
+
+
+def test_where_settings_come_from_is_read_for_the_experiment_asked(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, methods=["zero_shot", "sft"])
+    assert read_tuned(tmp_path / "settings.csv", "main") == {}
+    write_settings(config, {("sft", "math"): "winner", ("sft", "gsm8k"): "winner of large"})
+    found = read_tuned(tmp_path / "settings.csv", "main")
+    assert len(found) == 8
+    assert found["sft", "default", "math"] == "winner"
+    assert found["sft", "default", "gsm8k"] == "winner of large"
+    assert found["zero_shot", "default", "math"] == "none"
+    assert read_tuned(tmp_path / "settings.csv", "other") == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("tuned,settings", "settings", "line 1: the columns must be experiment,"),
+        ("math,,none", "math,,lucky", "line 2: tuned is 'lucky', no known word"),
+        ("gsm8k,,none", "math,,winner", "line 3: sft default math is 'winner' here, 'none' above"),
+    ],
+)
+def test_a_wrong_file_of_settings_is_refused_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    write_settings(fake_config(tmp_path, methods=["sft"]), {})
+    path = tmp_path / "settings.csv"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        read_tuned(path, "main")

@@ -1,6 +1,7 @@
 """The statistics agree with closed forms, with scipy, and with what they promise about coverage and error rates."""
 
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -24,6 +25,24 @@ def answers(seeds: int, queries: int, chance: float, seed: int = 0) -> np.ndarra
     return (np.random.default_rng(seed).random((seeds, queries)) < chance).astype(float)
 
 
+def labels(groups: int) -> list[str]:
+    """One to four queries a group, the groups' queries apart from each other."""
+    return sorted((f"g{index}" for index in range(groups) for _ in range(1 + index % 4)), key=lambda name: name[::-1])
+
+
+def clustered(seeds: int, groups: int, seed: int) -> np.ndarray:
+    """Binary scores of mean 0.4 whose chance is shared by the queries of a group."""
+    rng = np.random.default_rng(seed)
+    chances = dict(zip((f"g{index}" for index in range(groups)), rng.beta(0.8, 1.2, size=groups), strict=True))
+    names = labels(groups)
+    return (rng.random((seeds, len(names))) < [chances[name] for name in names]).astype(float)
+
+
+def same_distribution(first: np.ndarray, second: list[float]) -> bool:
+    """Not told apart by the Kolmogorov-Smirnov test; equal means may differ by rounding errors."""
+    return bool(stats.ks_2samp(np.round(first, 9), np.round(second, 9)).pvalue > 0.01)
+
+
 def test_one_seeds_interval_is_the_binomial_one() -> None:
     scores = answers(1, 2000, 0.6)
     found = mean_interval(scores, seed=1)
@@ -36,14 +55,14 @@ def test_means_are_resampled_as_by_drawing_queries_one_by_one() -> None:
     scores = np.random.default_rng(3).choice([0.0, 0.25, 0.5, 1.0], size=(3, 50))
     rng = np.random.default_rng(4)
     slow = [scores[:, rng.integers(50, size=50)].mean() for _ in range(20_000)]
-    assert stats.ks_2samp(bootstrap_means(scores, seed=5), slow).pvalue > 0.01
+    assert same_distribution(bootstrap_means(scores, seed=5), slow)
 
 
 def test_many_seeds_means_are_resampled_as_by_drawing_seeds_and_queries() -> None:
     scores = answers(6, 40, 0.5, 6) * np.linspace(0.5, 1.0, 6)[:, None]
     rng = np.random.default_rng(7)
     slow = [scores[rng.integers(6, size=6)][:, rng.integers(40, size=40)].mean() for _ in range(20_000)]
-    assert stats.ks_2samp(bootstrap_means(scores, seed=8), slow).pvalue > 0.01
+    assert same_distribution(bootstrap_means(scores, seed=8), slow)
 
 
 def test_repeating_a_seed_adds_no_evidence() -> None:
@@ -146,10 +165,80 @@ def test_picking_the_best_of_equal_methods_and_testing_the_rest_against_it_is_co
 
 
 def test_the_smallest_detectable_effect_is_found_with_its_power() -> None:
-    spread, queries = 0.6, 300
-    effect = smallest_detectable_effect(queries, spread)
-    shift = effect / (spread / np.sqrt(queries))
+    shift = smallest_detectable_effect(0.035) / 0.035
     assert stats.norm.sf(1.959964 - shift) == pytest.approx(0.8, abs=1e-4)
+
+
+def test_the_standard_error_is_the_usual_one_and_with_groups_that_of_their_resampling() -> None:
+    first, second, groups = clustered(3, 60, 1), clustered(3, 60, 2), labels(60)
+    gaps = (first - second).mean(axis=0)
+    alone = paired_difference(first, second, seed=1)
+    assert alone.standard_error == pytest.approx(gaps.std(ddof=1) / np.sqrt(len(gaps)))
+    together = paired_difference(first, second, groups, seed=1)
+    assert together.standard_error == pytest.approx(bootstrap_means(first - second, groups, seed=2).std(), rel=0.06)
+    assert together.standard_error > 1.2 * alone.standard_error
+
+
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_groups_are_resampled_as_by_drawing_them_one_by_one(seeds: int) -> None:
+    scores, names = clustered(seeds, 30, 3), np.array(labels(30))
+    groups = [scores[:, names == name] for name in dict.fromkeys(names.tolist())]
+    rng = np.random.default_rng(4)
+    slow = []
+    for _ in range(10_000):
+        drawn = np.concatenate([groups[place] for place in rng.integers(30, size=30)], axis=1)
+        slow.append(drawn[rng.integers(seeds, size=seeds)].mean() if seeds >= MIN_SEEDS else drawn.mean())
+    assert same_distribution(bootstrap_means(scores, names.tolist(), seed=5), slow)
+
+
+@pytest.mark.parametrize("seeds", [1, 3, MIN_SEEDS])
+def test_groups_of_one_query_change_nothing(seeds: int) -> None:
+    first, second = answers(seeds, 80, 0.6, 1), answers(seeds, 80, 0.4, 2)
+    names = [f"g{index * 7 % 80}" for index in range(80)]
+    assert bootstrap_means(first, names, seed=3) == pytest.approx(bootstrap_means(first, seed=3), abs=1e-12)
+    alone, grouped = paired_difference(first, second, seed=4), paired_difference(first, second, names, seed=4)
+    assert asdict(grouped) == pytest.approx(asdict(alone), abs=1e-12)
+    assert mean_interval(np.zeros((seeds, 80)), names, seed=5) == mean_interval(np.zeros((seeds, 80)), seed=5)
+
+
+def test_repeating_the_queries_of_a_group_adds_no_evidence() -> None:
+    first, second = answers(1, 120, 0.6, 1), answers(1, 120, 0.45, 2)
+    names = [f"g{index // 4}" for index in range(480)]
+    once = paired_difference(first, second, seed=3)
+    four_times = paired_difference(np.repeat(first, 4, axis=1), np.repeat(second, 4, axis=1), names, seed=3)
+    assert (four_times.low, four_times.high) == pytest.approx((once.low, once.high), abs=1e-9)
+    assert four_times.standard_error == pytest.approx(once.standard_error)
+    assert four_times.p == pytest.approx(once.p, abs=0.006)  # flips of groups in place of McNemar's test
+    nothing = mean_interval(np.zeros((1, 480)), names, seed=1)
+    assert nothing.high == pytest.approx(mean_interval(np.zeros((1, 120)), seed=1).high)
+
+
+def test_intervals_cover_the_truth_where_queries_share_a_context_and_would_not_without_groups() -> None:
+    names, grouped, alone = labels(100), 0, 0
+    for index in range(400):
+        scores = clustered(3, 100, 1000 + index)
+        for groups in (names, None):
+            found = mean_interval(scores, groups, seed=index, resamples=1000)
+            covers = found.low <= 0.4 <= found.high
+            grouped, alone = (grouped + covers, alone) if groups else (grouped, alone + covers)
+    assert stats.binomtest(grouped, 400, 0.95).pvalue > 0.001
+    assert stats.binomtest(alone, 400, 0.95).pvalue < 0.001
+
+
+@pytest.mark.parametrize("seeds", [1, MIN_SEEDS])
+def test_equal_methods_whose_luck_is_shared_by_a_group_do_not_differ_too_often(seeds: int) -> None:
+    names, grouped, alone = labels(60), 0, 0
+    for index in range(300):
+        first, second = clustered(seeds, 60, 2 * index), clustered(seeds, 60, 2 * index + 1)
+        grouped += paired_difference(first, second, names, seed=index, resamples=400).p <= 0.05
+        alone += paired_difference(first, second, seed=index, resamples=400).p <= 0.05
+    assert stats.binomtest(grouped, 300, 0.05, alternative="greater").pvalue > 0.001
+    assert stats.binomtest(alone, 300, 0.05, alternative="greater").pvalue < 0.001
+
+
+def test_groups_must_be_named_for_each_query() -> None:
+    with pytest.raises(ValueError, match="one group a query; got 2 for 3 queries"):
+        mean_interval([[0.0, 1.0, 1.0]], ["a", "b"], seed=1)
 
 
 @pytest.mark.parametrize(("proportion", "n"), [(0.4867, 450), (0.0, 20), (1.0, 20), (0.5456, 2000)])

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_results import CHANCES, METRICS, fake_config, fake_run, plan_rows, write_cell
+from fake_results import CHANCES, METRICS, fake_config, fake_run, plan_rows, write_cell, write_settings
 from scipy import stats
 
 from metatuner.analysis.comparison import compare
 from metatuner.analysis.figures import FIGURES
-from metatuner.analysis.labels import describe_world
+from metatuner.analysis.labels import describe_world, name_world
 from metatuner.analysis.published import FOLDER, read_published
 from metatuner.analysis.scores import read_query_scores
 from metatuner.analysis.tables import TABLES, escape_latex
@@ -54,7 +54,7 @@ def test_each_mean_is_that_of_its_cells_and_lies_in_its_interval(tmp_path: Path)
     assert len(table) == 20
     for (method, benchmark), line in table.items():
         cells = [row["cell"] for row in rows if (row["method"], row["benchmark"]) == (method, benchmark)]
-        mean = np.mean([list(read_query_scores(tmp_path, cell).values()) for cell in cells])
+        mean = np.mean([[row.score for row in read_query_scores(tmp_path, cell).values()] for cell in cells])
         assert float(line["mean"]) == pytest.approx(100 * mean, abs=0.005)
         assert float(line["low"]) < 100 * mean < float(line["high"])
         assert (line["n"], line["seeds"]) == ("40", "0 1 2")
@@ -81,7 +81,7 @@ def test_marks_follow_paired_tests_against_the_best_with_holms_correction(tmp_pa
         for row in rows:
             if row["benchmark"] == benchmark:
                 by_query = read_query_scores(tmp_path, row["cell"])
-                scores[row["method"]] = np.array([by_query[name] for name in sorted(by_query)])
+                scores[row["method"]] = np.array([by_query[name].score for name in sorted(by_query)])
         best = max(scores, key=lambda method: scores[method].mean())
         p_values = {}
         for method in scores.keys() - {best}:
@@ -96,11 +96,106 @@ def test_marks_follow_paired_tests_against_the_best_with_holms_correction(tmp_pa
         assert entries[best].mark == "best"
 
 
-def test_methods_that_answer_alike_are_all_marked(tmp_path: Path) -> None:
+def test_methods_that_answer_alike_are_all_best_and_what_could_be_found_cannot_be_told(tmp_path: Path) -> None:
     config = fake_config(tmp_path)
     fake_run(config, n=5, chances=dict.fromkeys(CHANCES, 9.0))
-    marks = [entry.mark for entry in compare(config, "main").of("gsm8k")]
-    assert sorted(marks) == ["best", "tied", "tied", "tied", "tied"]
+    entries = compare(config, "main").of("gsm8k")
+    assert [entry.mark for entry in entries] == ["best"] * 5
+    assert sum(entry.behind is None for entry in entries) == 1
+    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    assert text.count("**100.0** [56.6, 100.0]") == 20
+    assert "nano GSM8K cannot be told" in text
+    assert read_table(config)["sft", "gsm8k"]["p_holm"] in ("", "1")
+
+
+def test_a_difference_beyond_doubt_has_no_p_value_of_zero(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, seeds=[0])
+    fake_run(config, n=400, chances={**CHANCES, "zero_shot": -1.0, "metatuner_j": 9.0})
+    TABLES["table_1"](config)
+    p_value = read_table(config)["zero_shot", "gsm8k"]["p_holm"]
+    assert p_value == f"{10 * 2 / 2**400:.2g}"
+    assert float(p_value) > 0
+
+
+def test_the_smallest_detectable_difference_is_the_median_over_methods(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, seeds=[0])
+    rows = fake_run(config, n=100)
+    cells = {row["method"]: row["cell"] for row in rows if row["benchmark"] == "gsm8k"}
+    scores = {
+        name: np.array([each.score for each in read_query_scores(tmp_path, cells[name]).values()]) for name in cells
+    }
+    top = max(scores.values(), key=np.mean)
+    errors = [(own - top).std(ddof=1) / 10 for own in scores.values() if own is not top]
+    expected = 100 * (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * np.median(errors)
+    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    assert f"nano GSM8K {expected:.1f}" in text
+
+
+def test_rows_that_share_a_context_are_drawn_together_and_the_legend_says_so(tmp_path: Path) -> None:
+    alone, grouped = fake_config(tmp_path / "a"), fake_config(tmp_path / "b")
+    fake_run(alone, n=60)
+    fake_run(grouped, n=60, rows_a_group={"cosmosqa": 6})
+    for config in (alone, grouped):
+        TABLES["table_1"](config)
+    before, after = read_table(alone), read_table(grouped)
+    assert {key for key in before if before[key] != after[key]} == {(name, "cosmosqa") for name in CHANCES}
+    line = after["sft", "cosmosqa"]
+    assert (line["n"], line["groups"], line["mean"]) == ("60", "10", before["sft", "cosmosqa"]["mean"])
+    text = (tmp_path / "b" / "tables" / "table_1.md").read_text(encoding="utf-8")
+    assert "Rows that share a context are drawn together: nano CosmosQA has 60 in 10 groups." in text
+    assert "drawn together" not in (tmp_path / "a" / "tables" / "table_1.md").read_text(encoding="utf-8")
+
+
+def test_the_spread_of_seeds_is_that_of_their_means_and_empty_for_one(tmp_path: Path) -> None:
+    three, one = fake_config(tmp_path / "a"), fake_config(tmp_path / "b", seeds=[0])
+    rows = fake_run(three)
+    fake_run(one)
+    for config in (three, one):
+        TABLES["table_1"](config)
+    cells = [row["cell"] for row in rows if (row["method"], row["benchmark"]) == ("sft", "math")]
+    means = [np.mean([each.score for each in read_query_scores(tmp_path / "a", cell).values()]) for cell in cells]
+    assert read_table(three)["sft", "math"]["seed_sd"] == f"{100 * np.std(means, ddof=1):.2f}"
+    assert read_table(one)["sft", "math"]["seed_sd"] == ""
+
+
+def test_the_legend_says_how_each_method_was_tuned_and_warns_first_where_that_is_unequal(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    fake_run(config)
+    tuned = {("sft", name): "winner" for name in METRICS} | {("opro", name): "winner of small" for name in METRICS}
+    tuned |= {("few_shot", name): "winner" for name in METRICS} | {("metatuner_j", name): "untuned" for name in METRICS}
+    tuned |= {("metatuner_j", "cosmosqa"): "winner", ("sft", "gsm8k"): "expired"}
+    write_settings(config, tuned)
+    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    notes = [line for line in text.splitlines() if line.startswith("- ")]
+    assert notes[0] == (
+        "- Unequal tuning: on nano MATH, nano HotpotQA: Few-shot, OPRO, SFT tuned, MetaTuner-J not; "
+        "on nano GSM8K: Few-shot, OPRO tuned, SFT, MetaTuner-J not."
+    )
+    assert (
+        "- Settings: tuned by random search on the tune split: "
+        "Few-shot, SFT (nano MATH, nano HotpotQA, nano CosmosQA), MetaTuner-J (nano CosmosQA); tuned so, but with generator small: OPRO; "
+        "the preset's own: MetaTuner-J (nano MATH, nano GSM8K, nano HotpotQA); "
+        "expired winners, so the preset's own: SFT (nano GSM8K); nothing to tune: Zero-shot."
+    ) in notes
+    assert read_table(config)["sft", "gsm8k"]["tuned"] == "expired"
+
+
+@pytest.mark.parametrize("word", ["winner", "untuned", "none"])
+def test_equal_tuning_is_no_reason_to_warn(tmp_path: Path, word: str) -> None:
+    config = fake_config(tmp_path)
+    fake_run(config)
+    write_settings(config, {(method, name): word for method in ("sft", "opro") for name in METRICS})
+    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    assert "Unequal" not in text
+    assert "Settings: " in text
+
+
+def test_a_folder_without_a_file_of_settings_says_nothing_of_tuning(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    fake_run(config)
+    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    assert "Settings" not in text
+    assert {line["tuned"] for line in read_table(config).values()} == {""}
 
 
 def test_holes_show_their_reason_and_no_number(with_holes: Config) -> None:
@@ -145,6 +240,41 @@ def test_measured_and_published_stand_in_columns_of_their_own(tmp_path: Path) ->
     cells = next(line for line in markdown.splitlines() if line.startswith("| MetaTuner-J")).split(" | ")
     assert [cell.strip(" |") for cell in cells[2::2]] == ["48.67", "78.92", "54.56", "92.25"]
     assert "secondary sources" in markdown
+    assert "how many is inferred from its scores" in markdown
+
+
+@pytest.mark.parametrize(
+    ("actor", "generator", "heading"),
+    [
+        ("nano:actor", "nano:generator", "paper (7B + 3B)"),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "paper (7B + 3B)"),
+        ("Qwen/Qwen2.5-3B-Instruct", "nano:generator", "paper (7B + 3B)"),
+        ("Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct", "paper"),
+        ("Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-7B", "paper"),
+    ],
+)
+def test_published_columns_name_the_papers_models_beside_others(
+    tmp_path: Path, actor: str, generator: str, heading: str
+) -> None:
+    models = {"actor": {"path": actor}, "generators": {"large": {"path": generator}}}
+    config = fake_config(tmp_path, models=models)
+    fake_run(config, n=5)
+    _, markdown, latex = (path.read_text(encoding="utf-8") for path in TABLES["table_1"](config))
+    assert markdown.count(f"| {heading} |") == 4
+    assert latex.count(f"measured & {heading}") == 4
+
+
+def test_synthetic_rows_do_not_pass_for_the_real_benchmarks(tmp_path: Path) -> None:
+    sources = {name: {"source": "hub" if name == "math" else "nano", "sizes": {}} for name in METRICS}
+    config = fake_config(tmp_path, benchmarks=sources)
+    fake_run(config, n=5)
+    _, markdown, latex = (path.read_text(encoding="utf-8") for path in TABLES["table_1"](config))
+    header = next(line for line in markdown.splitlines() if line.startswith("| Method"))
+    assert header.startswith("| Method | MATH, accuracy in % (n = 5, 3 seeds) | paper (7B + 3B) | nano GSM8K, accuracy")
+    assert "{nano CosmosQA, accuracy" in latex
+    assert "{MATH, accuracy" in latex
+    line = read_table(config)["sft", "gsm8k"]
+    assert (line["preset"], line["world"]) == ("nano", "real rows, nano models")
 
 
 def test_the_papers_large_generator_is_not_shown_beside_another(tmp_path: Path) -> None:
@@ -162,7 +292,7 @@ def test_the_papers_large_generator_is_not_shown_beside_another(tmp_path: Path) 
     ("keys", "expected"),
     [
         ({}, "Nano world: synthetic"),
-        ({"nano": {"null": True}}, "Null world"),
+        ({"nano": {"null": True}}, "no difference between methods by design"),
         ({"nano": {"trained": False}}, "the scores mean nothing"),
         (
             {"benchmarks": {name: {"source": "hub", "sizes": {}} for name in METRICS}},
@@ -179,6 +309,29 @@ def test_the_table_says_which_world_it_measured(tmp_path: Path, keys: dict[str, 
     fake_run(config, n=5)
     assert expected in describe_world(config, "main")
     assert describe_world(config, "main") in TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    assert {line["world"] for line in read_table(config).values()} == {name_world(config, "main")}
+
+
+def test_worlds_have_short_names_that_tell_them_apart(tmp_path: Path) -> None:
+    local = {name: {"source": "local", "path": "rows", "sizes": {}} for name in METRICS}
+    models = {"actor": {"path": "a/b"}, "generators": {"large": {"path": "c/d"}}}
+    found = [
+        name_world(fake_config(tmp_path, **keys), "main")
+        for keys in (
+            {},
+            {"nano": {"null": True}},
+            {"nano": {"trained": False}},
+            {"benchmarks": local},
+            {"models": models, "benchmarks": local},
+        )
+    ]
+    assert found == [
+        "nano",
+        "nano, null world",
+        "nano, untrained models",
+        "real rows, nano models",
+        "a/b + c/d, rows from local files",
+    ]
 
 
 def test_five_seeds_make_intervals_that_are_not_conditional(tmp_path: Path) -> None:
@@ -186,7 +339,18 @@ def test_five_seeds_make_intervals_that_are_not_conditional(tmp_path: Path) -> N
     fake_run(config)
     text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
     assert "seeds and test queries are drawn anew" in text
-    assert "for these seeds" not in text
+    assert "these seeds" not in text
+
+
+def test_marks_of_fewer_seeds_hold_for_these_seeds_only_as_table_and_figure_say(tmp_path: Path) -> None:
+    from metatuner.analysis.figures import draw_bars
+
+    for seeds in (range(4), range(5)):
+        config = fake_config(tmp_path / str(len(seeds)), methods=["sft", "opro"], seeds=seeds)  # type: ignore[arg-type]
+        fake_run(config, n=10)
+        (note,) = (" ".join(text.get_text().split()) for text in draw_bars(compare(config, "main"), "").texts)
+        _, markdown, latex = (path.read_text(encoding="utf-8") for path in TABLES["table_1"](config))
+        assert all(("these seeds' policies" in text) == (len(seeds) == 4) for text in (note, markdown, latex))
 
 
 def test_scores_older_than_their_cells_are_refused(tmp_path: Path) -> None:
@@ -246,6 +410,7 @@ def test_the_figure_draws_every_mean_labelled_with_units_and_no_published_number
 
     comparison = compare(with_holes, "main")
     figure = draw_bars(comparison, describe_world(with_holes, "main"))
+    assert [panel.get_title("left") for panel in figure.axes][:2] == ["nano MATH", "nano GSM8K"]
     assert [panel.get_xlabel() for panel in figure.axes] == [
         "Accuracy (%)",
         "Accuracy (%)",

@@ -1,5 +1,6 @@
 """Evaluation runs any policy through lm-eval and records every answer; the policy here is scripted."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -67,6 +68,7 @@ def test_records_and_means_say_what_the_policy_answered(tmp_path: Path) -> None:
     assert records[3] == {
         "id": "b",
         "kind": "all",
+        "group": hashlib.sha256(b"b").hexdigest()[:12],
         "prompt": "prompt of b",
         "completion": "#### 2.0",
         "extracted": "2.0",

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from metatuner.analysis import statistics
-from metatuner.analysis.labels import benchmark_rank, method_rank
-from metatuner.analysis.scores import Score, read_metrics, read_query_scores, read_scores
+from metatuner.analysis.labels import benchmark_rank, benchmark_title, method_rank, method_title
+from metatuner.analysis.scores import QueryScore, Score, read_metrics, read_query_scores, read_scores, read_tuned
 from metatuner.analysis.statistics import Array, Difference, Interval
 from metatuner.errors import UserError, suggest
 from metatuner.harness.config import Config
@@ -36,16 +36,23 @@ class Entry:
     """Seeds with a result."""
     n: int
     """Test rows a seed."""
+    groups: int
+    """Groups these come in: as many as rows where each stands alone, fewer where some share a context."""
     mean: Interval | None
     """None: no seed has a result."""
+    seed_sd: float | None
+    """Standard deviation of the seeds' means; None with fewer than two."""
     hole: str
     """Why seeds have no result: "failed: ...", "skipped on seed 1: ..."; "" if all have one."""
+    tuned: str = ""
+    """Where the settings come from, as `read_tuned` tells; "" where it does not."""
     behind: Difference | None = None
-    """Paired difference to the benchmark's best, over the seeds that both have; None for the best and for holes."""
+    """Paired difference to the benchmark's best, over the seeds that both have; None for the best (of several, the
+    first) and for holes."""
     p_holm: float | None = None
     """Of `behind`, corrected for all pairs of methods on this benchmark."""
     mark: Literal["best", "tied", ""] = ""
-    """best: the highest mean; tied: not significantly below it."""
+    """best: the highest mean, or equal to it; tied: not significantly below it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Comparison:
     methods: tuple[MethodId, ...]
     """In the order of tables."""
     benchmarks: tuple[str, ...]
+    titles: Mapping[str, str]
+    """The benchmarks' names in print."""
     entries: Mapping[tuple[MethodId, str], Entry]
 
     def of(self, benchmark: str) -> list[Entry]:
@@ -76,7 +85,7 @@ def compare(config: Config, experiment: str) -> Comparison:
     if experiment not in config.experiments:
         raise UserError(f"config key 'experiments': no {experiment!r}; {suggest(experiment, config.experiments)}")
     layout = Layout(config)
-    root, scores = layout.root, read_scores(layout.scores)
+    root, scores, tuned = layout.root, read_scores(layout.scores), read_tuned(layout.settings, experiment)
     known = dict.fromkeys(score.experiment for score in scores)
     if experiment not in known:
         raise UserError(f"{layout.scores}: no experiment {experiment!r}; {suggest(experiment, known)}")
@@ -88,15 +97,39 @@ def compare(config: Config, experiment: str) -> Comparison:
     entries = {}
     for benchmark in benchmarks:
         for entry in _compare_on([line for line in lines if line.benchmark == benchmark], methods, root):
-            entries[(entry.method, entry.variant), benchmark] = entry
-    return Comparison(tuple(methods), tuple(benchmarks), entries)
+            origin = tuned.get((entry.method, entry.variant, benchmark), "")
+            entries[(entry.method, entry.variant), benchmark] = replace(entry, tuned=origin)
+    titles = {benchmark: benchmark_title(benchmark, _source(config, benchmark)) for benchmark in benchmarks}
+    return Comparison(tuple(methods), tuple(benchmarks), titles, entries)
+
+
+def unequal_tuning(comparison: Comparison) -> str:
+    """A warning where, on one benchmark, some methods with a search space are tuned and others are not; else ""."""
+    unequal: dict[str, list[str]] = {}
+    for benchmark in comparison.benchmarks:
+        searched = [entry for entry in comparison.of(benchmark) if entry.mean and entry.tuned not in ("", "none")]
+        tuned = [entry for entry in searched if entry.tuned.startswith("winner")]
+        if tuned and len(tuned) < len(searched):
+            names = ", ".join(method_title(entry.method, entry.variant) for entry in tuned)
+            others = ", ".join(method_title(each.method, each.variant) for each in searched if each not in tuned)
+            unequal.setdefault(f"{names} tuned, {others} not", []).append(comparison.titles[benchmark])
+    cases = [f"on {', '.join(benchmarks)}: {who}" for who, benchmarks in unequal.items()]
+    return f"Unequal tuning: {'; '.join(cases)}." if cases else ""
+
+
+def _source(config: Config, benchmark: str) -> str:
+    if benchmark not in config.benchmarks:
+        raise UserError(
+            f"config key 'benchmarks': no {benchmark!r}, which scores.csv has; run `metatuner scores` again"
+        )
+    return config.benchmarks[benchmark].source
 
 
 def _compare_on(lines: Sequence[Score], methods: Iterable[MethodId], root: Path) -> list[Entry]:
     """One benchmark's entries, in the order of `methods`."""
     primary = next((str(read_metrics(root, line.cell)["primary"]) for line in lines if line.status == "ok"), "")
     entries, arrays = [], {}
-    queries: tuple[str, ...] = ()
+    groups: dict[str, str] = {}
     for method, variant in methods:
         own = [line for line in lines if (line.method, line.variant) == (method, variant)]
         if not own:
@@ -114,22 +147,21 @@ def _compare_on(lines: Sequence[Score], methods: Iterable[MethodId], root: Path)
         for seed, line in sorted(by_seed.items()):
             if line.status == "ok":
                 answers = read_query_scores(root, line.cell)
-                queries = queries or tuple(sorted(answers))
-                found[seed] = _aligned(answers, queries, line, root)
-        entry = _measure(own[0], primary, found, _holes(by_seed.values()))
-        entries.append(entry)
+                groups = groups or {query: answers[query].group for query in sorted(answers)}
+                found[seed] = _aligned(answers, groups, line, root)
+        entries.append(_measure(own[0], primary, found, list(groups.values()), _holes(by_seed.values())))
         arrays[method, variant] = found
-    return _mark(entries, arrays)
+    return _mark(entries, arrays, list(groups.values()))
 
 
-def _aligned(answers: Mapping[str, float], queries: Sequence[str], line: Score, root: Path) -> Array:
+def _aligned(answers: Mapping[str, QueryScore], queries: Mapping[str, str], line: Score, root: Path) -> Array:
     """A cell's scores in the order of `queries`, checked against its line of scores.csv."""
-    if answers.keys() != set(queries):
+    if answers.keys() != queries.keys():
         raise UserError(
             f"cell {line.cell} ({line.method} on {line.benchmark}, seed {line.seed}) was tested on other rows than the "
             "benchmark's other cells; run `snakemake --cores all` to evaluate it again"
         )
-    array = np.array([answers[query] for query in queries])
+    array = np.array([answers[query].score for query in queries])
     if line.score is None or abs(100 * array.mean() - line.score) > ROUNDING or len(array) != line.n:
         raise UserError(
             f"{root / 'scores.csv'}: {line.method} on {line.benchmark}, seed {line.seed} is {line.score} of {line.n} "
@@ -153,44 +185,49 @@ def _holes(lines: Iterable[Score]) -> str:
     return "; ".join(named)
 
 
-def _measure(line: Score, metric: str, found: Mapping[int, Array], hole: str) -> Entry:
-    mean, n = None, 0
-    if found:
-        array = np.stack(list(found.values()))
-        n = array.shape[1]
-        seed = statistics.derive_seed("mean", line.experiment, line.benchmark, line.method, line.variant)
-        mean = statistics.mean_interval(array, seed=seed)
-    return Entry(line.method, line.variant, line.benchmark, metric, tuple(found), n, mean, hole)
+def _measure(line: Score, metric: str, found: Mapping[int, Array], groups: Sequence[str], hole: str) -> Entry:
+    entry = Entry(line.method, line.variant, line.benchmark, metric, tuple(found), 0, 0, None, None, hole)
+    if not found:
+        return entry
+    array = np.stack(list(found.values()))
+    seed = statistics.derive_seed("mean", line.experiment, line.benchmark, line.method, line.variant)
+    return replace(
+        entry,
+        n=array.shape[1],
+        groups=len(set(groups)),
+        mean=statistics.mean_interval(array, groups, seed=seed),
+        seed_sd=float(array.mean(axis=1).std(ddof=1)) if len(array) > 1 else None,
+    )
 
 
-def _mark(entries: Sequence[Entry], arrays: Mapping[MethodId, Mapping[int, Array]]) -> list[Entry]:
-    """The entries with the best one marked, and each other one tested against it on the seeds both have."""
-    measured = [entry for entry in entries if entry.mean is not None]
-    if len(measured) < 2:
+def _mark(
+    entries: Sequence[Entry], arrays: Mapping[MethodId, Mapping[int, Array]], groups: Sequence[str]
+) -> list[Entry]:
+    """The entries with the best marked, and each other one tested against it on the seeds both have."""
+    means = {(entry.method, entry.variant): entry.mean.estimate for entry in entries if entry.mean}
+    if len(means) < 2:
         return list(entries)
-    best = max(measured, key=lambda entry: entry.mean.estimate if entry.mean else 0.0)
-    top = arrays[best.method, best.variant]
+    best = max(means, key=lambda key: means[key])
+    top = arrays[best]
     tested: dict[MethodId, Difference] = {}
-    for entry in measured:
-        own = arrays[entry.method, entry.variant]
+    for key in means:
+        own = arrays[key]
         shared = [seed for seed in own if seed in top]
-        if entry is not best and shared:
-            seed = statistics.derive_seed(
-                "difference", entry.benchmark, entry.method, entry.variant, best.method, best.variant
-            )
-            tested[entry.method, entry.variant] = statistics.paired_difference(
-                np.stack([own[each] for each in shared]), np.stack([top[each] for each in shared]), seed=seed
+        if key != best and shared:
+            seed = statistics.derive_seed("difference", entries[0].benchmark, *key, *best)
+            tested[key] = statistics.paired_difference(
+                np.stack([own[each] for each in shared]), np.stack([top[each] for each in shared]), groups, seed=seed
             )
     # The best was chosen by looking: whichever pair luck drives apart gets tested, so all pairs are corrected for.
-    adjusted = statistics.holm([each.p for each in tested.values()], tests=comb(len(measured), 2))
+    adjusted = statistics.holm([each.p for each in tested.values()], tests=comb(len(means), 2))
     p_holm = dict(zip(tested, adjusted, strict=True))
     marked = []
     for entry in entries:
         key = (entry.method, entry.variant)
-        if entry is best:
-            entry = replace(entry, mark="best")
-        elif key in tested:
+        if key in tested:
             tied = p_holm[key] > 1 - statistics.LEVEL
             entry = replace(entry, behind=tested[key], p_holm=p_holm[key], mark="tied" if tied else "")
+        if key in means and means[best] - means[key] <= statistics.TOLERANCE:
+            entry = replace(entry, mark="best")
         marked.append(entry)
     return marked

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metatuner.analysis.comparison import Comparison, Entry, compare
+from metatuner.analysis.comparison import Comparison, Entry, compare, unequal_tuning
 from metatuner.analysis.files import write_bytes
-from metatuner.analysis.labels import BENCHMARKS, FAMILIES, METRICS, describe_world, method_family, method_title
+from metatuner.analysis.labels import FAMILIES, METRICS, describe_world, method_family, method_title
 from metatuner.analysis.statistics import LEVEL
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
@@ -125,7 +125,7 @@ def _draw_panel(axes: "Axes", comparison: Comparison, benchmark: str) -> None:
     metric = next((entry.metric for entry in entries if entry.metric), "score")
     n = max((entry.n for entry in entries), default=0)
     seeds = max((len(entry.seeds) for entry in entries), default=0)
-    axes.set_title(BENCHMARKS.get(benchmark, benchmark), loc="left", fontweight="bold", pad=15)
+    axes.set_title(comparison.titles[benchmark], loc="left", fontweight="bold", pad=15)
     size = f"n = {n}, {seeds} seed{'' if seeds == 1 else 's'}" if n else "no results"
     axes.text(0, 1, size, transform=axes.transAxes, fontsize=7, color="#555555", va="bottom")
     axes.set_xlim(0, AXIS_END)
@@ -166,8 +166,10 @@ def _note(comparison: Comparison, world: str) -> list[str]:
     text = (
         f"Bars: mean over seeds and test queries; whiskers: {100 * LEVEL:.0f} % bootstrap interval over test queries"
         + (", for these seeds. " if conditional else " and seeds. ")
-        + "Bold: highest mean; †: not significantly below it (paired tests, Holm). "
+        + "Bold: highest mean; †: not significantly below it (paired tests, Holm)"
+        + ("; marks hold for these seeds' policies, other seeds may differ. " if conditional else ". ")
         + ("*: some seeds have no result. " if any(entry.mean and entry.hole for entry in entries) else "")
+        + (f"{warning} " if (warning := unequal_tuning(comparison)) else "")
         + world
     )
     return textwrap.wrap(text, NOTE_LENGTH)

@@ -42,7 +42,7 @@ METRICS = {"accuracy": "Accuracy", "em": "Exact match", "f1": "F1"}
 DEFAULT_VARIANT = "default"
 
 CAVEATS = {
-    "null": "Null world: prompts do not matter and no row is shifted, so any difference between methods is chance.",
+    "null": "Null world: prompts do not matter and no row is shifted; no difference between methods by design.",
     "untrained": "Untrained nano models: the scores mean nothing, they only show that every step runs.",
     "nano": (
         "Nano world: synthetic benchmarks and models of about a million parameters, not the paper's. What prompts and "
@@ -53,6 +53,16 @@ CAVEATS = {
         "Nano models on real rows: models of about a million parameters score near chance here; not the paper's models."
     ),
 }
+
+WORLDS = {
+    "null": "nano, null world",
+    "untrained": "nano, untrained models",
+    "nano": "nano",
+    "real_rows": "real rows, nano models",
+}
+"""In a word or three, for columns."""
+
+ROWS = {"hub": "the Hub's data sets", "local": "rows from local files", "nano": "synthetic nano rows"}
 
 
 def method_family(method: str) -> str:
@@ -77,17 +87,44 @@ def benchmark_rank(benchmark: str) -> int:
     return list(BENCHMARKS).index(benchmark) if benchmark in BENCHMARKS else len(BENCHMARKS)
 
 
+def benchmark_title(benchmark: str, source: str) -> str:
+    """A benchmark's name in print; synthetic rows (source `nano`) do not pass for the real ones.
+
+    >>> benchmark_title("gsm8k", "nano"), benchmark_title("gsm8k", "hub")
+    ('nano GSM8K', 'GSM8K')
+    """
+    title = BENCHMARKS.get(benchmark, benchmark)
+    return f"nano {title}" if source == "nano" else title
+
+
 def describe_world(config: Config, experiment: str) -> str:
     """One or two sentences for the head of a table: what was measured, on what, and what it is no evidence of."""
+    world = _nano_world(config, experiment)
+    actor, generator, rows = _measured_on(config, experiment)
+    return CAVEATS[world] if world else f"Actor {actor}, generator {generator}, on {rows}."
+
+
+def name_world(config: Config, experiment: str) -> str:
+    """The same in short, for a column."""
+    world = _nano_world(config, experiment)
+    actor, generator, rows = _measured_on(config, experiment)
+    return WORLDS[world] if world else f"{actor} + {generator}, {rows}"
+
+
+def _nano_world(config: Config, experiment: str) -> str:
+    """Key of `CAVEATS` and `WORLDS`; "" where the actor is no nano model."""
+    if not config.models.actor.path.startswith("nano:"):
+        return ""
+    if not config.nano.trained:
+        return "untrained"
+    if {config.benchmarks[name].source for name in config.experiments[experiment].benchmarks} != {"nano"}:
+        return "real_rows"
+    return "null" if config.nano.null else "nano"
+
+
+def _measured_on(config: Config, experiment: str) -> tuple[str, str, str]:
+    """Actor, generator and rows."""
     design = config.experiments[experiment]
-    sources = {config.benchmarks[name].source for name in design.benchmarks}
-    actor, generator = config.models.actor.path, config.models.generators[design.generator].path
-    if actor.startswith("nano:"):
-        if not config.nano.trained:
-            return CAVEATS["untrained"]
-        if sources != {"nano"}:
-            return CAVEATS["real_rows"]
-        return CAVEATS["null" if config.nano.null else "nano"]
-    places = {"hub": "the Hub's data sets", "local": "rows from local files", "nano": "synthetic nano rows"}
-    rows = " and ".join(places[source] for source in sorted(sources))
-    return f"Actor {actor}, generator {generator}, on {rows}."
+    sources = sorted({config.benchmarks[name].source for name in design.benchmarks})
+    rows = " and ".join(ROWS[source] for source in sources)
+    return config.models.actor.path, config.models.generators[design.generator].path, rows

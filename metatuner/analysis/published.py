@@ -1,15 +1,21 @@
 """The paper's numbers, kept apart from measured ones. results/published/README.md says where they are from."""
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from metatuner.analysis.labels import DEFAULT_VARIANT
 from metatuner.analysis.statistics import Interval, wilson_interval
 from metatuner.errors import UserError
+from metatuner.harness.config import Config
 from metatuner.hashing import ROOT
 
 FOLDER = ROOT / "results" / "published"
+TABLES = {"large": "main_7b"}
+"""The paper's table by the generator's place in the config; the table of its smaller generator is not public."""
+MODELS = {"main_7b": ("Qwen2.5-7B", "Qwen2.5-3B")}
+"""Generator and actor of each table."""
 COLUMNS = ["method", "variant", "benchmark", "score", "standing", "note"]
 SIZE_COLUMNS = ["benchmark", "test_size", "standing", "note"]
 
@@ -23,6 +29,15 @@ class Published:
     sampling: Interval | None
     """What sampling of the test rows alone leaves open (Wilson, 0 to 100); None where the test size is not known."""
     note: str
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of the paper, as columns beside measured ones."""
+
+    heading: str
+    scores: Mapping[tuple[str, str, str], Published]
+    """By (method, variant, benchmark)."""
 
 
 def _read(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]]:
@@ -65,3 +80,18 @@ def read_published(folder: Path = FOLDER, table: str = "main_7b") -> dict[tuple[
             sampling = Interval(score, 100 * unit.low, 100 * unit.high)
         found[key] = Published(score, sampling, row["note"])
     return found
+
+
+def published_beside(config: Config, experiment: str) -> PaperTable:
+    """The paper's table that stands beside an experiment; no scores where none is public.
+
+    The head of its columns names the paper's models unless the config measures the very same (`-Instruct` or not).
+    """
+    generator = config.experiments[experiment].generator
+    table = TABLES.get(generator)
+    if table is None:
+        return PaperTable("paper", {})
+    measured, papers = (config.models.generators[generator].path, config.models.actor.path), MODELS[table]
+    same = all(path.removesuffix("-Instruct") == f"Qwen/{name}" for path, name in zip(measured, papers, strict=True))
+    sizes = " + ".join(name.removeprefix("Qwen2.5-") for name in papers)
+    return PaperTable("paper" if same else f"paper ({sizes})", read_published(table=table))

@@ -59,24 +59,35 @@ def read_metrics(root: Path, cell: str) -> dict[str, Any]:
     return found
 
 
-def read_query_scores(root: Path, cell: str) -> dict[str, float]:
-    """A cell's primary score (0..1) of each test row, by the row's id."""
+@dataclass(frozen=True)
+class QueryScore:
+    """What a cell has of one test row."""
+
+    score: float
+    """The primary metric, 0..1."""
+    group: str
+    """Rows with equal ones share a context, say, and are not independent; the id where the cell names no group."""
+
+
+def read_query_scores(root: Path, cell: str) -> dict[str, QueryScore]:
+    """A cell's score of each test row, by the row's id."""
     path = cell_folder(root, cell) / "predictions.jsonl"
     remedy = "remove the cell's folder and run the evaluation again"
-    scores: dict[str, float] = {}
+    scores: dict[str, QueryScore] = {}
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 try:
                     row = json.loads(line)
                     name, score = str(row["id"]), float(row["score"])
+                    group = str(row.get("group", name))
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(f"{path}, line {number}: no id and score ({error!r}); {remedy}") from None
                 if name in scores:
                     raise UserError(f"{path}, line {number}: duplicate id {name!r}; {remedy}")
                 if not 0 <= score <= 1:
                     raise UserError(f"{path}, line {number}: score {score} is not in 0..1; {remedy}")
-                scores[name] = score
+                scores[name] = QueryScore(score, group)
     except FileNotFoundError:
         raise UserError(f"no file {path}; run the evaluation again, or restore the cells beside scores.csv") from None
     return scores
@@ -207,3 +218,37 @@ def _parse(header: Sequence[str], values: Sequence[str], where: str) -> Score:
     elif not field["reason"]:
         raise UserError(f"{where}: status {field['status']} without a reason; say why there is no score")
     return Score(**{**field, **numbers, "score": score})  # type: ignore[arg-type]
+
+
+SETTINGS_COLUMNS = ("experiment", "method", "variant", "benchmark", "generator", "tuned", "settings")
+
+
+def read_tuned(path: Path, experiment: str) -> dict[tuple[str, str, str], str]:
+    """Where an experiment's settings come from by (method, variant, benchmark), as settings.csv tells.
+
+    That is `winner` or `winner of GENERATOR` (of random search on the tune split), `expired` (a winner no longer
+    current: the preset's own are used), `untuned` (a search space, but no winner), or `none` (nothing to search).
+    Empty where there is no file: results folders of older versions have none.
+
+    Raises:
+        UserError: naming the line, for other columns or words, or two lines about the same thing.
+    """
+    tuned: dict[tuple[str, str, str], str] = {}
+    remedy = "run `metatuner scores` again"
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, restval="")
+            if tuple(rows.fieldnames or ()) != SETTINGS_COLUMNS:
+                raise UserError(f"{path}, line 1: the columns must be {','.join(SETTINGS_COLUMNS)}; {remedy}")
+            for row in rows:
+                key, word = (row["method"], row["variant"], row["benchmark"]), row["tuned"]
+                if word not in ("winner", "expired", "untuned", "none") and not word.startswith("winner of "):
+                    raise UserError(f"{path}, line {rows.line_num}: tuned is {word!r}, no known word; {remedy}")
+                if row["experiment"] == experiment and tuned.setdefault(key, word) != word:
+                    name = " ".join(key)
+                    raise UserError(
+                        f"{path}, line {rows.line_num}: {name} is {word!r} here, {tuned[key]!r} above; {remedy}"
+                    )
+    except FileNotFoundError:
+        return {}
+    return tuned

@@ -1,10 +1,11 @@
 """Statistics of scores, as pure functions of arrays of shape (seeds, queries). docs/statistics.md says why these.
 
 All seeds of a method, and all methods, are tested on the same queries. So queries are drawn jointly for all seeds:
-drawing them within each seed would count a hard query as three pieces of evidence.
+drawing them within each seed would count a hard query as three pieces of evidence. For the same reason queries that
+share a context are drawn together: where groups are given, whole groups are drawn, else each query is its own group.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
 from statistics import NormalDist
@@ -42,8 +43,8 @@ class Difference(Interval):
     """A paired difference of means with its interval and two-sided p-value."""
 
     p: float = 1.0
-    spread: float = 0.0
-    """Standard deviation over queries of the per-query difference (mean over seeds)."""
+    standard_error: float = 0.0
+    """Of the estimate, as far as the choice of test queries goes; 0 where they all differ alike, or are one group."""
 
 
 def derive_seed(*names: object) -> int:
@@ -71,71 +72,104 @@ def _chunks(total: int, width: int) -> Iterator[int]:
         yield min(size, total - start)
 
 
-def bootstrap_means(scores: ArrayLike, *, seed: int, resamples: int = RESAMPLES) -> Array:
-    """Means of bootstrap resamples: queries drawn jointly for all seeds and, from `MIN_SEEDS` on, seeds drawn too.
+def _group_sums(array: Array, groups: Sequence[Hashable] | None) -> tuple[Array, Array]:
+    """Sums of scores by group, (seeds, groups), and the number of queries in each, (groups,)."""
+    if groups is None:
+        return array, np.ones(array.shape[1])
+    if len(groups) != array.shape[1]:
+        raise ValueError(f"need one group a query; got {len(groups)} for {array.shape[1]} queries")
+    index = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    places = np.array([index[group] for group in groups])
+    sums: Array = np.stack([np.bincount(places, weights=row) for row in array])
+    return sums, np.bincount(places).astype(np.float64)
 
-    Drawing both factors of a crossed design is the pigeonhole bootstrap (Owen 2007, Ann. Appl. Stat. 1:386).
+
+def bootstrap_means(
+    scores: ArrayLike, groups: Sequence[Hashable] | None = None, *, seed: int, resamples: int = RESAMPLES
+) -> Array:
+    """Means of bootstrap resamples: groups drawn jointly for all seeds and, from `MIN_SEEDS` on, seeds drawn too.
+
+    A resample has as many groups as the data; its mean is over the queries drawn, whose number may differ. Drawing both
+    factors of a crossed design is the pigeonhole bootstrap (Owen 2007, Ann. Appl. Stat. 1:386).
 
     Args:
         scores: (seeds, queries).
+        groups: (queries,) labels; queries with equal ones are drawn together. None: each is drawn on its own.
         seed: of the random generator; `derive_seed` makes one from what is compared.
         resamples: how many.
 
     Returns:
         (resamples,) means.
     """
-    array = _as_scores(scores)
-    seeds, queries = array.shape
+    sums, sizes = _group_sums(_as_scores(scores), groups)
+    seeds, total = sums.shape
     if seeds < MIN_SEEDS:
-        array = array.mean(axis=0, keepdims=True)
-    # Few queries differ in their scores: drawing how many of each kind there are is drawing queries, and much faster.
-    kinds, counts = np.unique(array, axis=1, return_counts=True)
+        sums = sums.mean(axis=0, keepdims=True)
+    # Few groups differ in sums and size: drawing how many of each kind there are is drawing groups, and much faster.
+    kinds, counts = np.unique(np.vstack([sums, sizes]), axis=1, return_counts=True)
+    sums, sizes = kinds[:-1], kinds[-1]
     rng = np.random.default_rng(seed)
     means = []
     for size in _chunks(resamples, len(counts)):
-        drawn = rng.multinomial(queries, counts / queries, size=size) / queries
+        drawn = rng.multinomial(total, counts / total, size=size)
         if seeds < MIN_SEEDS:
-            means.append(drawn @ kinds[0])
+            found = drawn @ sums[0]
         else:
             weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
-            means.append((weights @ kinds * drawn).sum(axis=1))
+            found = (weights @ sums * drawn).sum(axis=1)
+        means.append(found / (drawn @ sizes))
     return np.concatenate(means)
 
 
-def mean_interval(scores: ArrayLike, *, seed: int, level: float = LEVEL, resamples: int = RESAMPLES) -> Interval:
+def mean_interval(
+    scores: ArrayLike,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    seed: int,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> Interval:
     """The mean over seeds and queries with its percentile bootstrap interval.
 
-    Where all scores are 0, or all are 1, resampling sees no spread: the interval is Wilson's, for one answer a query.
+    Where all scores are 0, or all are 1, resampling sees no spread: the interval is Wilson's, for one answer a group.
 
     Args:
         scores: (seeds, queries), each in 0..1.
+        groups: (queries,) labels of what is drawn together; None: each query on its own.
         seed: of the random generator.
         level: coverage.
         resamples: how many.
     """
     array = _as_scores(scores)
-    seeds, queries = array.shape
     estimate = float(array.mean())
-    conditional = seeds < MIN_SEEDS
+    conditional = len(array) < MIN_SEEDS
     if estimate in (0.0, 1.0):
-        extreme = wilson_interval(estimate, queries, level=level)
+        extreme = wilson_interval(estimate, len(_group_sums(array, groups)[1]), level=level)
         return Interval(estimate, extreme.low, extreme.high, conditional)
     tail = 100 * (1 - level) / 2
-    low, high = np.percentile(bootstrap_means(array, seed=seed, resamples=resamples), [tail, 100 - tail])
+    low, high = np.percentile(bootstrap_means(array, groups, seed=seed, resamples=resamples), [tail, 100 - tail])
     return Interval(estimate, float(low), float(high), conditional)
 
 
 def paired_difference(
-    first: ArrayLike, second: ArrayLike, *, seed: int, level: float = LEVEL, resamples: int = RESAMPLES
+    first: ArrayLike,
+    second: ArrayLike,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    seed: int,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
 ) -> Difference:
     """Mean of `first - second` with its percentile bootstrap interval and a two-sided p-value.
 
-    The p-value is McNemar's exact one for binary scores of one seed, else that of `sign_flip_p` (its extension to
-    several seeds and graded scores). From `MIN_SEEDS` on it is at least the bootstrap's, which doubts the seeds too.
+    The p-value is McNemar's exact one for binary scores of one seed where each query is its own group, else that of
+    `sign_flip_p` (its extension to several seeds, graded scores and groups). From `MIN_SEEDS` on it is at least the
+    bootstrap's, which doubts the seeds too.
 
     Args:
         first: (seeds, queries); the same seeds and queries, in the same order, as `second`.
         second: (seeds, queries).
+        groups: (queries,) labels of what is drawn, and flipped, together; None: each query on its own.
         seed: of the random generator.
         level: coverage of the interval.
         resamples: how many, for interval and test each.
@@ -144,19 +178,34 @@ def paired_difference(
     if left.shape != right.shape:
         raise ValueError(f"paired scores must have one shape; got {left.shape} and {right.shape}")
     gaps = left - right
-    seeds = len(gaps)
-    means = bootstrap_means(gaps, seed=seed, resamples=resamples)
+    seeds, queries = gaps.shape
+    sums, sizes = _group_sums(gaps, groups)
+    means = bootstrap_means(gaps, groups, seed=seed, resamples=resamples)
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
-    if seeds == 1 and np.isin(np.concatenate([left, right]), (0.0, 1.0)).all():
+    if seeds == 1 and len(sizes) == queries and np.isin(np.concatenate([left, right]), (0.0, 1.0)).all():
         p = mcnemar_exact(int((gaps > 0).sum()), int((gaps < 0).sum()))
     else:
-        p = sign_flip_p(gaps.mean(axis=0), seed=seed, resamples=resamples)
+        p = sign_flip_p(sums.mean(axis=0), seed=seed, resamples=resamples)
     if seeds >= MIN_SEEDS:
         crossing = min((means <= TOLERANCE).sum(), (means >= -TOLERANCE).sum())
         p = max(p, min(1.0, 2 * (1 + int(crossing)) / (1 + resamples)))
-    spread = float(gaps.mean(axis=0).std(ddof=1)) if gaps.shape[1] > 1 else 0.0
-    return Difference(float(gaps.mean()), float(low), float(high), seeds < MIN_SEEDS, p, spread)
+    estimate = float(gaps.mean())
+    error = _standard_error(sums.mean(axis=0) - estimate * sizes, queries)
+    return Difference(estimate, float(low), float(high), seeds < MIN_SEEDS, p, error)
+
+
+def _standard_error(residuals: Array, queries: int) -> float:
+    """Of a mean over queries drawn in groups, linearised (Cochran 1977, Sampling Techniques, section 9A).
+
+    Args:
+        residuals: (groups,), each group's sum less the mean's share of it.
+        queries: number of queries. With as many groups this is the usual standard error of a mean.
+    """
+    count = len(residuals)
+    if count < 2 or np.abs(residuals).max() <= TOLERANCE:
+        return 0.0
+    return sqrt(count / (count - 1) * float(residuals @ residuals)) / queries
 
 
 def sign_flip_p(differences: ArrayLike, *, seed: int, resamples: int = RESAMPLES) -> float:
@@ -166,7 +215,7 @@ def sign_flip_p(differences: ArrayLike, *, seed: int, resamples: int = RESAMPLES
     (Phipson and Smyth 2010): the observed signs count as one of the draws.
 
     Args:
-        differences: (queries,), each the mean over seeds.
+        differences: (queries,), each the mean over seeds; where queries come in groups: (groups,), each a group's sum.
         seed: of the random generator.
         resamples: how many.
     """
@@ -216,17 +265,16 @@ def holm(p_values: Sequence[float], tests: int | None = None) -> list[float]:
     return adjusted
 
 
-def smallest_detectable_effect(queries: int, spread: float, *, power: float = 0.8, level: float = LEVEL) -> float:
+def smallest_detectable_effect(standard_error: float, *, power: float = 0.8, level: float = LEVEL) -> float:
     """The smallest paired difference that a two-sided test at `1 - level` finds with probability `power`.
 
     Args:
-        queries: number of test queries.
-        spread: standard deviation over queries of the per-query difference, in the unit wanted back.
+        standard_error: of the difference, in the unit wanted back.
         power: probability of finding it.
         level: 1 minus the test's size.
     """
     normal = NormalDist()
-    return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)) * spread / sqrt(queries)
+    return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)) * standard_error
 
 
 def wilson_interval(proportion: float, n: int, *, level: float = LEVEL) -> Interval:

@@ -8,40 +8,43 @@ import io
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 
-from metatuner.analysis.comparison import Comparison, Entry, compare
+from metatuner.analysis.comparison import Comparison, Entry, compare, unequal_tuning
 from metatuner.analysis.files import write_text
-from metatuner.analysis.labels import BENCHMARKS, FAMILIES, METRICS, describe_world, method_family, method_title
-from metatuner.analysis.published import Published, read_published
+from metatuner.analysis.labels import (
+    BENCHMARKS,
+    FAMILIES,
+    METRICS,
+    describe_world,
+    method_family,
+    method_title,
+    name_world,
+)
+from metatuner.analysis.published import PaperTable, published_beside
 from metatuner.analysis.statistics import LEVEL, MIN_SEEDS, smallest_detectable_effect
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
-
-PUBLISHED_TABLES = {"large": "main_7b"}
-"""The paper's table by the generator's place in the config; the table of its smaller generator is not public."""
 
 REASON_LENGTH = 70
 """Characters of a hole's reason in Markdown and LaTeX; the CSV has all of it."""
 
 CSV_COLUMNS = (
-    "family,method,variant,benchmark,metric,mean,low,high,n,seeds,mark,difference_from_best,difference_low,difference_high,"
-    "p_holm,hole,published,published_low,published_high,published_note"
+    "preset,world,family,method,variant,tuned,benchmark,metric,mean,low,high,n,groups,seeds,seed_sd,mark,"
+    "difference_from_best,difference_low,difference_high,p_holm,hole,"
+    "published,published_low,published_high,published_note"
 ).split(",")
-
-PublishedScores = dict[tuple[str, str, str], Published]
 
 
 def table_1(config: Config) -> list[Path]:
     """Main results, from scores.csv and the cells at hand: `tables/table_1.{csv,md,tex}`; the paths written."""
     layout = Layout(config)
     comparison = compare(config, "main")
-    source = PUBLISHED_TABLES.get(config.experiments["main"].generator)
-    published = read_published(table=source) if source else {}
-    world = describe_world(config, "main")
+    paper, world = published_beside(config, "main"), describe_world(config, "main")
     texts = {
-        "csv": as_csv(comparison, published),
-        "md": as_markdown(comparison, published, "Table 1: main results", world),
-        "tex": as_latex(comparison, published, "Main results.", world, "tab:main"),
+        "csv": as_csv(comparison, paper, config.preset, name_world(config, "main")),
+        "md": as_markdown(comparison, paper, "Table 1: main results", world),
+        "tex": as_latex(comparison, paper, "Main results.", world, "tab:main"),
     }
     return [write_text(layout.table("table_1", suffix), text) for suffix, text in texts.items()]
 
@@ -53,7 +56,7 @@ TABLES: dict[str, Callable[[Config], list[Path]]] = {"table_1": table_1}
 # ---- formats -------------------------------------------------------------------------------------------------------
 
 
-def as_csv(comparison: Comparison, published: PublishedScores) -> str:
+def as_csv(comparison: Comparison, paper: PaperTable, preset: str, world: str) -> str:
     """One line a method and benchmark; scores and differences in points (0 to 100), `seeds` the seeds with a result."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -64,38 +67,40 @@ def as_csv(comparison: Comparison, published: PublishedScores) -> str:
             if entry is None:
                 continue
             mean, behind = entry.mean, entry.behind
-            paper = published.get((method, variant, benchmark))
+            published = paper.scores.get((method, variant, benchmark))
+            sampling = published.sampling if published else None
             writer.writerow(
                 [
+                    preset,
+                    world,
                     method_family(method),
                     method,
                     variant,
+                    entry.tuned,
                     benchmark,
                     entry.metric,
                     *(_points(mean.estimate, mean.low, mean.high) if mean else ["", "", ""]),
                     entry.n,
+                    entry.groups,
                     " ".join(map(str, entry.seeds)),
+                    "" if entry.seed_sd is None else f"{100 * entry.seed_sd:.2f}",
                     entry.mark,
                     *(_points(behind.estimate, behind.low, behind.high) if behind else ["", "", ""]),
-                    "" if entry.p_holm is None else f"{entry.p_holm:.4f}",
+                    "" if entry.p_holm is None else f"{entry.p_holm:.2g}",
                     entry.hole,
-                    f"{paper.score:.2f}" if paper else "",
-                    *(
-                        [f"{paper.sampling.low:.2f}", f"{paper.sampling.high:.2f}"]
-                        if paper and paper.sampling
-                        else ["", ""]
-                    ),
-                    paper.note if paper else "",
+                    f"{published.score:.2f}" if published else "",
+                    *([f"{sampling.low:.2f}", f"{sampling.high:.2f}"] if sampling else ["", ""]),
+                    published.note if published else "",
                 ]
             )
     return text.getvalue()
 
 
-def as_markdown(comparison: Comparison, published: PublishedScores, title: str, world: str) -> str:
+def as_markdown(comparison: Comparison, paper: PaperTable, title: str, world: str) -> str:
     """A table with two columns a benchmark, measured and published; best in bold, ties with a dagger."""
     header = ["Method"]
     for benchmark in comparison.benchmarks:
-        header += [_measured_header(comparison, benchmark), "paper"]
+        header += [_measured_header(comparison, benchmark), paper.heading]
     lines = [f"# {title}", "", f"**{world}**", "", _markdown_row(header)]
     lines.append(_markdown_row(["---"] + ["---", "---:"] * len(comparison.benchmarks)))
     for family, methods in _by_family(comparison):
@@ -105,16 +110,16 @@ def as_markdown(comparison: Comparison, published: PublishedScores, title: str, 
             for benchmark in comparison.benchmarks:
                 entry = comparison.entries.get(((method, variant), benchmark))
                 row.append(_markdown_cell(entry, comparison) if entry else "")
-                row.append(_published_cell(published, method, variant, benchmark))
+                row.append(_published_cell(paper, method, variant, benchmark))
             lines.append(_markdown_row(row))
-    lines += ["", *(f"- {note}" for note in _legend(comparison, published, best="**bold**", tied="†")), ""]
+    lines += ["", *(f"- {note}" for note in _legend(comparison, paper, best="**bold**", tied="†")), ""]
     return "\n".join(lines)
 
 
-def as_latex(comparison: Comparison, published: PublishedScores, caption: str, world: str, label: str) -> str:
+def as_latex(comparison: Comparison, paper: PaperTable, caption: str, world: str, label: str) -> str:
     r"""The same table for LaTeX with `booktabs`; fits `\textwidth` by `\resizebox` (package `graphicx`)."""
     benchmarks = comparison.benchmarks
-    top, bottom = ["", *_latex_heads(comparison)], ["Method"] + ["measured", "paper"] * len(benchmarks)
+    top, bottom = ["", *_latex_heads(comparison)], ["Method"] + ["measured", paper.heading] * len(benchmarks)
     rules = [rf"\cmidrule(lr){{{2 + 2 * index}-{3 + 2 * index}}}" for index in range(len(benchmarks))]
     lines = [
         r"\begin{table*}[t]",
@@ -135,11 +140,11 @@ def as_latex(comparison: Comparison, published: PublishedScores, caption: str, w
             for benchmark in benchmarks:
                 entry = comparison.entries.get(((method, variant), benchmark))
                 row.append(_latex_cell(entry, comparison) if entry else "")
-                row.append(_published_cell(published, method, variant, benchmark))
+                row.append(_published_cell(paper, method, variant, benchmark))
             lines.append(_latex_row(row))
     lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip\footnotesize\raggedright"]
     # The legend's own marks are LaTeX: put in after escaping.
-    notes = [escape_latex(note) for note in _legend(comparison, published, best="BOLD", tied="DAGGER")]
+    notes = [escape_latex(note) for note in _legend(comparison, paper, best="BOLD", tied="DAGGER")]
     lines += [note.replace("BOLD", r"\textbf{bold}").replace("DAGGER", r"$^{\dagger}$") for note in notes]
     return "\n".join([*lines, r"\end{table*}", ""])
 
@@ -208,14 +213,14 @@ def _count(number: int, noun: str) -> str:
 def _measured_header(comparison: Comparison, benchmark: str) -> str:
     n, seeds = _usual(comparison, benchmark)
     size = f" (n = {n}, {_count(seeds, 'seed')})" if n else ""
-    return f"{_escape_markdown(BENCHMARKS.get(benchmark, benchmark))}, {_metric(comparison, benchmark)} in %{size}"
+    return f"{_escape_markdown(comparison.titles[benchmark])}, {_metric(comparison, benchmark)} in %{size}"
 
 
 def _latex_heads(comparison: Comparison) -> Iterator[str]:
     for benchmark in comparison.benchmarks:
         n, seeds = _usual(comparison, benchmark)
         size = f" ($n = {n}$, {_count(seeds, 'seed')})" if n else ""
-        title = escape_latex(BENCHMARKS.get(benchmark, benchmark))
+        title = escape_latex(comparison.titles[benchmark])
         yield rf"\multicolumn{{2}}{{c}}{{{title}, {escape_latex(_metric(comparison, benchmark))} in \%{size}}}"
 
 
@@ -254,57 +259,97 @@ def _latex_cell(entry: Entry, comparison: Comparison) -> str:
     return f"{mean} {interval}" + (rf" {{\footnotesize ({escape_latex(remark)})}}" if remark else "")
 
 
-def _published_cell(published: PublishedScores, method: str, variant: str, benchmark: str) -> str:
-    paper = published.get((method, variant, benchmark))
-    return f"{paper.score:.2f}" if paper else ""
+def _published_cell(paper: PaperTable, method: str, variant: str, benchmark: str) -> str:
+    published = paper.scores.get((method, variant, benchmark))
+    return f"{published.score:.2f}" if published else ""
 
 
-def _legend(comparison: Comparison, published: PublishedScores, *, best: str, tied: str) -> list[str]:
+# ---- legend --------------------------------------------------------------------------------------------------------
+
+
+def _legend(comparison: Comparison, paper: PaperTable, *, best: str, tied: str) -> Iterator[str]:
     """What the numbers are, what the marks mean, and what could have been found."""
     entries = list(comparison.entries.values())
-    means = [entry.mean for entry in entries if entry.mean]
-    drawn = (
-        f"test queries are drawn anew; seeds are not, as fewer than {MIN_SEEDS} are too few: the intervals hold for "
-        "these seeds"
-        if any(mean.conditional for mean in means)
-        else "seeds and test queries are drawn anew"
-    )
-    measured = [
-        f"Measured: mean over seeds and test queries with its {100 * LEVEL:.0f} % bootstrap interval ({drawn}).",
-        f"{best}: highest mean of a column; {tied}: not significantly below it (paired test, p > {1 - LEVEL:.2f} after "
-        "Holm's correction for all pairs of the column); no mark: significantly below.",
-    ]
-    notes = measured if means else []
-    detectable = [text for benchmark in comparison.benchmarks if (text := _detectable(comparison, benchmark))]
-    if detectable:
-        notes.append(
-            "Smallest difference from the best that one paired test finds with 80 % probability, in points (median "
-            f"over methods, before correction): {', '.join(detectable)}."
+    if warning := unequal_tuning(comparison):
+        yield warning
+    if means := [entry.mean for entry in entries if entry.mean]:
+        few = any(mean.conditional for mean in means)
+        drawn = (
+            f"test queries are drawn anew; seeds are not, as fewer than {MIN_SEEDS} are too few: the intervals hold "
+            "for these seeds"
+            if few
+            else "seeds and test queries are drawn anew"
         )
-    if published:
-        notes.append(
+        yield f"Measured: mean over seeds and test queries with its {100 * LEVEL:.0f} % bootstrap interval ({drawn})."
+        yield (
+            f"{best}: highest mean of a column; {tied}: not significantly below it (paired test, p > {1 - LEVEL:.2f} "
+            "after Holm's correction for all pairs of the column); no mark: significantly below"
+            + (" (marks hold for these seeds' policies; other seeds may differ)." if few else ".")
+        )
+    if grouped := [text for benchmark in comparison.benchmarks if (text := _grouped(comparison, benchmark))]:
+        yield f"Rows that share a context are drawn together: {', '.join(grouped)}."
+    if detectable := [text for benchmark in comparison.benchmarks if (text := _detectable(comparison, benchmark))]:
+        yield (
+            "Smallest difference from the best that one paired test finds with 80 % probability, in points (median "
+            f"over methods, from the choice of test queries alone, before correction): {', '.join(detectable)}."
+        )
+    if any(entry.tuned for entry in entries):
+        yield f"Settings: {'; '.join(_settings(comparison))}."
+    if paper.scores:
+        yield (
             "Paper: single published numbers of the paper's models and data, from secondary sources, without "
-            "intervals; empty: not published. Sampling of its test rows alone leaves open, in points: "
-            f"{', '.join(_open(published))}."
+            "intervals; empty: not published. Sampling of its test rows alone (how many is inferred from its scores) "
+            f"leaves open, in points: {', '.join(_open(paper))}."
         )
     if any(entry.hole for entry in entries):
-        notes.append("Failed and skipped cells have no score and are no zeros; whole reasons are in the CSV file.")
-    return notes
+        yield "Failed and skipped cells have no score and are no zeros; whole reasons are in the CSV file."
+
+
+def _grouped(comparison: Comparison, benchmark: str) -> str:
+    entry = next((entry for entry in comparison.of(benchmark) if entry.groups < entry.n), None)
+    return f"{comparison.titles[benchmark]} has {entry.n} in {entry.groups} groups" if entry else ""
 
 
 def _detectable(comparison: Comparison, benchmark: str) -> str:
-    found = sorted(
-        smallest_detectable_effect(entry.n, entry.behind.spread) for entry in comparison.of(benchmark) if entry.behind
-    )
-    return f"{BENCHMARKS.get(benchmark, benchmark)} {100 * found[len(found) // 2]:.1f}" if found else ""
+    errors = [entry.behind.standard_error for entry in comparison.of(benchmark) if entry.behind]
+    told = [smallest_detectable_effect(error) for error in errors if error]  # alike on every query: nothing to go by
+    effect = f"{100 * median(told):.1f}" if told else "cannot be told"
+    return f"{comparison.titles[benchmark]} {effect}" if errors else ""
 
 
-def _open(published: PublishedScores) -> Iterator[str]:
+def _settings(comparison: Comparison) -> Iterator[str]:
+    """Which methods were tuned, and which not; with the benchmarks where that differs between them."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for method in comparison.methods:
+        words = {
+            benchmark: entry.tuned
+            for benchmark in comparison.benchmarks
+            if (entry := comparison.entries.get((method, benchmark))) and entry.tuned
+        }
+        for benchmark, word in words.items():
+            named = found.setdefault(word, {}).setdefault(method_title(*method), [])
+            if len(set(words.values())) > 1:
+                named.append(comparison.titles[benchmark])
+    elsewhere = [word for word in found if word.startswith("winner of ")]
+    headings = {
+        "winner": "tuned by random search on the tune split",
+        **{word: f"tuned so, but with generator {word.removeprefix('winner of ')}" for word in elsewhere},
+        "untuned": "the preset's own",
+        "expired": "expired winners, so the preset's own",
+        "none": "nothing to tune",
+    }
+    for word, heading in headings.items():
+        if word in found:
+            methods = (f"{name} ({', '.join(on)})" if on else name for name, on in found[word].items())
+            yield f"{heading}: {', '.join(methods)}"
+
+
+def _open(paper: PaperTable) -> Iterator[str]:
     """The widest half-interval of each benchmark's published numbers."""
     widths: dict[str, float] = {}
-    for (_, _, benchmark), paper in published.items():
-        if paper.sampling:
-            half = (paper.sampling.high - paper.sampling.low) / 2
+    for (_, _, benchmark), published in paper.scores.items():
+        if published.sampling:
+            half = (published.sampling.high - published.sampling.low) / 2
             widths[benchmark] = max(widths.get(benchmark, 0.0), half)
     for benchmark, half in widths.items():
         yield f"{BENCHMARKS.get(benchmark, benchmark)} up to ±{half:.1f}"

@@ -1,5 +1,6 @@
 """Evaluation through lm-eval: one model class wraps any policy, tasks are the YAML files in `tasks/`."""
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -102,10 +103,10 @@ def evaluate_policy(
         out: an existing folder.
 
     Returns:
-        The records, in the order of the test file, one a row: id, kind, prompt, completion, extracted, gold, score (the
-        primary metric), metrics, stopped (why scoring was cut short, or None), prompt_tokens, completion_tokens,
-        truncated, cut_tokens. And the summary: task, version, n, primary, metrics (means, 0 to 1), and how many rows
-        were truncated, cut, unextracted, stopped (by reason).
+        The records, in the order of the test file, one a row: id, kind, group (a hash of the row's), prompt,
+        completion, extracted, gold, score (the primary metric), metrics, stopped (why scoring was cut short, or None),
+        prompt_tokens, completion_tokens, truncated, cut_tokens. And the summary: task, version, n, primary, metrics
+        (means, 0 to 1), and how many rows were truncated, cut, unextracted, stopped (by reason).
     """
     model = PolicyLM(policy)
     tasks = _load_task(benchmark, test_file)
@@ -155,6 +156,7 @@ def _record(sample: dict[str, Any], response: Response, benchmark: Benchmark) ->
     return {
         "id": row["id"],
         "kind": row["kind"],
+        "group": hashlib.sha256(row["group"].encode()).hexdigest()[:12],
         "prompt": response.prompt,
         "completion": response.completion,
         "extracted": sample["filtered_resps"][0],
