@@ -7,7 +7,7 @@
 #   PINS=cuda           constraints/cuda.txt instead of constraints/cpu.txt
 #   TORCH_INDEX=URL     take torch from this package index (docs/install.md)
 #   JOBS=2              processes for pytest
-#   ARGS="..."          more arguments for snakemake or pytest
+#   ARGS="..."          more arguments for snakemake (reproduce, figures) or pytest (test)
 
 PYTHON ?= python3
 PRESET ?= nano
@@ -47,7 +47,7 @@ reproduce: $(INSTALLED) ## run the whole benchmark: models, methods, tables, fig
 	snakemake --cores $(CORES) --config preset=$(PRESET) $(ARGS)
 
 resume: $(INSTALLED) ## take up an interrupted run
-	metatuner resume --cores $(CORES) preset=$(PRESET) $(ARGS)
+	metatuner resume --cores $(CORES) preset=$(PRESET)
 
 figures: $(INSTALLED) ## make tables and figures again from the scores at hand
 	snakemake --cores $(CORES) tables figures --config preset=$(PRESET) $(ARGS)

@@ -11,8 +11,9 @@ from typing import Any
 from metatuner import usage
 from metatuner.errors import UserError
 
-NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
+NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 """Errors of the place that files go to, not of the program."""
+NO_PLACE_REMEDY = "free space or make the place writable, then run again: finished work is kept"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         arguments = _parser().parse_args(words)
     usage.start()
+    from safetensors import SafetensorError
+
     from metatuner import progress
 
     try:
@@ -100,14 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         progress.say(f"metatuner {arguments.command}: {error}")
         return 2
+    except SafetensorError as error:  # its writer wraps the system's errors in one of its own
+        if not any(f"os error {number}" in str(error) for number in NO_PLACE):
+            raise
+        progress.say(f"metatuner {arguments.command}: {error}; {NO_PLACE_REMEDY}")
+        return 2
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        progress.say(
-            f"metatuner {arguments.command}: {place}{error.strerror}; free space or make the place writable, then run "
-            "again: finished work is kept"
-        )
+        progress.say(f"metatuner {arguments.command}: {place}{error.strerror}; {NO_PLACE_REMEDY}")
         return 2
 
 

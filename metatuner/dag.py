@@ -11,7 +11,7 @@ import yaml
 from metatuner.errors import UserError
 from metatuner.harness.config import Config, dump_config, load_config
 from metatuner.harness.policy import write_atomically
-from metatuner.hashing import ROOT, hash_code, hash_file, hash_value
+from metatuner.hashing import ROOT, hash_code, hash_value
 from metatuner.plan import Plan
 
 ANALYSIS = ROOT / "metatuner" / "analysis"
@@ -35,21 +35,28 @@ def _typed(value: Any) -> Any:
 
 
 class Dag:
-    """A plan seen as files. Building it writes the resolved config, which every command reads."""
+    """A plan seen as files."""
 
     def __init__(self, config: Config) -> None:
         self.plan = Plan(config)
         self.layout = self.plan.layout
         self.config_file = str(self.layout.config)
-        text = dump_config(config)
-        if not self.layout.config.is_file() or self.layout.config.read_text(encoding="utf-8") != text:
-            write_atomically(self.layout.config, text)
 
     @classmethod
-    def from_snakemake(cls, config: Mapping[str, Any]) -> "Dag":
-        """From Snakemake's config: `preset`, and any keys that override it."""
+    def from_snakemake(cls, config: Mapping[str, Any], *, dry: bool) -> "Dag":
+        """From Snakemake's config: `preset`, and any keys that override it.
+
+        Everything that can be wrong with the config is found here. Unless the run is `dry`, the resolved config, which
+        every command reads, is written.
+        """
         overrides = {key: _typed(value) for key, value in config.items() if key != "preset"}
-        return cls(load_config(str(config["preset"]), overrides))
+        resolved = load_config(str(config["preset"]), overrides)
+        dag = cls(resolved)
+        assert dag.pack_files
+        text, path = dump_config(resolved), dag.layout.config
+        if not dry and (not path.is_file() or path.read_text(encoding="utf-8") != text):
+            write_atomically(path, text)
+        return dag
 
     # ---- ground ------------------------------------------------------------------------------------------------
 
@@ -120,13 +127,21 @@ class Dag:
         """Keys of an evaluate pack."""
         return list(self._pack(self.plan.evaluate_packs, name).keys)
 
-    def failures(self, step: str, name: str) -> str:
-        """ "" if the pack's last run left no failure, else a text that differs after each run that did."""
+    def retry(self, step: str, name: str) -> str:
+        """A text that changes when a pack must run again though its keys are the same.
+
+        It counts the runs that left a failure (a success leaves the count as it is), and names what a pack's file calls
+        complete but is no longer there.
+        """
         path = self.layout.pack(step, name)
-        if not path.is_file():
-            return ""
-        outcomes = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
-        return hash_file(path) if any(outcome["status"] == "failed" for outcome in outcomes) else ""
+        attempts = self.layout.attempts(step, name)
+        token = attempts.read_text(encoding="utf-8") if attempts.is_file() else ""
+        if path.is_file():
+            place = self.layout.cell if step == "evaluate" else self.layout.fit
+            outcomes = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
+            gone = [each["key"] for each in outcomes if each["status"] == "ok" and not place(each["key"]).is_dir()]
+            token += "".join(f" without {key}" for key in gone)
+        return token
 
     @property
     def pack_files(self) -> list[Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metatuner import nano
-from metatuner.errors import UserError
+from metatuner.errors import UserError, suggest
 from metatuner.harness.benchmarks import benchmark_file
 from metatuner.harness.config import BenchmarkConfig, Config, ModelConfig, SearchConfig, expand_path
 from metatuner.harness.ground import derive_seed
@@ -77,8 +77,11 @@ class PlanRow:
     seed: int
     cell: str
     fit: str
+    settings: str
+    """As canonical JSON."""
     tuned: str
-    """Where its settings come from: winner, expired, none."""
+    """Where they come from: winner, winner of ANOTHER GENERATOR, expired, untuned (no winner is stored), none (the
+    method has no search space)."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,19 @@ class Plan:
         for name, method in config.methods.items():
             known = self.registry[name].cls  # an unknown name is an error here
             make_settings(known, method.settings, f"methods.{name}.settings")
+            if known.internal and method.search:
+                raise UserError(
+                    f"methods.{name}.search: {name!r} only serves other methods and is not tuned; leave it out"
+                )
             for setting in method.search:
                 make_settings(
                     known, {**method.settings, setting: _first(method.search[setting])}, f"methods.{name}.search"
                 )
+        for name, experiment in config.experiments.items():
+            for method_name in experiment.methods:
+                if method_name not in self.registry.names():
+                    known_names = suggest(method_name, self.registry.names())
+                    raise UserError(f"experiments.{name}.methods: unknown method {method_name!r}; {known_names}")
         winners = config.tuning.winners
         self.winners: dict[tuple[str, str], Winner] = read_winners(ROOT / winners) if winners else {}
         self.expired: set[tuple[str, str]] = set()
@@ -303,7 +315,7 @@ class Plan:
     def settings(
         self, method: str, train: tuple[str, ...], over: dict[str, Any] | None = None, *, winners: bool = True
     ) -> tuple[str, str]:
-        """A fit's settings as canonical JSON, and where they come from (winner, expired, none).
+        """A fit's settings as canonical JSON, and where they come from (winner, expired, untuned, none).
 
         Order: the dataclass's defaults, the preset's `settings`, the stored winner of this benchmark if nothing it
         depends on has changed, the variant's own.
@@ -320,6 +332,8 @@ class Plan:
             elif winner is not None:
                 self.expired.add((method, train[0]))
                 tuned = "expired"
+            else:
+                tuned = "untuned"
         values |= over or {}
         return canonical(settings_dict(make_settings(cls, values, f"methods.{method}.settings"))), tuned
 
@@ -332,12 +346,19 @@ class Plan:
         return [(method, benchmark) for method in methods for benchmark in self.config.benchmarks]
 
     def trials(self, method: str, benchmark: str) -> list[dict[str, Any]]:
-        """The settings that random search tries: the preset's own first, then draws; as many for each method."""
+        """What random search tries: the preset's own settings first, then draws, none twice."""
         config = self.config.methods[method]
         rng = random.Random(derive_seed("tune", method, benchmark, self.config.tuning.seed))
+        own = make_settings(self.registry[method].cls, config.settings, f"methods.{method}.settings")
+        seen = [{name: settings_dict(own)[name] for name in config.search}]
         drawn: list[dict[str, Any]] = [{}]
-        while len(drawn) < self.config.tuning.trials:
-            drawn.append({name: _draw(space, rng) for name, space in config.search.items()})
+        for _ in range(100 * self.config.tuning.trials):  # a small grid may hold fewer settings than trials
+            if len(drawn) == self.config.tuning.trials:
+                break
+            trial = {name: _draw(space, rng) for name, space in config.search.items()}
+            if trial not in seen:
+                seen.append(trial)
+                drawn.append(trial)
         return drawn
 
     # ---- the grid ----------------------------------------------------------------------------------------------
@@ -360,6 +381,8 @@ class Plan:
                     for benchmark in experiment.benchmarks:
                         train = (benchmark,)
                         settings, tuned = self.settings(method, train, over)
+                        if tuned == "winner" and cls.uses_generator and experiment.generator != self.tuning_generator:
+                            tuned = f"winner of {self.tuning_generator}"
                         for seed in experiment.seeds:
                             fit = self.fit(method, settings, train, experiment.generator, seed)
                             cell = self.cell(fit, benchmark)
@@ -373,6 +396,7 @@ class Plan:
                                 seed,
                                 cell.key,
                                 fit.key,
+                                settings,
                                 tuned,
                             )
                             grid.append((row, cell))

@@ -1,6 +1,7 @@
 """Taking up an interrupted run: unlock once nothing of it is alive any more, then run what is missing."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -45,7 +46,9 @@ def resume_run(overrides: Sequence[str], cores: str) -> int:
         named = "; ".join(f"{pid} ({words})" for pid, words in alive)
         raise UserError(f"the old run is still alive: {named}; wait for it, or stop it, then resume")
     snakemake = [sys.executable, "-m", "snakemake"]
-    configured = ["--config", *overrides] if overrides else []
+    configured = ["--config", *map(_nested, overrides)] if overrides else []
+    for left in folder.glob("results/**/.*.tmp"):  # what a killed job had begun; nothing of the old run is alive
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     locks = folder / ".snakemake" / "locks"
     if locks.is_dir() and any(locks.iterdir()):
         progress.say("removing the lock of the interrupted run")
@@ -53,3 +56,12 @@ def resume_run(overrides: Sequence[str], cores: str) -> int:
         if unlocked.returncode:
             raise UserError(f"snakemake --unlock failed: {' '.join(unlocked.stderr.split())[-300:]}")
     return subprocess.run([*snakemake, "--cores", cores, "--rerun-incomplete", *configured], check=False).returncode
+
+
+def _nested(word: str) -> str:
+    """`a.b=c` as Snakemake's --config takes it: `a={b: c}`."""
+    key, _, value = word.partition("=")
+    first, *rest = key.split(".")
+    for part in reversed(rest):
+        value = f"{{{part}: {value}}}"
+    return f"{first}={value}"

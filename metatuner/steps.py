@@ -1,17 +1,23 @@
 """What each command does. Steps join the plan, the harness, the nano world and the analysis; they hold no method."""
 
 import argparse
+import csv
+import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from math import log
 from pathlib import Path
 from typing import Any
 
 from metatuner import progress, usage
 from metatuner.errors import UserError, suggest
-from metatuner.harness.config import Config, dump_config, json_schema, load_config, read_config
+from metatuner.harness.config import Config, SearchConfig, dump_config, json_schema, load_config, read_config
+from metatuner.harness.layout import Layout
 from metatuner.harness.policy import write_atomically
+from metatuner.harness.rows import Row
 from metatuner.hashing import ROOT
 from metatuner.plan import Cell, Fit, Plan
 
@@ -56,22 +62,24 @@ def methods(config: Config, arguments: argparse.Namespace) -> None:
     listed: list[dict[str, Any]] = []
     for name in registry.names():
         cls = registry[name].cls
-        if not cls.internal:
-            listed.append(
-                {
-                    "name": name,
-                    "family": cls.family,
-                    "uses_generator": cls.uses_generator,
-                    "settings": settings_dict(cls.Settings()),
-                    "reference": cls.reference,
-                    "deviations": list(cls.deviations),
-                }
-            )
+        listed.append(
+            {
+                "name": name,
+                "family": cls.family,
+                "internal": cls.internal,
+                "requires": list(cls.requires),
+                "uses_generator": cls.uses_generator,
+                "settings": settings_dict(cls.Settings()),
+                "reference": cls.reference,
+                "deviations": list(cls.deviations),
+            }
+        )
     if arguments.json:
         print(json.dumps(listed, indent=1, ensure_ascii=False))
         return
     for entry in listed:
-        print(f"{entry['name']:16} {entry['family']:10} {entry['reference']}")
+        serves = " (internal: other methods build on it)" if entry["internal"] else ""
+        print(f"{entry['name']:16} {entry['family']:10} {entry['reference']}{serves}")
         for setting, value in entry["settings"].items():
             print(f"    {setting} = {value!r}")
 
@@ -84,7 +92,10 @@ def check_data(config: Config, arguments: argparse.Namespace) -> None:
     for name, benchmark in config.benchmarks.items():
         files = plan.source_files(name)
         if benchmark.source == "nano" and not all(file.is_file() for file in files):
-            raise UserError(f"{name}: no nano rows yet; run `metatuner world preset={config.preset}` first")
+            print(
+                f"{name}: nano rows, not written yet; the run makes them, or `metatuner world preset={config.preset}`"
+            )
+            continue
         # Nano files are train, tune, test, audit; the check is on the two that stand for the official splits.
         for line in check(_benchmark(config, name), (files[0], files[2]) if benchmark.source == "nano" else files):
             print(line)
@@ -120,6 +131,9 @@ def pretrain(config: Config, arguments: argparse.Namespace) -> None:
         )
     _use_threads(config)
     out = plan.layout.model(arguments.role, plan.nano_key(arguments.role))
+    if (out / "pretraining.json").is_file():
+        progress.say(f"{arguments.role}: already trained, {out}")
+        return
     nano.pretrain(arguments.role, plan.world, out, untrained=not config.nano.trained, progress=progress.say)
 
 
@@ -167,7 +181,10 @@ def data(config: Config, arguments: argparse.Namespace) -> None:
         seed=source.split_seed,
     )
     splits.need(train=sizes.train, dev=sizes.dev)
-    splits.write(plan.layout.data(name))
+    folder = plan.layout.data(name)
+    (folder / "key.txt").unlink(missing_ok=True)
+    splits.write(folder)
+    write_atomically(folder / "key.txt", plan.data_key(name) + "\n")  # last: it vouches for the others
     progress.say(f"{name}: {splits.summary()}")
 
 
@@ -202,6 +219,14 @@ class Workshop:
             path = str(self.plan.model_path(role)) if local else model.path
             specs[role] = ModelSpec(**{**model.model_dump(), "path": path})
         self.models = ModelPool(specs)
+
+    def check_splits(self, names: Iterable[str]) -> None:
+        """UserError if split files on disk are those of another config, so that no cell is computed from them."""
+        for name in sorted(names):
+            path = self.layout.data(name) / "key.txt"
+            if not path.is_file() or path.read_text(encoding="utf-8").strip() != self.plan.data_key(name):
+                command = f"metatuner data --config {self.layout.config} --benchmark {name}"
+                raise UserError(f"{path.parent}: no splits of this config; draw them with `{command}`")
 
     def fit(self, fit: Fit, *, share: bool) -> Any:
         """Compute a fit unless it is complete; its outcome."""
@@ -261,6 +286,26 @@ class Workshop:
         )
         return load_policy(self.layout.fit(fit.key) / "policy", ground)
 
+    def trial(self, fit: Fit, rows: Sequence[Row]) -> dict[str, Any]:
+        """Fit, score on rows of one benchmark (0 to 100), and remove the policy, which serves nothing else."""
+        from metatuner.harness.fitting import failure
+        from metatuner.harness.ground import to_query
+
+        for needed in fit.requires:
+            self.fit(needed, share=False)
+        outcome, score = self.fit(fit, share=False), None
+        if outcome.status == "ok":
+            try:
+                responses = self.open_policy(fit, share=False).respond([to_query(row) for row in rows])
+                benchmark = self.benchmarks[rows[0].benchmark]
+                extracted = [benchmark.extract(response.completion) for response in responses]
+                scored = benchmark.score_all(extracted, rows)
+                score = round(100 * sum(one.metrics[benchmark.primary] for one in scored) / len(rows), 4)
+            except Exception as error:  # a method's policy may raise anything; it is this trial's outcome
+                outcome = failure(fit.key, error, self.layout.logs / "failed" / f"{fit.key}.txt")
+            shutil.rmtree(self.layout.fit(fit.key), ignore_errors=True)
+        return {"score": score, "status": outcome.status, "reason": outcome.reason}
+
     def evaluate(self, cell: Cell, *, share: bool) -> Any:
         """Compute a cell unless it is complete; its outcome."""
         from metatuner.harness.evaluation import evaluate_policy
@@ -276,7 +321,15 @@ class Workshop:
                     policy = self.open_policy(cell.fit, share=share)
                     test = self.layout.data(cell.benchmark) / "test.jsonl"
                     evaluate_policy(policy, self.benchmarks[cell.benchmark], test, temporary)
-                identity = {"key": cell.key, "fit": cell.fit.key, "benchmark": cell.benchmark}
+                identity = {
+                    "key": cell.key,
+                    "fit": cell.fit.key,
+                    "method": cell.fit.method,
+                    "trained_on": list(cell.fit.train),
+                    "benchmark": cell.benchmark,
+                    "generator": cell.fit.generator,
+                    "seed": cell.fit.seed,
+                }
                 write_atomically(temporary / "cell.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
                 write_atomically(temporary / "cost.json", json.dumps(asdict(meter), indent=1, sort_keys=True) + "\n")
         except Exception as error:  # a method's policy may raise anything; it is this cell's outcome, never a score
@@ -286,14 +339,19 @@ class Workshop:
 
 
 def _run_pack(
-    path: Path, items: Iterable[Any], done: Callable[[Any], bool], work: Callable[[Any, bool], Any], label: str
+    layout: Layout,
+    step: str,
+    name: str,
+    items: Iterable[Any],
+    done: Callable[[Any], bool],
+    work: Callable[[Any, bool], Any],
 ) -> None:
-    """Work through a pack's items; write its outcomes. Only a failure leaves a trace of how often it was tried."""
+    """Work through a pack's items; write their outcomes, and count the run if one failed."""
     from metatuner.harness.fitting import pack_outcomes
 
     items = list(items)
     todo = [item for item in items if not done(item)]
-    countdown = progress.Countdown(len(todo), label)
+    countdown = progress.Countdown(len(todo), "evaluations" if step == "evaluate" else "fits")
     outcomes = []
     for item in items:
         outcome = work(item, bool(todo) and item is todo[-1])
@@ -302,17 +360,12 @@ def _run_pack(
             progress.say(f"{outcome.status}: {item.key}: {outcome.reason}")
         if item in todo:
             countdown.step()
-    record: dict[str, Any] = {"outcomes": pack_outcomes(outcomes)}
     if any(outcome.status == "failed" for outcome in outcomes):
-        record["attempt"] = _attempts(path) + 1
-    write_atomically(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
-
-
-def _attempts(path: Path) -> int:
-    attempts = path.with_name(f".{path.name}.attempts")  # Snakemake removes a job's outputs before it runs
-    count = int(attempts.read_text()) if attempts.is_file() else 0
-    write_atomically(attempts, str(count + 1))
-    return count
+        attempts = layout.attempts(step, name)
+        count = int(attempts.read_text(encoding="utf-8")) if attempts.is_file() else 0
+        write_atomically(attempts, str(count + 1))
+    record = {"outcomes": pack_outcomes(outcomes)}
+    write_atomically(layout.pack(step, name), json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def fit(config: Config, arguments: argparse.Namespace) -> None:
@@ -322,9 +375,14 @@ def fit(config: Config, arguments: argparse.Namespace) -> None:
     if arguments.pack not in plan.fit_packs:
         raise UserError(f"--pack {arguments.pack!r}; {suggest(arguments.pack, plan.fit_packs)}")
     fits = [plan.fits[key] for key in plan.fit_packs[arguments.pack].keys]
-    path = layout.pack(plan.fit_step(arguments.pack), arguments.pack)
+    shop.check_splits({name for each in fits for name in each.train})
     _run_pack(
-        path, fits, lambda item: layout.fit(item.key).is_dir(), lambda item, last: shop.fit(item, share=last), "fits"
+        layout,
+        plan.fit_step(arguments.pack),
+        arguments.pack,
+        fits,
+        lambda item: layout.fit(item.key).is_dir(),
+        lambda item, last: shop.fit(item, share=last),
     )
 
 
@@ -345,9 +403,8 @@ def evaluate(config: Config, arguments: argparse.Namespace) -> None:
         return shop.evaluate(cell, share=last) if status == "ok" else Outcome(cell.key, status, reason)  # type: ignore[arg-type]
 
     cells = [plan.cells[key] for key in pack.keys]
-    _run_pack(
-        layout.pack("evaluate", arguments.pack), cells, lambda item: layout.cell(item.key).is_dir(), work, "evaluations"
-    )
+    shop.check_splits({cell.benchmark for cell in cells})
+    _run_pack(layout, "evaluate", arguments.pack, cells, lambda item: layout.cell(item.key).is_dir(), work)
 
 
 def read_outcomes(plan: Plan, paths: Iterable[Path]) -> dict[str, tuple[str, str]]:
@@ -365,9 +422,6 @@ def read_outcomes(plan: Plan, paths: Iterable[Path]) -> dict[str, tuple[str, str
 
 def tune(config: Config, arguments: argparse.Namespace) -> None:
     """Random search for one method on one benchmark."""
-    import shutil
-
-    from metatuner.harness.ground import to_query
     from metatuner.harness.rows import read_rows
 
     shop = Workshop(config)
@@ -376,6 +430,7 @@ def tune(config: Config, arguments: argparse.Namespace) -> None:
     if (method, benchmark) not in plan.tunable:
         known = [f"{name} on {where}" for name, where in plan.tunable]
         raise UserError(f"nothing to tune for {method} on {benchmark}; {suggest(f'{method} on {benchmark}', known)}")
+    shop.check_splits([benchmark])
     rows = read_rows(layout.data(benchmark) / "tune.jsonl")
     trials = plan.trials(method, benchmark)
     countdown = progress.Countdown(len(trials), f"trials of {method} on {benchmark}")
@@ -383,19 +438,15 @@ def tune(config: Config, arguments: argparse.Namespace) -> None:
     for over in trials:
         settings, _ = plan.settings(method, (benchmark,), over, winners=False)
         fit = plan.fit(method, settings, (benchmark,), plan.tuning_generator, config.tuning.seed)
-        for needed in fit.requires:
-            shop.fit(needed, share=False)
-        outcome = shop.fit(fit, share=False)
-        score = None
-        if outcome.status == "ok":
-            responses = shop.open_policy(fit, share=False).respond([to_query(row) for row in rows])
-            task = shop.benchmarks[benchmark]
-            extracted = [task.extract(response.completion) for response in responses]
-            scored = task.score_all(extracted, rows)
-            score = round(100 * sum(one.metrics[task.primary] for one in scored) / len(rows), 4)
-            shutil.rmtree(layout.fit(fit.key), ignore_errors=True)  # a trial's policy serves nothing else
-        results.append({"settings": over, "score": score, "status": outcome.status, "reason": outcome.reason})
-        progress.say(f"{method} on {benchmark}: {over or 'the preset itself'} -> {outcome.reason or score}")
+        scored = layout.trial(fit.key)
+        if scored.is_file():
+            result = json.loads(scored.read_text(encoding="utf-8"))
+        else:
+            result = shop.trial(fit, rows)
+            if result["status"] == "ok":
+                write_atomically(scored, json.dumps(result, sort_keys=True) + "\n")
+        results.append({"settings": over, **result})
+        progress.say(f"{method} on {benchmark}: {over or 'the preset itself'} -> {result['reason'] or result['score']}")
         countdown.step()
     record = {"method": method, "benchmark": benchmark, "key": plan.tuning_key(method, benchmark), "trials": results}
     write_atomically(layout.tune(method, benchmark), json.dumps(record, indent=1, sort_keys=True) + "\n")
@@ -425,19 +476,29 @@ def winners(config: Config, arguments: argparse.Namespace) -> None:
             score=best["score"],
             trials=len(record["trials"]),
             failed=len(record["trials"]) - len(done),
-            at_edge=_at_edge(best["settings"], done),
+            at_edge=_at_edge(best["settings"], config.methods[method].search),
             key=record["key"],
         )
-        progress.say(f"{method} on {benchmark}: {best['settings'] or 'the preset itself'} with {best['score']:.1f}")
+        edge = stored[method, benchmark].at_edge
+        widen = f"; at the edge of its range, widen it: {', '.join(edge)}" if edge else ""
+        progress.say(f"{method} on {benchmark}: {best['settings'] or 'the preset itself'}, {best['score']:.1f}{widen}")
     write_winners(ROOT / config.tuning.winners, stored.values())
 
 
-def _at_edge(best: dict[str, Any], trials: list[dict[str, Any]]) -> tuple[str, ...]:
-    def edge(name: str) -> bool:
-        tried = sorted({trial["settings"][name] for trial in trials if name in trial["settings"]})
-        return len(tried) > 1 and best[name] in (tried[0], tried[-1])
+def _at_edge(best: dict[str, Any], search: Mapping[str, SearchConfig]) -> tuple[str, ...]:
+    """Settings whose winning value lies in the outer tenth of its range, or is the first or last of ordered values."""
 
-    return tuple(sorted(name for name, value in best.items() if isinstance(value, (int, float)) and edge(name)))
+    def edge(name: str, value: Any) -> bool:
+        space = search[name]
+        if space.low is None or space.high is None:
+            values = space.values or []
+            ordered = all(isinstance(each, int | float) for each in values)
+            return ordered and len(values) > 1 and value in (min(values), max(values))
+        place = log(value / space.low) / log(space.high / space.low) if space.log else None
+        share = (value - space.low) / (space.high - space.low) if place is None else place
+        return not 0.1 <= share <= 0.9
+
+    return tuple(sorted(name for name, value in best.items() if edge(name, value)))
 
 
 # ---- results ---------------------------------------------------------------------------------------------------
@@ -456,11 +517,21 @@ def scores(config: Config, arguments: argparse.Namespace) -> None:
 
     plan = Plan(config)
     write_scores(plan.row_dicts(), _outcomes(plan), plan.layout.root)
+    write_atomically(plan.layout.settings, _settings_csv(plan.row_dicts()))
     if plan.expired:
         named = ", ".join(f"{method} on {benchmark}" for method, benchmark in sorted(plan.expired))
         progress.say(
             f"stored winners have expired (what they depend on changed): {named}; the preset's settings were used"
         )
+
+
+def _settings_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The settings of each method, variant and benchmark, and where they come from."""
+    columns = ("experiment", "method", "variant", "benchmark", "generator", "tuned", "settings")
+    lines = dict.fromkeys(tuple(row[column] for column in columns) for row in rows)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *lines])
+    return text.getvalue()
 
 
 def table(config: Config, arguments: argparse.Namespace) -> None:

@@ -54,6 +54,11 @@ def test_paper_test_sizes_are_the_papers():
         ({"experiments": {"main": {"benchmarks": ["gsm8"]}}}, "unknown benchmark 'gsm8'; did you mean gsm8k?"),
         ({"experiments": {"main": {"generator": "lage"}}}, "unknown generator 'lage'; did you mean large?"),
         ({"experiments": {"main": {"seeds": [1000]}}}, "1000 is tuning.seed; report other seeds"),
+        ({"experiments": {"main": {"seeds": [0, 0]}}}, "experiments.main.seeds: 0 stands there twice"),
+        ({"experiments": {"main": {"methods": ["sft", "sft"]}}}, "'sft' stands there twice"),
+        ({"models": {"actor": {"device": "gpu"}}}, "device 'gpu' is none"),
+        ({"models": {"actor": {"rewrite_user": "x"}}}, "must hold {query} once"),
+        ({"methods": {"sft": {"search": {"learning_rate": {"low": 0.0}}}}}, "needs `low` > 0"),
         ({"methods": {"sft": {"budget": "defalt"}}}, "unknown budget 'defalt'; did you mean default?"),
         ({"benchmarks": {"gsm8k": {"source": "local"}}}, "`path` goes with `source: local`"),
         ({"methods": {"sft": {"search": {"learning_rate": {"low": 2.0, "high": 1.0}}}}}, "`low` < `high`"),
@@ -67,7 +72,10 @@ def test_what_is_wrong_is_said_in_one_line_with_its_key(overrides, message):
 
 
 def test_an_unknown_preset_names_the_near_miss_and_all():
-    with pytest.raises(UserError, match=r"unknown preset 'nan0'; did you mean nano\? Known: .*paper.*smoke"):
+    with pytest.raises(
+        UserError,
+        match=r"unknown preset 'nan0' .a file config/presets/NAME.yaml.; did you mean nano\? Known: .*paper.*smoke",
+    ):
         c.load_config("nan0")
 
 

@@ -80,6 +80,7 @@ def test_records_and_means_say_what_the_policy_answered(tmp_path: Path) -> None:
         "completion_tokens": 8,
         "truncated": True,
         "cut_tokens": 0,
+        "cut_demos": 0,
     }
     assert summary == {
         "task": "metatuner_gsm8k",
@@ -89,6 +90,7 @@ def test_records_and_means_say_what_the_policy_answered(tmp_path: Path) -> None:
         "metrics": {"accuracy": 0.5},
         "truncated": 1,
         "cut": 1,
+        "cut_demos": 0,
         "unextracted": 1,
         "stopped": {},
     }

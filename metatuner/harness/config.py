@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -32,6 +33,14 @@ class ModelConfig(_Part):
     window: int | None = Field(None, ge=16, description="input plus output tokens; default: the model's own")
     rewrite_system: str = Field("{prompt}", description="what a generator is told; {prompt} and {query} are filled in")
     rewrite_user: str = Field("{query}", description="what a generator is asked; {prompt} and {query} are filled in")
+
+    @model_validator(mode="after")
+    def _asks_for_a_query(self) -> "ModelConfig":
+        if (self.rewrite_system + self.rewrite_user).count("{query}") != 1:
+            raise ValueError("rewrite_system and rewrite_user must hold {query} once together; name it in one of them")
+        if self.device not in ("auto", "cpu") and not re.fullmatch(r"cuda(:\d+)?|mps|xpu(:\d+)?", self.device):
+            raise ValueError(f"device {self.device!r} is none; say auto, cpu, cuda or cuda:N")
+        return self
 
 
 class ModelsConfig(_Part):
@@ -94,6 +103,8 @@ class SearchConfig(_Part):
 
     @model_validator(mode="after")
     def _one_form(self) -> "SearchConfig":
+        if self.low is not None and self.log and self.low <= 0:
+            raise ValueError("a log-uniform range needs `low` > 0; or say `log: false`")
         ranged = self.low is not None and self.high is not None and self.low < self.high
         if self.values is None and not ranged:
             raise ValueError("give `values`, or `low` < `high`")
@@ -140,7 +151,6 @@ class Config(_Part):
     threads: int = Field(1, ge=1, description="torch threads a job; part of no key, but of the machine's rounding")
     batch_tokens: int = Field(16384, ge=64, description="padded tokens a generation batch may hold")
     pack: int = Field(12, ge=1, description="fits or evaluations a job")
-    keep_policies: Literal["all", "none"] = Field("all", description="what stays on disk after evaluation")
     nano: NanoConfig = NanoConfig()  # type: ignore[call-arg]
     models: ModelsConfig
     benchmarks: dict[BenchmarkId, BenchmarkConfig]
@@ -167,6 +177,11 @@ class Config(_Part):
             for method in experiment.variants:
                 if method not in experiment.methods:
                     raise ValueError(f"experiments.{name}.variants: {method!r} is not among the experiment's methods")
+            for key in ("methods", "benchmarks", "seeds"):
+                values = getattr(experiment, key)
+                twice = [value for value in values if values.count(value) > 1]
+                if twice:
+                    raise ValueError(f"experiments.{name}.{key}: {twice[0]!r} stands there twice; name it once")
             if self.tuning.seed in experiment.seeds:
                 raise ValueError(f"experiments.{name}.seeds: {self.tuning.seed} is tuning.seed; report other seeds")
         for name, method_config in self.methods.items():
@@ -202,7 +217,7 @@ def _read_preset(name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
         raise UserError(f"config/presets/{chain[-1]}.yaml: extends {name!r}, which extends it; break the circle")
     path = ROOT / "config" / "presets" / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"unknown preset {name!r}; {suggest(name, preset_names())}")
+        raise UserError(f"unknown preset {name!r} (a file config/presets/NAME.yaml); {suggest(name, preset_names())}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -231,7 +246,9 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
 
 
 def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
+    found = error.errors()
+    # A misspelt key also leaves the right one missing: the misspelling is what to mend.
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     location = tuple(part for part in first["loc"] if part != "[key]")
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":

@@ -105,8 +105,9 @@ def evaluate_policy(
     Returns:
         The records, in the order of the test file, one a row: id, kind, group (a hash of the row's), prompt,
         completion, extracted, gold, score (the primary metric), metrics, stopped (why scoring was cut short, or None),
-        prompt_tokens, completion_tokens, truncated, cut_tokens. And the summary: task, version, n, primary, metrics
-        (means, 0 to 1), and how many rows were truncated, cut, unextracted, stopped (by reason).
+        prompt_tokens, completion_tokens, truncated, cut_tokens, cut_demos. And the summary: task, version, n, primary,
+        metrics (means, 0 to 1), and how many rows were truncated, cut, without some demonstrations, unextracted,
+        stopped (by reason).
     """
     model = PolicyLM(policy)
     tasks = _load_task(benchmark, test_file)
@@ -122,6 +123,7 @@ def evaluate_policy(
         "metrics": {metric: float(results["results"][name][f"{metric},extract"]) for metric in benchmark.metrics},
         "truncated": sum(record["truncated"] for record in records),
         "cut": sum(record["cut_tokens"] > 0 for record in records),
+        "cut_demos": sum(record["cut_demos"] > 0 for record in records),
         "unextracted": sum(record["extracted"] is None for record in records),
         STOPPED: dict(Counter(record[STOPPED] for record in records if record[STOPPED] is not None)),
     }
@@ -168,6 +170,7 @@ def _record(sample: dict[str, Any], response: Response, benchmark: Benchmark) ->
         "completion_tokens": response.completion_tokens,
         "truncated": response.truncated,
         "cut_tokens": response.cut_tokens,
+        "cut_demos": response.cut_demos,
     }
 
 

@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,14 +61,20 @@ class FitTask:
 
 @contextlib.contextmanager
 def complete_folder(final: Path) -> Iterator[Path]:
-    """A temporary sibling folder that is renamed to `final` when the block ends well, and removed when it does not."""
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """A temporary sibling folder that is renamed to `final` when the block ends well, and removed when it does not.
+
+    If another process has made `final` meanwhile, theirs stays: equal keys mean equal contents.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    temporary.chmod(0o755)
     try:
         yield temporary
-        if not final.is_dir():
+        try:
             os.replace(temporary, final)
+        except OSError:
+            if not final.is_dir():
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -103,6 +103,7 @@ class Ground:
                     completion_tokens=len(completion.ids),
                     truncated=completion.truncated,
                     cut_tokens=rendered.cut_tokens,
+                    cut_demos=rendered.cut_demos,
                 )
         return [response for response in responses if response is not None]
 

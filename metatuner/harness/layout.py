@@ -14,6 +14,7 @@ class Layout:
         self.config = self.root / "config.json"
         self.world = self.root / "world"
         self.scores = self.root / "scores.csv"
+        self.settings = self.root / "settings.csv"
         self.provenance = self.root / "provenance.json"
         self.verdict = self.root / "verdict.json"
         self.usage = self.root / "usage"
@@ -39,9 +40,17 @@ class Layout:
         """The list that a fit or evaluate job writes: its keys and what became of each."""
         return self.root / "packs" / step / f"{name}.json"
 
+    def attempts(self, step: str, name: str) -> Path:
+        """How many runs of a pack left a failure; Snakemake does not know of this file, so it outlives a rerun."""
+        return self.root / "packs" / step / f".{name}.attempts"
+
     def tune(self, method: str, benchmark: str) -> Path:
         """The trials of one method on one benchmark."""
         return self.root / "tune" / f"{method}-{benchmark}.json"
+
+    def trial(self, fit: str) -> Path:
+        """The score of one finished trial, so that an interrupted search goes on where it was."""
+        return self.root / "tune" / "trials" / f"{fit}.json"
 
     def table(self, name: str, suffix: str) -> Path:
         """A table's file."""

@@ -3,15 +3,24 @@
 import re
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from metatuner.errors import UserError, suggest
+from metatuner.hashing import canonical
 
 if TYPE_CHECKING:
     from metatuner.harness.ground import Lab
     from metatuner.harness.policy import Policy
 
 Family = Literal["vanilla", "prompt", "parameter", "hybrid"]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+"""Types for fields of Settings: values out of range are refused before anything runs, with the key's name."""
+
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -69,14 +78,13 @@ def check_method(cls: type[Method], where: str) -> None:
 
 def make_settings(cls: type[Method], values: dict[str, Any], where: str) -> Any:
     """The method's settings dataclass from config values, types checked; `where` names the place in errors."""
-    from pydantic import TypeAdapter, ValidationError
-
     known = [field.name for field in fields(cls.Settings)]
     for name in values:
         if name not in known:
             raise UserError(f"{where}: unknown setting {name!r} of method {cls.name}; {suggest(name, known)}")
     try:
-        return TypeAdapter(cls.Settings).validate_python(values)
+        # Read as JSON: strict about types, but a list is a tuple and 1 is a float.
+        return TypeAdapter(cls.Settings).validate_json(canonical(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

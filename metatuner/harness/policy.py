@@ -38,6 +38,8 @@ class Response:
     """The completion reached the benchmark's limit of new tokens."""
     cut_tokens: int = 0
     """Query tokens dropped from its start, because the input did not fit the model's window."""
+    cut_demos: int = 0
+    """Demonstrations dropped before that, for the same reason."""
 
 
 class Policy(ABC):
@@ -76,9 +78,8 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def register_policy(kind: str) -> Callable[[type[Policy]], type[Policy]]:

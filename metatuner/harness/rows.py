@@ -83,6 +83,11 @@ def _decode(line: bytes, place: str) -> dict[str, Any]:
         raise UserError(f"{place}: broken JSON, column {error.colno}: {error.msg}; write one object a line") from None
     except (RecursionError, ValueError):
         raise UserError(f"{place}: JSON nested too deeply or a number too long to read; simplify the row") from None
+    if "\\ud" in line.decode("utf-8-sig").lower():  # escapes that may be half of a character
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"{place}: an escape \\ud800 to \\udfff stands alone; it is half of a character") from None
     if not isinstance(value, dict):
         raise UserError(f"{place}: a JSON {type(value).__name__}, not an object; write one object a line")
     return value

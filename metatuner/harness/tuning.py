@@ -19,12 +19,12 @@ class Winner:
     settings: dict[str, Any]
     """The searched settings only; {} where the preset's own won."""
     score: float
-    """Mean primary metric on the tune split, 0 to 100."""
+    """Mean primary metric on the tune split, 0 to 100; the best of all trials, so an optimistic figure."""
     trials: int
     failed: int
     """Trials that did not finish; they count as tried and never win."""
     at_edge: tuple[str, ...]
-    """Settings whose winning value is the lowest or highest tried: widen their range."""
+    """Settings whose winning value is at the edge of its range: widen it."""
     key: str
     """`Plan.tuning_key` at the time; a winner whose key is no longer current has expired and is not used."""
 

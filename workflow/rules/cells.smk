@@ -11,7 +11,7 @@ rule warmup:
     params:
         config=CONFIG,
         cells=lambda wildcards: BENCH.fit_keys(wildcards.pack),
-        retry=lambda wildcards: BENCH.failures("warmup", wildcards.pack),
+        retry=lambda wildcards: BENCH.retry("warmup", wildcards.pack),
     log:
         usage_log("warmup", "{pack}"),
     conda:
@@ -30,7 +30,7 @@ rule fit:
     params:
         config=CONFIG,
         cells=lambda wildcards: BENCH.fit_keys(wildcards.pack),
-        retry=lambda wildcards: BENCH.failures("fit", wildcards.pack),
+        retry=lambda wildcards: BENCH.retry("fit", wildcards.pack),
     log:
         usage_log("fit", "{pack}"),
     conda:
@@ -49,7 +49,7 @@ rule evaluate:
     params:
         config=CONFIG,
         cells=lambda wildcards: BENCH.evaluate_keys(wildcards.pack),
-        retry=lambda wildcards: BENCH.failures("evaluate", wildcards.pack),
+        retry=lambda wildcards: BENCH.retry("evaluate", wildcards.pack),
     log:
         usage_log("evaluate", "{pack}"),
     conda:

@@ -15,6 +15,13 @@ except UserError as error:
 except OSError as error:
     sys.exit(f"metatuner: {error}; make it writable, or choose another folder with --config results=FOLDER")
 
+
+
+onstart:
+    # Not in a dry run, which must leave a live run's config alone.
+    BENCH.write_config()
+
+
 L = BENCH.layout
 CONFIG = BENCH.config_file
 RESULTS = BENCH.result_files

@@ -4,7 +4,8 @@ rule scores:
     input:
         BENCH.pack_files,
     output:
-        L.scores,
+        scores=L.scores,
+        settings=L.settings,
     params:
         config=CONFIG,
         key=BENCH.scores_key,

@@ -34,18 +34,17 @@ if BENCH.uses_nano_rows:
 
 
 rule pretrain:
-    # The folder's name holds the key of all that the model depends on, so a model is trained once for all presets.
+    # The folder's name holds the key of all that the model depends on, so a model is trained once for all presets; the
+    # config is no parameter, since it is another file for each.
     output:
         str(L.cache / "models" / "{role}-{key}" / "pretraining.json"),
-    params:
-        config=CONFIG,
     log:
         str(L.cache / "logs" / "pretrain-{role}-{key}.log"),
     conda:
         "../../envs/metatuner.yaml"
     priority: 100
     shell:
-        "metatuner pretrain --config {params.config:q} --role {wildcards.role} --log {log:q}"
+        "metatuner pretrain --config {CONFIG:q} --role {wildcards.role} --log {log:q}"
 
 
 rule data:
@@ -56,6 +55,7 @@ rule data:
         tune=L.data("{benchmark}") / "tune.jsonl",
         test=L.data("{benchmark}") / "test.jsonl",
         splits=L.data("{benchmark}") / "splits.json",
+        key=L.data("{benchmark}") / "key.txt",
     params:
         config=CONFIG,
         key=lambda wildcards: BENCH.plan.data_key(wildcards.benchmark),
