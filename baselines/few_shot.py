@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from metatuner.errors import UserError
 from metatuner.harness.ground import Demo, Lab
-from metatuner.harness.method import Method
+from metatuner.harness.method import Count, Method
 from metatuner.harness.policies import FixedPrompt
 
 
@@ -12,7 +12,7 @@ from metatuner.harness.policies import FixedPrompt
 class Settings:
     """What may be set."""
 
-    shots: int = 4
+    shots: Count = 4
     """Demonstrations a query; the low end of the 4 to 8 that few-shot prompts commonly show (arXiv 2005.14165)."""
 
 

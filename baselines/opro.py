@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from metatuner.harness.ground import Lab
-from metatuner.harness.method import Method
+from metatuner.harness.method import Count, Method, Positive
 from metatuner.harness.policies import FixedPrompt
 
 if TYPE_CHECKING:
@@ -17,23 +17,23 @@ class Settings:
 
     proposer: Literal["instruct", "rewrite"] = "instruct"
     """`instruct`: the generator follows OPRO's meta-prompt. `rewrite`: it rewrites the best instruction and p~."""
-    steps: int = 200
+    steps: Count = 200
     """Most steps; the search also ends when the budget does not cover another step."""
-    samples: int = 8
+    samples: Count = 8
     """Instructions proposed a step."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Of the proposals; candidates are scored greedily."""
-    shown: int = 20
+    shown: Count = 20
     """Instructions in the meta-prompt."""
-    exemplars: int = 3
+    exemplars: Count = 3
     """Train rows in the meta-prompt."""
-    scored_rows: int = 256
+    scored_rows: Count = 256
     """Train rows that a candidate is scored on (3.5 % of GSM8K's), or all where there are fewer."""
-    max_characters: int = 500
+    max_characters: Count = 500
     """Longer proposals are dropped."""
-    proposal_tokens: int = 128
+    proposal_tokens: Count = 128
     """Most tokens of a proposal; 500 characters of English are about as many."""
-    finalists: int = 5
+    finalists: Count = 5
     """Candidates, by train score, between which dev decides."""
 
 

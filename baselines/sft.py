@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from metatuner.errors import UserError
 from metatuner.harness.ground import Lab
-from metatuner.harness.method import Method
+from metatuner.harness.method import Count, Method, NotNegative, Positive, Share
 from metatuner.harness.policies import Adapter
 from metatuner.harness.rows import Row
 
@@ -14,21 +14,21 @@ from metatuner.harness.rows import Row
 class Settings:
     """What may be set."""
 
-    learning_rate: float = 2e-4
+    learning_rate: Positive = 2e-4
     """Peak rate of AdamW; ten times that of full fine-tuning, as is usual for LoRA (TRL's LoRA guide)."""
-    epochs: int = 3
+    epochs: Count = 3
     """Passes over the train rows; TRL's default."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Rows an optimizer step."""
-    warmup: float = 0.1
+    warmup: Share = 0.1
     """Share of the steps in which the rate rises from 0; it then falls to 0 along a cosine."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Of AdamW; TRL's default."""
-    rank: int = 8
+    rank: Count = 8
     """Rank of the adapter (r), the setting of arXiv 2106.09685 for language generation times two."""
-    alpha: int = 16
+    alpha: Count = 16
     """Scale of the adapter: its output is multiplied by alpha / rank."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ("all-linear",)
     """Names of the linears that get an adapter; `all-linear` is every one but the LM head (arXiv 2305.14314)."""
