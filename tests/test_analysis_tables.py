@@ -173,7 +173,8 @@ def test_the_legend_says_how_each_method_was_tuned_and_warns_first_where_that_is
     )
     assert (
         "- Settings: tuned by random search on the tune split: "
-        "Few-shot, SFT (nano MATH, nano HotpotQA, nano CosmosQA), MetaTuner-J (nano CosmosQA); tuned so, but with generator small: OPRO; "
+        "Few-shot, SFT (nano MATH, nano HotpotQA, nano CosmosQA), MetaTuner-J (nano CosmosQA); "
+        "tuned so, but with generator small: OPRO; "
         "the preset's own: MetaTuner-J (nano MATH, nano GSM8K, nano HotpotQA); "
         "expired winners, so the preset's own: SFT (nano GSM8K); nothing to tune: Zero-shot."
     ) in notes
