@@ -43,20 +43,18 @@ class Dag:
         self.config_file = str(self.layout.config)
 
     @classmethod
-    def from_snakemake(cls, config: Mapping[str, Any], *, dry: bool) -> "Dag":
-        """From Snakemake's config: `preset`, and any keys that override it.
-
-        Everything that can be wrong with the config is found here. Unless the run is `dry`, the resolved config, which
-        every command reads, is written.
-        """
+    def from_snakemake(cls, config: Mapping[str, Any]) -> "Dag":
+        """From Snakemake's config: `preset`, and any keys that override it; what can be wrong with it is found here."""
         overrides = {key: _typed(value) for key, value in config.items() if key != "preset"}
-        resolved = load_config(str(config["preset"]), overrides)
-        dag = cls(resolved)
+        dag = cls(load_config(str(config["preset"]), overrides))
         assert dag.pack_files
-        text, path = dump_config(resolved), dag.layout.config
-        if not dry and (not path.is_file() or path.read_text(encoding="utf-8") != text):
-            write_atomically(path, text)
         return dag
+
+    def write_config(self) -> None:
+        """Write the resolved config, which every command reads."""
+        text, path = dump_config(self.plan.config), self.layout.config
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_atomically(path, text)
 
     # ---- ground ------------------------------------------------------------------------------------------------
 
