@@ -70,6 +70,13 @@ class Dag:
         return [file for name in nano for file in self.plan.source_files(name)]
 
     @property
+    def world_words(self) -> list[str]:
+        """The command line's words for this preset's world: all that pretraining takes from a config."""
+        config = self.plan.config
+        world = {f"nano.{key}": value for key, value in config.nano.model_dump(mode="json").items()}
+        return [f"{key}={json.dumps(value)}" for key, value in sorted(world.items())] + [f"cache={config.cache}"]
+
+    @property
     def world_key(self) -> str:
         """What the raw nano rows depend on."""
         return hash_value([self.plan.world_key, self.plan.world_sizes()])

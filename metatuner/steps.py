@@ -125,10 +125,8 @@ def pretrain(config: Config, arguments: argparse.Namespace) -> None:
     from metatuner import nano
 
     plan = Plan(config)
-    if arguments.role not in plan.nano_roles:
-        raise UserError(
-            f"--role {arguments.role!r} is no nano model of this preset; {suggest(arguments.role, plan.nano_roles)}"
-        )
+    if arguments.role not in nano.RECIPES:
+        raise UserError(f"--role {arguments.role!r} is no nano model; {suggest(arguments.role, nano.RECIPES)}")
     _use_threads(config)
     out = plan.layout.model(arguments.role, plan.nano_key(arguments.role))
     if (out / "pretraining.json").is_file():

@@ -34,17 +34,19 @@ if BENCH.uses_nano_rows:
 
 
 rule pretrain:
-    # The folder's name holds the key of all that the model depends on, so a model is trained once for all presets; the
-    # config is no parameter, since it is another file for each.
+    # The folder's name holds the key of all that the model depends on, and the parameters are the world's alone, so a
+    # model is trained once for all presets.
     output:
         str(L.cache / "models" / "{role}-{key}" / "pretraining.json"),
+    params:
+        world=BENCH.world_words,
     log:
         str(L.cache / "logs" / "pretrain-{role}-{key}.log"),
     conda:
         "../../envs/metatuner.yaml"
     priority: 100
     shell:
-        "metatuner pretrain --config {CONFIG:q} --role {wildcards.role} --log {log:q}"
+        "metatuner pretrain {params.world:q} --role {wildcards.role} --log {log:q}"
 
 
 rule data:
