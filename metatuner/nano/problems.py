@@ -48,8 +48,6 @@ UNSHIFTED = Style(word=0.0, name=0.0, phrase=0.0)
 JARGON_FACTOR, JARGON_SHARE = 1.5, 0.4
 """Meanings with three new words, one of them jargon, take it at JARGON_FACTOR times the style's rate; among many new
 words jargon has JARGON_SHARE."""
-PLACE_FACTOR = 0.2
-"""Of the style's rate, for "resides": a row says it in every fact, so one new phrase would decide a whole kind."""
 OPERATOR_FACTOR = 0.7
 """Of the style's rate, for words of operators: one query has up to two, and each decides its answer."""
 
@@ -248,7 +246,7 @@ def _hotpotqa(w: _Writer, kind: int) -> Problem:
     a, b, c, d, e = w.names(5)
     r, r2 = w.random.sample(words.RELATIONS, 2)
     town, other, third = w.random.sample(words.CITIES, 3)
-    lives = w.of(["lives"], ["resides"], w.style.phrase * PLACE_FACTOR)
+    lives = w.phrase("lives", "resides")
     if kind == 0:
         facts = [f"{a} has {r} {b} .", f"{b} has {r2} {c} .", f"{d} has {r2} {e} ."]
         support, asked = facts[:2], f"{a} has {w.word(r)} has {w.word(r2)}"
