@@ -1,4 +1,4 @@
-"""Stored winners are those of the code and config as they are: after a change that they depend on, run the `tune` target."""
+"""Stored winners are those of the code and config as they are; after a change they depend on, run the `tune` target."""
 
 import pytest
 

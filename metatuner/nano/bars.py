@@ -4,7 +4,7 @@ Everything is chosen on dev rows and measured on the audit draw, which nothing e
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import cos, pi
 from pathlib import Path
@@ -107,10 +107,12 @@ def measure(
     actor_lm, generator_lm = (load_lm(ModelSpec(str(path), window=WINDOW)) for path in (actor, generator))
     new_tokens = NEW_TOKENS if trained else NEW_TOKENS_UNTRAINED
     measured: dict[str, dict[str, float]] = {}
+    counts: dict[str, int] = {}
     for name in BENCHMARKS:
         benchmark = get_benchmark(name)
         audit = load_rows(benchmark, rows / name / "audit.jsonl")[:AUDIT_ROWS]
         pool = load_rows(benchmark, rows / name / "train.jsonl")
+        counts[name] = len(audit)
         size = min(ROWS, len(audit), len(pool) // 2)
         train, dev = pool[:size], pool[size : 2 * size]
         bench = _Bench(benchmark, actor_lm, generator_lm, train, dev, audit, new_tokens)
@@ -123,12 +125,13 @@ def measure(
         "world": asdict(world),
         "constants": constants_hash(),
         "trained": trained,
+        "audit_rows": counts,
         "measured": measured,
         "bars": [{**asdict(bar), "met": bar.met} for bar in bars],
         "met": all(bar.met for bar in bars),
     }
     _write(out / "world.json", json.dumps(record, indent=2) + "\n")
-    _write(out / "world.md", report(world, bars, trained))
+    _write(out / "world.md", report(world, bars, trained, counts))
     return bars
 
 
@@ -144,11 +147,12 @@ def _measure(bench: _Bench, world: World) -> dict[str, float]:
         for kind in KINDS[bench.benchmark.id]
     }
     demos = [(row.query, row.target) for row in bench.train]
+    shots = max(SHOTS, key=lambda count: sum(bench.scores(initial, bench.dev, demos[:count])))
     found = {
         "zero_shot": bench.scores(initial, bench.audit),
         "best_prompt": bench.scores(best, bench.audit),
         "best_prompt_per_kind": bench.scores([best_for[row.kind] for row in bench.audit], bench.audit),
-        **{f"few_shot_{shots}": bench.scores(initial, bench.audit, demos[:shots]) for shots in SHOTS},
+        "few_shot": bench.scores(initial, bench.audit, demos[:shots]),
         "sft": _sft(bench, world),
         "mixed_rollouts": _mixed_rollouts(bench, world),
     }
@@ -156,9 +160,9 @@ def _measure(bench: _Bench, world: World) -> dict[str, float]:
 
 
 def _mixed_rollouts(bench: _Bench, world: World) -> list[float]:
-    """For each of some dev queries, 1 if answers under prompts sampled from the generator are neither all right nor all
-    wrong."""
-    rows = [row for row in bench.dev[:ROLLOUT_ROWS] for _ in range(ROLLOUTS)]
+    """For each of some audit queries, 1 if answers under prompts sampled from the generator are neither all right nor
+    all wrong."""
+    rows = [row for row in bench.audit[:ROLLOUT_ROWS] for _ in range(ROLLOUTS)]
     streams = Random(f"{world.seed} rollouts {bench.benchmark.id}")
     inputs = [
         render_rewrite(bench.generator, bench.benchmark.initial_prompt, row.query, reserve=bench.new_tokens).ids
@@ -222,21 +226,20 @@ def judge(measured: dict[str, dict[str, float]]) -> list[Bar]:
     bars = []
     for name, got in measured.items():
         zero = got["zero_shot"]
-        few = max(got[f"few_shot_{shots}"] for shots in SHOTS)
         bars += [
             Bar(name, "zero-shot", zero, 15, 50),
             Bar(name, "best single prompt over zero-shot", round(got["best_prompt"] - zero, 2), 10),
             Bar(name, "SFT over zero-shot", round(got["sft"] - zero, 2), 10 if name == "hotpotqa" else 20),
             Bar(name, "SFT", got["sft"], None, 95),
             Bar(name, "queries with mixed rollouts", got["mixed_rollouts"], 40),
-            Bar(name, "few-shot over zero-shot", round(few - zero, 2), -3),
+            Bar(name, "few-shot over zero-shot", round(got["few_shot"] - zero, 2), -3),
         ]
     gains = sorted((got["best_prompt_per_kind"] - got["best_prompt"] for got in measured.values()), reverse=True)
     return [*bars, Bar("second best", "best prompt per kind over best single", round(gains[1], 2), 5)]
 
 
-def report(world: World, bars: Sequence[Bar], trained: bool) -> str:
-    """The bars as a page of Markdown."""
+def report(world: World, bars: Sequence[Bar], trained: bool, counts: Mapping[str, int]) -> str:
+    """The bars as a page of Markdown; `counts` are the audit rows of each benchmark."""
     failed = sum(not bar.met for bar in bars)
     if not trained:
         verdict = "The models have their initial weights: the bars do not apply."
@@ -251,7 +254,8 @@ def report(world: World, bars: Sequence[Bar], trained: bool) -> str:
         "",
         STANDING,
         "",
-        "In percent (points, for differences) of each benchmark's primary metric, on the audit draw.",
+        "In percent (points, for differences) of each benchmark's primary metric, on the audit draw: "
+        f"{', '.join(f'{name} {count} rows' for name, count in counts.items())}; mixed rollouts on {ROLLOUT_ROWS}.",
         "",
         "| benchmark | bar | required | measured | |",
         "|---|---|---|---|---|",
