@@ -48,7 +48,8 @@ def contents(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted((folder / "results").rglob("*")):
         relative = path.relative_to(folder / "results")
-        if path.is_file() and not TIMED & set(relative.parts) and not path.name.startswith("."):
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.is_file() and not TIMED & set(relative.parts) and not hidden:
             found[relative.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -137,17 +138,18 @@ def kill_run(process: subprocess.Popen) -> None:
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(finished, tmp_path):
     folder = project(tmp_path / "killed")
-    steps = ["data/gsm8k/splits.json", "packs/warmup", "packs/fit", "packs/evaluate"]
-    for step in steps:
+    # While splits are drawn, inside a fit (a temporary folder is there), inside the next, inside an evaluation.
+    for mark in ("data/gsm8k/test.jsonl", "fits/.*.tmp", "fits/.*.tmp", "cells/.*.tmp"):
         process = subprocess.Popen(
             command("--rerun-incomplete", "--nolock"), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        mark = folder / "results" / "smoke" / step
-        while process.poll() is None and not mark.exists():
-            time.sleep(0.1)
-        time.sleep(0.5)
-        assert process.poll() is None, f"the run ended before it could be killed at {step}"
+        while process.poll() is None and not list((folder / "results" / "smoke").glob(mark)):
+            time.sleep(0.02)
+        assert process.poll() is None, f"the run ended before it could be killed at {mark}"
         kill_run(process)
+        if mark.startswith("fits"):  # so that the next one is killed in a fit of its own
+            for left in (folder / "results" / "smoke").glob(mark):
+                shutil.rmtree(left)
     done = subprocess.run(
         [sys.executable, "-m", "metatuner.cli", "resume", "--cores", "2", "preset=smoke"],
         cwd=folder,
@@ -157,6 +159,8 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(finished, tmp_pat
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert contents(folder) == contents(finished)
+    left = [path for path in (folder / "results").rglob(".*.tmp")]
+    assert left == []
 
 
 def test_resume_refuses_while_the_old_run_lives(tmp_path):
@@ -217,10 +221,47 @@ def test_a_failing_method_leaves_a_hole_with_its_reason_and_is_tried_again(finis
     # The same code runs again: what failed is tried again, and fails again; what is there stays.
     assert snakemake(folder, config=config, check=False).returncode != 0
     assert {path.name for path in (results / "cells").iterdir()} == cells
+    # A repaired failure (here: a fit that is there after all) is evaluated once, and then there is nothing to do.
     file.write_text(METHOD.format(broken=False))
     snakemake(folder, config=config)
     with open(results / "scores.csv", newline="") as lines:
         assert {row["status"] for row in csv.DictReader(lines)} == {"ok"}
+    assert "Nothing to be done" in snakemake(folder, config=config).stderr
+
+
+def test_a_result_that_was_removed_is_computed_again(finished, tmp_path):
+    folder = tmp_path / "removed"
+    shutil.copytree(finished, folder)
+    before = contents(folder)
+    cell = next((folder / "results" / "smoke" / "cells").iterdir())
+    shutil.rmtree(cell)
+    snakemake(folder)
+    assert contents(folder) == before
+
+
+def test_presets_share_the_models_they_trained(finished):
+    done = snakemake(finished, "-n", config=("results=results/other",))
+    assert "rule pretrain" not in done.stdout
+    assert "rule warmup" in done.stdout
+
+
+def test_a_dry_run_leaves_the_config_of_a_live_one_alone(finished):
+    config = finished / "results" / "smoke" / "config.json"
+    before = config.read_bytes()
+    snakemake(finished, "-n", config=("benchmarks={gsm8k: {sizes: {test: 5}}}",))
+    assert config.read_bytes() == before
+
+
+def test_splits_of_another_config_are_refused(finished, tmp_path):
+    folder = tmp_path / "splits"
+    shutil.copytree(finished, folder)
+    metatuner = [sys.executable, "-m", "metatuner.cli"]
+    other = ["preset=smoke", "benchmarks.gsm8k.sizes.test=5", "--benchmark", "gsm8k"]
+    subprocess.run([*metatuner, "data", *other], cwd=folder, check=True, capture_output=True)
+    words = ["evaluate", "--config", "results/smoke/config.json", "--pack", "sft-00"]
+    done = subprocess.run([*metatuner, *words], cwd=folder, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no splits of this config; draw them with `metatuner data" in done.stderr
 
 
 def test_real_rows_run_to_their_table_and_cut_inputs_are_counted(data_root, tmp_path):
