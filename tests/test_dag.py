@@ -159,7 +159,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(finished, tmp_pat
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert contents(folder) == contents(finished)
-    left = [path for path in (folder / "results").rglob(".*.tmp")]
+    left = list((folder / "results").rglob(".*.tmp"))
     assert left == []
 
 
