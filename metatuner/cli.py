@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -88,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = argparse.Namespace(command="lm-eval", arguments=words[1:])
     else:
         arguments = _parser().parse_args(words)
+    if argv is None and "PYTHONHASHSEED" not in os.environ:
+        # Libraries write sets to files in their order, which differs from process to process unless this is set.
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONHASHSEED": "0"})
     usage.start()
     from safetensors import SafetensorError
 

@@ -1,6 +1,8 @@
 """The config: presets resolve, errors name the key and the remedy."""
 
 import json
+import subprocess
+import sys
 
 import jsonschema
 import pytest
@@ -83,3 +85,21 @@ def test_an_unset_variable_in_a_path_is_named(monkeypatch):
     monkeypatch.delenv("NO_SUCH_FOLDER", raising=False)
     with pytest.raises(UserError, match=r"benchmarks.gsm8k.path.*\$NO_SUCH_FOLDER is not set"):
         c.expand_path("$NO_SUCH_FOLDER/rows", "benchmarks.gsm8k.path")
+
+
+def test_a_command_runs_with_a_fixed_order_of_sets(monkeypatch):
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    # The command starts itself again with the words it was started by; the second time, these print a hash instead.
+    words = (
+        "import os, sys\n"
+        "if 'PYTHONHASHSEED' in os.environ: sys.exit(print(hash('a')))\n"
+        "sys.argv = ['metatuner', 'methods']\n"
+        "from metatuner.cli import main\n"
+        "main()"
+    )
+    seen = {
+        subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    }
+    assert len(seen) == 1
+    assert seen.pop().strip().lstrip("-").isdigit()
