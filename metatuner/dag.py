@@ -1,6 +1,7 @@
 """What the Snakefile asks: the plan's packs, keys and files, in Snakemake's terms."""
 
 import json
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,16 @@ def _typed(value: Any) -> Any:
         return value
 
 
+def _check_writable(root: Path) -> None:
+    """UserError unless a results folder is there to be written, or can be made."""
+    there = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(
+            f"results folder {root}: {there} is no folder that can be written; make it one, or choose another folder with "
+            "--config results=FOLDER"
+        )
+
+
 class Dag:
     """A plan seen as files."""
 
@@ -48,6 +59,7 @@ class Dag:
         overrides = {key: _typed(value) for key, value in config.items() if key != "preset"}
         dag = cls(load_config(str(config["preset"]), overrides))
         assert dag.pack_files
+        _check_writable(dag.layout.root)
         return dag
 
     def write_config(self) -> None:

@@ -13,10 +13,6 @@ try:
     BENCH = Dag.from_snakemake(config)
 except UserError as error:
     sys.exit(f"metatuner: {error}")
-except OSError as error:
-    sys.exit(f"metatuner: {error}; make it writable, or choose another folder with --config results=FOLDER")
-
-
 
 onstart:
     # Not in a dry run, which must leave a live run's config alone.
