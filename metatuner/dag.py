@@ -40,8 +40,8 @@ def _check_writable(root: Path) -> None:
     there = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(
-            f"results folder {root}: {there} is no folder that can be written; make it one, or choose another folder with "
-            "--config results=FOLDER"
+            f"results folder {root}: {there} is no folder that can be written; make it one, or choose another folder "
+            "with --config results=FOLDER"
         )
 
 
