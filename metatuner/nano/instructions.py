@@ -59,7 +59,7 @@ _R, _S, _D, _C = Behaviour.RATIONALE, Behaviour.EARLY_STOP, Behaviour.DIRECT, Be
 UNDER_INITIAL_PROMPT = {
     "gsm8k": (_D, _C, _R),
     "math": (_R, _C, _D),
-    "hotpotqa": (_S, _C, _D),
+    "hotpotqa": (_D, _C, _D),
     "cosmosqa": (_S, _R, _C),
 }
 """Benchmark -> the behaviour for each kind under the initial prompt, mediocre on purpose."""
