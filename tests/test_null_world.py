@@ -1,4 +1,4 @@
-"""In the null world prompts do not matter and no row is shifted: methods that differ in prompts alone must not differ."""
+"""In the null world prompts do not matter and no row is shifted: methods that only choose prompts must not differ."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from baselines.few_shot import FewShot
 from baselines.opro import OPRO
 from baselines.opro import Settings as OPROSettings
 from baselines.zero_shot import ZeroShot
@@ -24,7 +23,6 @@ BENCHMARKS = ("hotpotqa", "cosmosqa")
 METHODS: dict[str, Any] = {
     "zero_shot": ZeroShot(ZeroShot.Settings()),
     "opro": OPRO(OPROSettings(proposer="rewrite", steps=2, samples=4, scored_rows=24, proposal_tokens=24)),
-    "few_shot": FewShot(FewShot.Settings(shots=1)),
 }
 
 
@@ -43,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
 
 def test_prompts_make_no_difference_there_and_a_real_difference_would_be_seen(world: tuple[Path, dict[str, LM]]):
     folder, models = world
-    p_values: dict[str, list[float]] = {"opro": [], "few_shot": []}
+    p_values: dict[str, list[float]] = {"opro": [], "weaker": []}
     for name in BENCHMARKS:
         benchmark = get_benchmark(name).with_overrides(initial_prompt=None, max_new_tokens=32)
         train, test = (load_rows(benchmark, folder / name / f"{split}.jsonl") for split in ("train", "test"))
@@ -60,11 +58,12 @@ def test_prompts_make_no_difference_there_and_a_real_difference_would_be_seen(wo
             method: lab.reward(test, fitted.fit(lab).respond([to_query(row) for row in test]))
             for method, fitted in METHODS.items()
         }
+        # A method that loses every sixth of the right answers: what the test must be able to see.
+        scores["weaker"] = [score * (index % 6 > 0) for index, score in enumerate(scores["zero_shot"])]
         # Models that answer nothing, or everything, could not show a difference.
         assert 0.2 < sum(scores["zero_shot"]) / len(test) < 0.99
         for method, found in p_values.items():
             difference = paired_difference([scores[method]], [scores["zero_shot"]], [row.group for row in test], seed=0)
             found.append(difference.p)
     assert min(holm(p_values["opro"])) > 0.05
-    # After so short a training a demonstration still confuses this actor: that difference is real.
-    assert max(holm(p_values["few_shot"])) < 0.05
+    assert max(holm(p_values["weaker"])) < 0.05
