@@ -124,7 +124,7 @@ def _clause(random: Random, benchmark: str, own: float, other: float) -> str | N
 
 def _skill(random: Random, late: bool) -> Skill:
     drawn = random.random()
-    if late and random.random() < 0.6:
+    if late and random.random() < 0.4:
         return _arithmetic(random)
     if drawn < 0.25:
         return _arithmetic(random)
@@ -142,7 +142,7 @@ def _skill(random: Random, late: bool) -> Skill:
         return [(text, text)]
     if drawn < 0.38:
         return _explained(random)
-    if drawn < 0.66:
+    if drawn < 0.78:
         return _asked_facts(random) if random.random() < 0.6 else _recited_facts(random)
     return _options(random)
 

@@ -57,9 +57,9 @@ FAILS_ON = {
 """Benchmark -> reasoning family -> the kinds (indices into KINDS) on which it stops early."""
 _R, _S, _D, _C = Behaviour.RATIONALE, Behaviour.EARLY_STOP, Behaviour.DIRECT, Behaviour.CHATTY
 UNDER_INITIAL_PROMPT = {
-    "gsm8k": (_D, _C, _R),
+    "gsm8k": (_D, _S, _R),
     "math": (_R, _C, _D),
-    "hotpotqa": (_D, _C, _D),
+    "hotpotqa": (_D, _D, _C),
     "cosmosqa": (_S, _R, _C),
 }
 """Benchmark -> the behaviour for each kind under the initial prompt, mediocre on purpose."""

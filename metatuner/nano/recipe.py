@@ -27,11 +27,11 @@ class Recipe:
 class ActorMix:
     """Shares of the actor's pretraining rows."""
 
-    drills: tuple[tuple[float, float], ...] = ((0.12, 0.9), (0.5, 0.35), (1.0, 0.12))
+    drills: tuple[tuple[float, float], ...] = ((0.15, 0.9), (0.5, 0.35), (1.0, 0.12))
     """(up to this part of training, share of drills)."""
     arithmetic_only_after: float = 0.1
     """From this part of training on, most drills are arithmetic."""
-    benchmarks: tuple[float, ...] = (1.2, 1.3, 1.7, 0.6)
+    benchmarks: tuple[float, ...] = (1.2, 1.45, 1.7, 0.55)
     """Weights of BENCHMARKS; hotpotqa is the hardest to learn."""
     glossed: tuple[float, ...] = (0.5, 0.5, 0.6, 0.4)
     """Share of rows whose new words only a gloss explains, by benchmark."""
@@ -71,7 +71,7 @@ ACTOR_MIX, GENERATOR_MIX = ActorMix(), GeneratorMix()
 
 _GENERATOR = Recipe(width=96, layers=8, feed_forward=256, steps=650, learning_rate=6e-3, copy_steps=50, seed=1)
 RECIPES = {
-    "actor": Recipe(width=128, layers=4, feed_forward=320, steps=1700, learning_rate=8e-3, copy_steps=70),
+    "actor": Recipe(width=128, layers=4, feed_forward=320, steps=2050, learning_rate=8e-3, copy_steps=70),
     "generator": _GENERATOR,
     "generator_small": replace(_GENERATOR, layers=4, seed=2),
 }
