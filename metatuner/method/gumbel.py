@@ -21,8 +21,8 @@ LEAST_MATCH = 0.5
 def gumbel_noise(logits: Tensor, chosen: Tensor, suppressed: Sequence[int] = (), *, seed: int) -> Tensor:
     """Gumbel noise given that logits + noise is largest at the chosen tokens.
 
-    The largest perturbed (normalised) logit is a standard Gumbel variable whichever token it is; the others are
-    Gumbel variables truncated at it.
+    With normalised logits, the largest perturbed one is a standard Gumbel variable whichever token it is; the others
+    are Gumbel variables truncated at it.
 
     Args:
         logits: [places, vocabulary], without gradient.
@@ -39,10 +39,11 @@ def gumbel_noise(logits: Tensor, chosen: Tensor, suppressed: Sequence[int] = (),
         )
 
     columns = torch.tensor(list(suppressed), dtype=torch.long, device=logits.device)
-    normal = logits.index_fill(-1, columns, -torch.inf).log_softmax(-1)
+    possible = logits.index_fill(-1, columns, -torch.inf)
+    total = possible.logsumexp(-1, keepdim=True)
     largest = gumbel(1)
-    perturbed = -torch.logaddexp(-largest, -(normal + gumbel(logits.shape[1])))
-    return perturbed.scatter(-1, chosen[:, None], largest) - logits
+    perturbed = -torch.logaddexp(-largest, -(possible - total + gumbel(logits.shape[1])))
+    return perturbed.scatter(-1, chosen[:, None], largest) - (logits - total)
 
 
 def soft_embeddings(
