@@ -7,6 +7,7 @@ import pytest
 import torch
 from method_toys import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 
+from metatuner import method
 from metatuner.errors import UserError
 from metatuner.lm import PerQueryLoRA, generate, render, render_rewrite
 from metatuner.method import MetaTuner, MetaTunerConfig, ParameterDecoder
@@ -266,6 +267,11 @@ def test_a_view_shares_memory_but_for_what_it_owns() -> None:
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tuner(**settings)
+
+
+@pytest.mark.parametrize("name", method.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(method, name).__name__ == name
 
 
 def test_depth_is_an_integer_or_a_share_of_the_layers() -> None:
