@@ -11,7 +11,7 @@ from metatuner.lm import LM
 from metatuner.method.config import MetaTunerConfig
 from metatuner.method.data import Example, Rewrite
 from metatuner.method.model import MetaTuner
-from metatuner.method.tuned import to_train
+from metatuner.method.tuned import to_train, trainable
 
 INITIAL = "w1 w2"
 PROMPT_TOKENS = 6
@@ -37,9 +37,18 @@ def generator(dtype: torch.dtype = torch.float32, **changes: Any) -> LM:
     return in_precision(tiny_lm(seed=1, num_hidden_layers=4, **changes), dtype)
 
 
-def actor(dtype: torch.dtype = torch.float32) -> LM:
+def actor(dtype: torch.dtype = torch.float32, **changes: Any) -> LM:
     """Two layers, another width than the generator's."""
-    return in_precision(tiny_lm(seed=2, hidden_size=48, head_dim=12), dtype)
+    return in_precision(tiny_lm(seed=2, hidden_size=48, head_dim=12, **changes), dtype)
+
+
+def with_lora(lm: LM) -> LM:
+    """The same with a LoRA far from zero, as a warm-up leaves it."""
+    trained = to_train(lm, "lora", rank=2, seed=6)
+    with torch.no_grad():
+        for parameter in trainable(trained).values():
+            parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(7))
+    return trained
 
 
 def words(draw: random.Random, low: int, high: int) -> str:
@@ -58,11 +67,22 @@ def rewrites(count: int = 5, seed: int = 1) -> list[Rewrite]:
     return [Rewrite(INITIAL, words(draw, 3, 12), words(draw, 1, 4)) for _ in range(count)]
 
 
-def tuner(*, shaken: bool = True, what: str = "full", dtype: torch.dtype = torch.float32, **settings: Any) -> MetaTuner:
-    """A MetaTuner on the toys; `shaken`: its B factors (and the generator's LoRA, if any) are far from zero."""
+def tuner(
+    *,
+    shaken: bool = True,
+    what: str = "full",
+    dtype: torch.dtype = torch.float32,
+    warmed: bool = False,
+    **settings: Any,
+) -> MetaTuner:
+    """A MetaTuner on the toys.
+
+    `shaken`: its B factors (and the generator's LoRA, if any) are far from zero; `warmed`: its actor carries a LoRA.
+    """
     trained = to_train(generator(dtype), what, rank=2, seed=3)  # type: ignore[arg-type]
     config = MetaTunerConfig(**({"rank": 3, "bottleneck": 8, "batch_size": 3} | settings))
-    made = MetaTuner(trained, actor(dtype), config, max_prompt_tokens=PROMPT_TOKENS, seed=4)
+    answers = with_lora(actor(dtype)) if warmed else actor(dtype)
+    made = MetaTuner(trained, answers, config, max_prompt_tokens=PROMPT_TOKENS, seed=4, initial_prompt=INITIAL)
     if shaken:
         shake(made)
     return made

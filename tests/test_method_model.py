@@ -7,6 +7,7 @@ import pytest
 import torch
 from method_toys import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 
+from metatuner import method
 from metatuner.errors import UserError
 from metatuner.lm import PerQueryLoRA, generate, render, render_rewrite
 from metatuner.method import MetaTuner, MetaTunerConfig, ParameterDecoder
@@ -251,9 +252,10 @@ def test_a_view_shares_memory_but_for_what_it_owns() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shared_layers": 5}, r"gives k = 5, the generator has K = 4 layers; use an integer in 1\.\.4"),
-        ({"shared_layers": 0}, r"gives k = 0"),
-        ({"shared_layers": 0.1}, r"gives k = 0"),
+        ({"shared_layers": 5}, r"shared_layers 5 gives 5 layers, the generator has K = 4; use an integer in 0\.\.4"),
+        ({"encoder_layers": 5}, r"encoder_layers 5 gives 5 layers, .* in 1\.\.4"),
+        ({"encoder_layers": 0}, r"encoder_layers 0 gives 0 layers"),
+        ({"actor": "lora"}, r"actor lora .* carries none; give the actor that warm_up_actor returns, unmerged"),
         ({"target_modules": ("q_prj",)}, r"no target module 'q_prj'.*did you mean q_proj.*Known: "),
         ({"rank": 33}, r"rank 33 is not in 1\.\."),
         ({"rank": 0}, r"rank must be at least 1"),
@@ -267,5 +269,14 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> No
         tuner(**settings)
 
 
+@pytest.mark.parametrize("name", method.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(method, name).__name__ == name
+
+
 def test_depth_is_an_integer_or_a_share_of_the_layers() -> None:
-    assert [MetaTunerConfig(shared_layers=share).depth(8) for share in (1, 8, 0.25, 0.75, 1.0)] == [1, 8, 2, 6, 8]
+    assert [MetaTunerConfig(shared_layers=share).depth(8) for share in (0, 1, 8, 0.25, 0.75, 1.0)] == [0, 1, 8, 2, 6, 8]
+    depths = [
+        MetaTunerConfig(shared_layers=k, encoder_layers=e).encoder_depth(8) for k in (0, 6) for e in (None, 2, 1.0)
+    ]
+    assert depths == [4, 2, 8, 6, 2, 8]

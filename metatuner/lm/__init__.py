@@ -1,10 +1,10 @@
 """Language models: loading, rendering, batched generation, the loss on completions, per-query LoRA."""
 
 from metatuner.lm.generation import Adapt, Adaptation, Completion, generate
-from metatuner.lm.losses import completion_loss
+from metatuner.lm.losses import completion_loss, logits_at
 from metatuner.lm.model import LM, ModelSpec, Traffic, load_lm
 from metatuner.lm.per_query_lora import PerQueryLoRA, Site
-from metatuner.lm.rendering import Demo, Rendered, completion_ids, render, render_rewrite
+from metatuner.lm.rendering import Demo, Rendered, completion_ids, render, render_around, render_rewrite
 
 __all__ = [
     "LM",
@@ -21,6 +21,8 @@ __all__ = [
     "completion_loss",
     "generate",
     "load_lm",
+    "logits_at",
     "render",
+    "render_around",
     "render_rewrite",
 ]

@@ -48,7 +48,7 @@ def completion_loss(
         places += range(start, start + len(completion))
         targets += completion
     losses = F.cross_entropy(
-        _logits_at(lm, inputs.to(lm.device), torch.tensor(places, device=lm.device)),
+        logits_at(lm, inputs.to(lm.device), torch.tensor(places, device=lm.device)),
         torch.tensor(targets, device=lm.device),
         reduction="none",
     )
@@ -59,7 +59,7 @@ def completion_loss(
     return losses.mean()
 
 
-def _logits_at(lm: LM, inputs: Tensor, places: Tensor) -> Tensor:
+def logits_at(lm: LM, inputs: Tensor, places: Tensor) -> Tensor:
     """Logits [places, vocabulary], at least in fp32, at positions of the flattened [rows * width] inputs."""
     if lm.plain_head:
         hidden = lm.decoder(input_ids=inputs, use_cache=False).last_hidden_state

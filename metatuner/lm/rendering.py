@@ -56,6 +56,21 @@ def render_rewrite(lm: LM, prompt: str, query: str, *, reserve: int = 0) -> Rend
     return _fit(lm, text, query, (), reserve)
 
 
+def render_around(lm: LM, query: str, *, reserve: int = 0) -> tuple[list[int], list[int]]:
+    """The ids before and after the place where `render` puts a prompt, for a prompt that is embeddings, not text.
+
+    The three parts are encoded apart. Cut as in `render`; `reserve` is for the answer and the prompt together.
+    """
+    begin = [] if lm.is_chat else lm.begin_ids
+    before = begin + lm.encode(_text(lm, MARK, query, ()).partition(MARK)[0])
+
+    def text_after(x: str, demos: Sequence[Demo]) -> str:
+        return _text(lm, MARK, x, demos).partition(MARK)[2]
+
+    after = _fit(lm, text_after, query, (), reserve + len(before) - len(begin)).ids
+    return before, after[len(begin) :]
+
+
 def completion_ids(lm: LM, text: str) -> list[int]:
     """The ids to train on, so that the model answers `text` and stops: its tokens, then the end of turn."""
     return [*lm.encode(text), lm.end_of_turn]

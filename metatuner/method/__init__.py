@@ -9,11 +9,14 @@ from typing import Any
 from metatuner.method.config import MetaTunerConfig, WarmUpConfig
 
 _FACES = {
+    "Answer": "model",
     "Example": "data",
+    "LayerSharedDecoder": "parameter_decoder",
     "MetaTuner": "model",
     "ParameterDecoder": "parameter_decoder",
     "Rewrite": "data",
-    "collect_rewrites": "rollouts",
+    "collect_rewrites": "training",
+    "gumbel_loss": "objectives",
     "joint_loss": "objectives",
     "train_joint": "training",
     "warm_up_actor": "training",

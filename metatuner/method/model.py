@@ -1,8 +1,10 @@
 """The model: a meta encoder shared by a prompt decoder and a parameter decoder, in front of an actor."""
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -12,10 +14,31 @@ from torch import Tensor, nn
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, Adapt, Adaptation, Completion, PerQueryLoRA, generate, render
+from metatuner.method import saving
 from metatuner.method.config import MetaTunerConfig
-from metatuner.method.parameter_decoder import ParameterDecoder
+from metatuner.method.gumbel import prompt_embedding
+from metatuner.method.parameter_decoder import LayerSharedDecoder, ParameterDecoder, StaticFactors
 from metatuner.method.prompt_decoder import read_rewrite, write_prompts
-from metatuner.method.tuned import frozen_view, load_tensors, save_tensors, trainable
+from metatuner.method.tuned import (
+    frozen_view,
+    load_tensors,
+    lora_parameters,
+    merged,
+    private_copy,
+    save_tensors,
+    trainable,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a tuner gives for a query."""
+
+    prompt: str
+    """p_i, under which the actor answered."""
+    completion: str
+    truncated: bool
+    """The completion reached the limit without an end."""
 
 
 class MetaTuner:
@@ -23,52 +46,103 @@ class MetaTuner:
 
     The generator's first k layers (phi_s, the meta encoder) serve both branches: the layers above (phi_p, the prompt
     decoder) write p_i, the parameter decoder (phi_q) makes the factors from h_i. A tied LM head goes with its
-    embedding, so with phi_s.
+    embedding, so with phi_s. Layers that only the parameter branch has (h_i read above k, or k = 0) are copies of the
+    generator's and belong to phi_q; for k = 0 these have an embedding of their own, and phi_s is empty.
     """
 
     def __init__(
-        self, generator: LM, actor: LM, config: MetaTunerConfig, *, max_prompt_tokens: int = 128, seed: int = 0
+        self,
+        generator: LM,
+        actor: LM,
+        config: MetaTunerConfig,
+        *,
+        max_prompt_tokens: int = 128,
+        seed: int = 0,
+        initial_prompt: str | None = None,
     ) -> None:
         """
         Args:
-            generator: trained in place, as far as its parameters require gradients (see `tuned.to_train`).
-            actor: left as it is; a frozen view of it is run.
+            generator: trained in place, as far as its parameters require gradients (see `tuned.to_train`). What the
+                configuration leaves without a use is frozen.
+            actor: left as it is. It may carry a LoRA of its own (`warm_up_actor`): a merged copy is run, or with
+                `actor: lora` a copy whose LoRA is trained.
             max_prompt_tokens: longest prompt p_i, in the generator's tokens.
             seed: draws the parameter decoder's initial weights.
+            initial_prompt: p~ of `generate` and `export_adapter`, where none is given.
 
-        Raises `UserError` for a depth k outside 1..K, and for target modules or ranks that the actor does not allow.
+        Raises `UserError` for depths that the generator does not have, for target modules or ranks that the actor does
+        not allow, and for `actor: lora` with an actor that carries none.
         """
-        self.config, self.max_prompt_tokens = config, max_prompt_tokens
-        self.generator, self.actor = generator, frozen_view(actor)
-        self.meta_encoder = first_layers(generator, config.depth(len(decoder_layers(generator))))
+        self.config, self.max_prompt_tokens, self.initial_prompt = config, max_prompt_tokens, initial_prompt
+        self.generator = generator
+        if config.actor == "lora":
+            if not (names := lora_parameters(actor).keys()):
+                raise UserError(
+                    "MetaTuner: actor lora trains the actor's own LoRA on, but it carries none; give the actor that "
+                    "warm_up_actor returns, unmerged, or set actor to frozen"
+                )
+            self.actor = frozen_view(actor, own=names.__contains__)
+            for parameter in lora_parameters(self.actor).values():
+                parameter.requires_grad_(True)
+            self.actor_with_lora = self.actor
+        else:
+            self.actor, self.actor_with_lora = merged(actor), actor
         self.lora = PerQueryLoRA(self.actor.model, config.target_modules, config.rank, config.scale)
+
+        layers = len(decoder_layers(generator))
+        self.shared_depth, self.encoder_depth = k, depth = config.depth(layers), config.encoder_depth(layers)
+        shared = {id(parameter) for parameter in first_layers(generator, k).parameters()} if k else set()
+        self.meta_encoder: nn.Module | None = None
+        """The generator's embedding and layers up to where h_i is read; None if no factors are made from h_i."""
+        if config.parameter_branch == "query":
+            self.meta_encoder = meta_encoder(generator, k, depth)
+        for parameter in trainable(generator).values():
+            if not config.prompt_branch and not (self.meta_encoder is not None and id(parameter) in shared):
+                parameter.requires_grad_(False)
+        own = {id(parameter) for parameter in generator.model.parameters()}
+        named = {} if self.meta_encoder is None else dict(self.meta_encoder.named_parameters())
+        self.private = {name: p for name, p in named.items() if p.requires_grad and id(p) not in own}
+        """Trainable parameters of the meta encoder that the generator does not have; they belong to phi_q."""
+        self.parameter_decoder = self._parameter_decoder(seed)
+        upper = {name for name, parameter in trainable(generator).items() if id(parameter) not in shared}
+        self.upper = upper
+        """Names of the generator's trainable parameters above the shared layers."""
+        self.frozen_generator = frozen_view(generator, own=upper.__contains__)
+        """phi_s as it is now with phi_p', the copy of phi_p at the last `sync`; no gradient reaches it."""
+
+    def _parameter_decoder(self, seed: int) -> nn.Module | None:
+        config, device = self.config, self.generator.device
         # Half precision would lose small steps; `lora.applied` casts its output.
-        dtype = torch.float64 if generator.model.dtype == torch.float64 else torch.float32
-        self.parameter_decoder = ParameterDecoder(
-            cast(nn.Embedding, generator.model.get_input_embeddings()).embedding_dim,
+        dtype = torch.float64 if self.generator.model.dtype == torch.float64 else torch.float32
+        if config.parameter_branch == "none":
+            return None
+        if config.parameter_branch == "static":
+            return StaticFactors(self.lora.sites, seed=seed, dtype=dtype, device=device)
+        kind = ParameterDecoder if config.decoder == "per_site" else LayerSharedDecoder
+        return kind(
+            cast(nn.Embedding, self.generator.model.get_input_embeddings()).embedding_dim,
             self.lora.sites,
             config.rank,
             config.bottleneck,
             seed=seed,
             dtype=dtype,
-            device=generator.device,
+            device=device,
         )
-        shared = {id(parameter) for parameter in self.meta_encoder.parameters()}
-        upper = {name for name, parameter in trainable(generator).items() if id(parameter) not in shared}
-        self.upper = upper
-        """Names of the generator's trainable parameters above the meta encoder."""
-        self.frozen_generator = frozen_view(generator, own=upper.__contains__)
-        """phi_s as it is now with phi_p', the copy of phi_p at the last `sync`; no gradient reaches it."""
 
     @property
     def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """The trainable parameters: phi_s, phi_p and phi_q."""
+        """The trainable parameters: phi_s, phi_p and phi_q, and with `actor: lora` those of the actor."""
         named = trainable(self.generator)
-        return {
+        parts = {
             "phi_s": [parameter for name, parameter in named.items() if name not in self.upper],
             "phi_p": [parameter for name, parameter in named.items() if name in self.upper],
-            "phi_q": list(self.parameter_decoder.parameters()),
+            "phi_q": list(self.private.values()),
         }
+        if self.parameter_decoder is not None:
+            parts["phi_q"] += self.parameter_decoder.parameters()
+        if self.config.actor == "lora":
+            parts["actor"] = list(lora_parameters(self.actor).values())
+        return parts
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -83,28 +157,32 @@ class MetaTuner:
 
         The scale of inner states differs between models by orders of magnitude; without it, no initial weights or
         learning rate of the parameter decoder would serve two models.
-        """
-        rows = [
-            read_rewrite(self.generator, prompt, query, self.max_prompt_tokens)
-            for prompt, query in zip(prompts, queries, strict=True)
-        ]
-        device = self.generator.device
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        inputs = torch.full((len(rows), max(map(len, rows))), self.generator.filler)
-        for index, row in enumerate(rows):
-            inputs[index, : len(row)] = torch.tensor(row)
-        # Padded on the right, where a causal model never looks.
-        states = self.meta_encoder(input_ids=inputs.to(device), use_cache=False).last_hidden_state
-        if self.config.pooling == "last":
-            pooled = states[torch.arange(len(rows), device=device), lengths - 1]
-        else:
-            inside = torch.arange(states.shape[1], device=device) < lengths[:, None]
-            pooled = (states * inside[..., None]).sum(1) / lengths[:, None]
-        return F.rms_norm(pooled, pooled.shape[-1:])
 
-    def factors(self, prompts: Sequence[str], queries: Sequence[str]) -> Tensor:
-        """The LoRA factors of each query, flat: [queries, lora.flat_size]."""
+        Raises `ValueError` if the parameter branch makes nothing from h_i (static, none).
+        """
+        if self.meta_encoder is None:
+            raise ValueError(f"parameter_branch {self.config.parameter_branch} has no meta encoder")
+        rows = self._read(prompts, queries)
+        # Padded on the right, where a causal model never looks.
+        states = self.meta_encoder(input_ids=right_padded(self.generator, rows), use_cache=False).last_hidden_state
+        ends = torch.tensor([len(row) for row in rows], device=self.generator.device)
+        return self._pool(states, torch.zeros_like(ends), ends)
+
+    def factors(self, prompts: Sequence[str], queries: Sequence[str]) -> Tensor | None:
+        """The LoRA factors of each query, flat: [queries, lora.flat_size]; None without a parameter branch."""
+        if self.parameter_decoder is None:
+            return None
+        if self.meta_encoder is None:
+            return self.parameter_decoder(len(queries))
         return self.parameter_decoder(self.encode(prompts, queries))
+
+    def adapted(self, prompts: Sequence[str], queries: Sequence[str]) -> AbstractContextManager[Adaptation | None]:
+        """The actor under these queries' factors, for batches that hold a row a query in this order."""
+        return self._adapted(self.factors(prompts, queries))
+
+    def adapt(self, prompts: Sequence[str], queries: Sequence[str]) -> Adapt:
+        """For `generate` with this model's actor: makes each batch's factors when the batch comes, and applies them."""
+        return lambda rows: self.adapted([prompts[row] for row in rows], [queries[row] for row in rows])
 
     def write_prompts(
         self,
@@ -115,7 +193,9 @@ class MetaTuner:
         seed: int = 0,
         frozen: bool = False,
     ) -> list[str]:
-        """p_i of each query, written with phi_p, or with phi_p' if `frozen`."""
+        """p_i of each query, written with phi_p, or with phi_p' if `frozen`; p~ itself without a prompt branch."""
+        if not self.config.prompt_branch:
+            return list(prompts)
         return write_prompts(
             self.frozen_generator if frozen else self.generator,
             prompts,
@@ -125,40 +205,180 @@ class MetaTuner:
             seed=seed,
         )
 
-    def adapt(self, prompts: Sequence[str], queries: Sequence[str]) -> Adapt:
-        """For `generate` with this model's actor: makes each batch's factors when the batch comes, and applies them."""
+    def write_and_encode(self, prompts: Sequence[str], queries: Sequence[str]) -> tuple[list[str], Tensor]:
+        """p_i of each query, written greedily, and h_i, both from one reading of (p~, x_i).
 
-        def adapted(rows: list[int]) -> AbstractContextManager[Adaptation]:
-            return self.lora.applied(self.factors([prompts[row] for row in rows], [queries[row] for row in rows]))
+        Raises `ValueError` if h_i is not a state of the generator's own layers (see `shares_reading`).
+        """
+        if not self.shares_reading:
+            raise ValueError("the branches do not read (p~, x) with the same layers")
+        rows = self._read(prompts, queries)
+        embedding = cast(nn.Embedding, self.generator.model.get_input_embeddings()).weight
+        h = torch.empty(len(rows), embedding.shape[1], dtype=embedding.dtype, device=embedding.device)
+        layer = decoder_layers(self.generator)[self.encoder_depth - 1]
 
-        return adapted
+        @contextmanager
+        def captured(batch: list[int]) -> Iterator[Adaptation]:
+            def take(module: nn.Module, args: object, states: Tensor) -> None:
+                hook.remove()  # later passes are of new tokens
+                lengths = torch.tensor([len(rows[row]) for row in batch], device=states.device)
+                h[batch] = self._pool(states, states.shape[1] - lengths, torch.full_like(lengths, states.shape[1]))
+
+            hook = layer.register_forward_hook(take)
+            try:
+                yield _OneRowAPrompt()
+            finally:
+                hook.remove()
+
+        completions = generate(self.generator, rows, max_new_tokens=self.max_prompt_tokens, adapt=captured)
+        return [completion.text for completion in completions], h
+
+    @property
+    def shares_reading(self) -> bool:
+        """Whether one forward of the generator gives both the prompt's prefix and h_i."""
+        return self.config.prompt_branch and self.meta_encoder is not None and self.encoder_depth <= self.shared_depth
+
+    def prepare(self, prompts: Sequence[str], queries: Sequence[str]) -> tuple[list[str], Adapt]:
+        """What the actor answers under: p_i of each query, and the adaptation for `generate`; `prompts` are p~."""
+        if not self.shares_reading:
+            return self.write_prompts(prompts, queries), self.adapt(prompts, queries)
+        decoder = cast(nn.Module, self.parameter_decoder)
+        written, h = self.write_and_encode(prompts, queries)
+        return written, lambda rows: self._adapted(decoder(h[rows]))
 
     def answer(
         self, prompts: Sequence[str], queries: Sequence[str], *, max_new_tokens: int, stops: Sequence[str] = ()
     ) -> list[Completion]:
         """The actor's greedy answers to queries, each under its own prompt and parameters; `prompts` are p~."""
-        written = self.write_prompts(prompts, queries)
+        return self._answer(prompts, queries, max_new_tokens, stops)[1]
+
+    def generate(
+        self, queries: Sequence[str], *, max_new_tokens: int, prompt: str | None = None, stops: Sequence[str] = ()
+    ) -> list[Answer]:
+        """Greedy answers and the prompts under which they were given.
+
+        Args:
+            prompt: p~ of all queries; by default `initial_prompt`.
+            max_new_tokens: longest answer, in the actor's tokens.
+            stops: strings that end an answer; they are not part of it.
+        """
+        initial = [self.initial(prompt)] * len(queries)
+        written, completions = self._answer(initial, queries, max_new_tokens, stops)
+        return [
+            Answer(text, completion.text, completion.truncated)
+            for text, completion in zip(written, completions, strict=True)
+        ]
+
+    def initial(self, prompt: str | None) -> str:
+        """p~: the one given, else `initial_prompt`; UserError if there is neither."""
+        chosen = self.initial_prompt if prompt is None else prompt
+        if chosen is None:
+            raise UserError("MetaTuner: no initial prompt; give `prompt`, or build the tuner with `initial_prompt`")
+        return chosen
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained (safetensors): a file for each of `_trained`.
+
+        The base models are not written: `load` wants a MetaTuner built on the same ones; see `save_pretrained`.
+        """
+        for name, tensors in self._trained().items():
+            save_tensors(tensors, folder / f"{name}.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; UserError if it belongs to another configuration."""
+        saving.check_config(self.config, folder)
+        for name, tensors in self._trained().items():
+            load_tensors(tensors, folder / f"{name}.safetensors")
+        self.sync()
+
+    def save_pretrained(self, folder: Path | str, *, include_base: bool = False) -> None:
+        """Write a folder that `from_pretrained` reads: safetensors and metatuner.json; see `saving`.
+
+        The base models are named by path, revision and a fingerprint of their weights; with `include_base` they are
+        written too, as ordinary model folders `generator` and `actor`. An actor whose warm-up LoRA was merged before it
+        was given to MetaTuner is no longer the one at its path: save it with `include_base`.
+        """
+        saving.save_pretrained(self, Path(folder), include_base)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, generator: LM | None = None, actor: LM | None = None) -> "MetaTuner":
+        """The tuner that `save_pretrained` wrote.
+
+        Args:
+            generator, actor: the base models, if they are at hand; by default loaded from where the folder says.
+
+        Raises `UserError` if the folder or its configuration cannot be read, and for base models of other weights.
+        """
+        return saving.from_pretrained(cls, Path(folder), generator, actor)
+
+    def export_adapter(self, query: str, folder: Path | str, *, prompt: str | None = None) -> str:
+        """Write the LoRA of one query as a PEFT folder, and return p_i, the prompt that goes with it.
+
+        Where the actor came with its own LoRA (unmerged), the adapter is both and relative to the actor without it:
+        rank r + r of that LoRA. Else it is relative to the actor that this tuner was given. metatuner.json beside it
+        holds p_i and the fingerprint of that base.
+
+        Args:
+            prompt: p~; by default `initial_prompt`.
+        """
+        return saving.export_adapter(self, query, Path(folder), self.initial(prompt))
+
+    @cached_property
+    def prompt_embedding(self) -> Tensor:
+        """The actor's embedding of each generator token; see `gumbel.prompt_embedding`."""
+        return prompt_embedding(self.generator, self.actor)
+
+    @cached_property
+    def actor_fingerprint(self) -> str:
+        """Of the actor that was given, its LoRA left out; see `saving.fingerprint`."""
+        return saving.fingerprint(self.actor_with_lora)
+
+    def _answer(
+        self, prompts: Sequence[str], queries: Sequence[str], max_new_tokens: int, stops: Sequence[str]
+    ) -> tuple[list[str], list[Completion]]:
+        written, adapt = self.prepare(prompts, queries)
         inputs = [
             render(self.actor, prompt, query, reserve=max_new_tokens).ids
             for prompt, query in zip(written, queries, strict=True)
         ]
-        return generate(
-            self.actor, inputs, max_new_tokens=max_new_tokens, stops=stops, adapt=self.adapt(prompts, queries)
-        )
+        return written, generate(self.actor, inputs, max_new_tokens=max_new_tokens, stops=stops, adapt=adapt)
 
-    def save(self, folder: Path) -> None:
-        """Write what was trained: the generator's trainable parameters and the parameter decoder (safetensors).
+    def _trained(self) -> dict[str, dict[str, Tensor]]:
+        """What training changes, by file and name."""
+        parts: dict[str, dict[str, Tensor]] = {"generator": dict(trainable(self.generator))}
+        if self.parameter_decoder is not None:
+            parts["parameter_decoder"] = self.parameter_decoder.state_dict()
+        if self.private:
+            parts["meta_encoder"] = dict(self.private)
+        if self.config.actor == "lora":
+            parts["actor_lora"] = dict(lora_parameters(self.actor))
+        return parts
 
-        The base models are not written: `load` wants a MetaTuner built on the same ones.
-        """
-        save_tensors(dict(trainable(self.generator)), folder / "generator.safetensors")
-        save_tensors(self.parameter_decoder.state_dict(), folder / "parameter_decoder.safetensors")
+    def _read(self, prompts: Sequence[str], queries: Sequence[str]) -> list[list[int]]:
+        return [
+            read_rewrite(self.generator, prompt, query, self.max_prompt_tokens)
+            for prompt, query in zip(prompts, queries, strict=True)
+        ]
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote; UserError if it belongs to another configuration."""
-        load_tensors(dict(trainable(self.generator)), folder / "generator.safetensors")
-        load_tensors(self.parameter_decoder.state_dict(), folder / "parameter_decoder.safetensors")
-        self.sync()
+    def _pool(self, states: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+        """h_i [rows, H] from states [rows, positions, H], of which row i has positions starts[i] to ends[i]."""
+        if self.config.pooling == "last":
+            pooled = states[torch.arange(len(states), device=states.device), ends - 1]
+        else:
+            positions = torch.arange(states.shape[1], device=states.device)
+            inside = (positions >= starts[:, None]) & (positions < ends[:, None])
+            pooled = (states * inside[..., None]).sum(1) / (ends - starts)[:, None]
+        return F.rms_norm(pooled, pooled.shape[-1:])
+
+    def _adapted(self, factors: Tensor | None) -> AbstractContextManager[Adaptation | None]:
+        return nullcontext() if factors is None else self.lora.applied(factors)
+
+
+class _OneRowAPrompt:
+    """An adaptation that changes nothing; under one, `generate` reads equal prompts in rows of their own."""
+
+    def keep(self, rows: Tensor) -> None:
+        pass
 
 
 def decoder_layers(lm: LM) -> nn.ModuleList:
@@ -183,3 +403,25 @@ def first_layers(lm: LM, k: int) -> nn.Module:
     encoder.layers = decoder_layers(lm)[:k]
     encoder.norm = nn.Identity()
     return encoder
+
+
+def meta_encoder(lm: LM, k: int, depth: int) -> nn.Module:
+    """The first `depth` layers: what is below k shares the decoder's tensors, what is above are trainable copies.
+
+    For k = 0 the embedding is a copy as well.
+    """
+    encoder = first_layers(lm, depth)
+    if depth > k:
+        shared, private = decoder_layers(lm)[:k], decoder_layers(lm)[k:depth]
+        encoder.layers = nn.ModuleList([*shared, *(private_copy(layer) for layer in private)])
+    if k == 0:
+        encoder.set_input_embeddings(private_copy(encoder.get_input_embeddings()))  # type: ignore[operator]
+    return encoder
+
+
+def right_padded(lm: LM, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Token ids [rows, longest], padded on the right."""
+    inputs = torch.full((len(rows), max(map(len, rows))), lm.filler)
+    for index, row in enumerate(rows):
+        inputs[index, : len(row)] = torch.tensor(row)
+    return inputs.to(lm.device)

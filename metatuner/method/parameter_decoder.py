@@ -1,5 +1,6 @@
 """The parameter branch: LoRA factors of every site from a query's hidden state (the paper's parameter generator F)."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -80,3 +81,100 @@ class ParameterDecoder(nn.Module):
         for part, up in zip(inner.split([len(up) for up in self.up.values()]), self.up.values(), strict=True):
             factors += torch.bmm(part, up).unbind()
         return torch.cat([factors[index] for index in self.order], 1)
+
+
+class LayerSharedDecoder(nn.Module):
+    """One W_d and W_u for each kind of module and factor, shared by the layers, which embeddings e_l tell apart.
+
+    theta_i of layer l is U W_u, where U [rank, bottleneck] is ReLU(W_d (h_i + e_l)) reshaped, W_d is
+    [rank * bottleneck, H] and W_u [bottleneck, width]. W_d is applied to h_i and to e_l apart, so that its product is
+    made once a query, not once a query and layer.
+
+    A kind is a module's place inside its layer, such as self_attn.q_proj, and its width, should layers differ.
+    Starts as `ParameterDecoder` does; each entry of e_l has variance 1, as h's have.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        sites: Sequence[Site],
+        rank: int,
+        bottleneck: int,
+        *,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """As `ParameterDecoder`."""
+        super().__init__()
+        places = [_place(site) for site in sites]
+        layers = sorted({layer for layer, _ in places})
+        kinds: dict[tuple[str, bool, int], list[tuple[int, int]]] = {}
+        for (layer, kind), site in zip(places, sites, strict=True):
+            for start, width, is_b in ((site.a.start, site.d_in, False), (site.b.start, site.d_out, True)):
+                kinds.setdefault((kind, is_b, width), []).append((start, layers.index(layer)))
+        stream = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=stream).to(device, dtype)
+
+        self.rank = rank
+        self.layers = nn.Parameter(normal(len(layers), hidden_size))
+        """e_l, [layers, H]."""
+        # h + e has second moment 2.
+        self.down = nn.Parameter(normal(len(kinds), rank * bottleneck, hidden_size) / sqrt(2 * hidden_size))
+        """W_d of each kind and factor, [kinds, rank * bottleneck, H]."""
+        self.up = nn.ParameterList()
+        """W_u of each kind and factor, [bottleneck, width]."""
+        for _, is_b, width in kinds:
+            # ReLU halves the second moment of the units, hence the 2.
+            self.up.append(normal(bottleneck, width) * (0.0 if is_b else sqrt(2 / (3 * bottleneck * width))))
+        self.layers_of = [[layer for _, layer in members] for members in kinds.values()]
+        starts = [start for members in kinds.values() for start, _ in members]
+        self.order = sorted(range(len(starts)), key=starts.__getitem__)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Flat factors [queries, `PerQueryLoRA.flat_size`] from h [queries, H]."""
+        down = self.down.flatten(0, 1).T
+        of_queries, of_layers = (
+            (x @ down).view(len(x), *self.down.shape[:2]) for x in (h.to(self.down.dtype), self.layers)
+        )
+        factors: list[Tensor] = []
+        for kind, (up, layers) in enumerate(zip(self.up, self.layers_of, strict=True)):
+            inner = torch.relu(of_queries[:, None, kind] + of_layers[layers, kind])
+            theta = inner.view(len(h), len(layers), self.rank, len(up)) @ up
+            factors += theta.flatten(2).unbind(1)
+        return torch.cat([factors[index] for index in self.order], 1)
+
+
+class StaticFactors(nn.Module):
+    """One LoRA for all queries on the same sites, starting as a plain one does: A drawn, B zero."""
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        *,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        stream = torch.Generator().manual_seed(seed)
+        flat = torch.zeros(max(site.b.stop for site in sites))
+        for site in sites:
+            size = site.a.stop - site.a.start
+            flat[site.a] = torch.randn(size, generator=stream) / sqrt(3 * site.d_in)
+        self.flat = nn.Parameter(flat.to(device, dtype))
+        """[`PerQueryLoRA.flat_size`]."""
+
+    def forward(self, queries: int) -> Tensor:
+        """The factors of each of so many queries, [queries, `PerQueryLoRA.flat_size`], not copied."""
+        return self.flat.expand(queries, -1)
+
+
+def _place(site: Site) -> tuple[int, str]:
+    """A site's layer, and its place inside the layer."""
+    found = re.search(r"(?:^|\.)layers\.(\d+)\.(.+)$", site.name)
+    if found is None:
+        raise ValueError(f"{site.name} is not in a decoder layer")
+    return int(found[1]), found[2]

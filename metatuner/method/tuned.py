@@ -30,6 +30,16 @@ def frozen_view(lm: LM, own: Callable[[str], bool] = lambda name: False) -> LM:
     return replace(lm, model=copy.deepcopy(lm.model, memo))
 
 
+def private_copy(module: nn.Module) -> nn.Module:
+    """The module anew: trainable parameters are copied and stay trainable, frozen ones share memory."""
+    memo: dict[int, object] = {}
+    for parameter in module.parameters():
+        values = parameter.detach()
+        trained = parameter.requires_grad
+        memo[id(parameter)] = nn.Parameter(values.clone() if trained else values, requires_grad=trained)
+    return copy.deepcopy(module, memo)
+
+
 def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int) -> LM:
     """A private version of the model to train: all its weights (then copied), or a new LoRA on all its linears."""
     if what == "full":
@@ -46,14 +56,31 @@ def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int) -> LM:
 
 
 def merged(lm: LM) -> LM:
-    """The model with its LoRA added to the weights: only the linears that carry one are copied."""
+    """The model with its LoRA, if any, added to the weights: only the linears that carry one are copied."""
     view = frozen_view(lm)
-    for name, module in list(view.model.named_modules()):
-        if isinstance(module, LoRALinear):
-            linear = cast(nn.Linear, module.get_base_layer())
-            linear.weight = nn.Parameter(linear.weight + module.get_delta_weight(ADAPTER), requires_grad=False)
-            view.model.set_submodule(name, linear)
+    for name, module in lora_linears(view).items():
+        linear = cast(nn.Linear, module.get_base_layer())
+        linear.weight = nn.Parameter(linear.weight + module.get_delta_weight(ADAPTER), requires_grad=False)
+        view.model.set_submodule(name, linear)
     return view
+
+
+def without_lora(lm: LM) -> LM:
+    """The model as it was before a LoRA was added, in new modules that share its memory."""
+    view = frozen_view(lm)
+    for name, module in lora_linears(view).items():
+        view.model.set_submodule(name, cast(nn.Linear, module.get_base_layer()))
+    return view
+
+
+def lora_linears(lm: LM) -> dict[str, LoRALinear]:
+    """The linears that carry a LoRA, by the name of the linear in the model without one."""
+    return {name: module for name, module in lm.model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def lora_parameters(lm: LM) -> dict[str, nn.Parameter]:
+    """The tensors of the model's LoRA, by name; empty if it has none."""
+    return {name: parameter for name, parameter in lm.model.named_parameters() if ".lora_" in name}
 
 
 def trainable(lm: LM) -> dict[str, nn.Parameter]:
@@ -69,7 +96,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 @torch.no_grad()
 def load_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Read into `tensors` what `save_tensors` wrote; UserError if names or shapes differ."""
+    """Read into `tensors` what `save_tensors` wrote; UserError if the file is missing, or names or shapes differ."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, though this configuration needs it; save again, or name another folder")
     saved = load_file(path)
     if saved.keys() != tensors.keys():
         differing = sorted(saved.keys() ^ tensors.keys())

@@ -1,0 +1,213 @@
+"""A tuner as a folder: what was trained (safetensors), and metatuner.json, which says what it was trained on.
+
+metatuner.json                  configuration, initial prompt, base models
+generator.safetensors           the generator's trainable parameters (all weights, or its LoRA)
+parameter_decoder.safetensors   W_d and W_u (not without a parameter branch)
+meta_encoder.safetensors        layers private to the parameter branch, if any
+actor.safetensors               the actor's warm-up LoRA, if it came with one
+actor_lora.safetensors          in its place with `actor: lora`
+generator/, actor/              the base models, if included
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import Linear as LoRALinear
+from torch import Tensor, nn
+
+from metatuner.errors import UserError
+from metatuner.lm import LM, ModelSpec, load_lm
+from metatuner.method.config import MetaTunerConfig
+from metatuner.method.tuned import (
+    ADAPTER,
+    load_tensors,
+    lora_linears,
+    lora_parameters,
+    save_tensors,
+    to_train,
+    without_lora,
+)
+
+if TYPE_CHECKING:
+    from metatuner.method.model import MetaTuner
+
+FILE = "metatuner.json"
+FORMAT = 1
+
+
+def save_pretrained(tuner: "MetaTuner", folder: Path, include_base: bool) -> None:
+    """See `MetaTuner.save_pretrained`. metatuner.json is written last."""
+    tuner.save(folder)
+    if tuner.config.actor == "frozen" and lora_linears(tuner.actor_with_lora):
+        save_tensors(dict(lora_parameters(tuner.actor_with_lora)), folder / "actor.safetensors")
+    models = {"generator": tuner.generator, "actor": tuner.actor_with_lora}
+    if include_base:
+        for name, lm in models.items():
+            base = without_lora(lm)
+            base.model.save_pretrained(folder / name)
+            base.tokenizer.save_pretrained(folder / name)
+    described = {name: _described(lm, include_base) for name, lm in models.items()}
+    if described["generator"]["lora_rank"] is not None:
+        described["generator"]["fingerprint"] = fingerprint(tuner.generator)
+    described["actor"]["fingerprint"] = tuner.actor_fingerprint
+    state = {
+        "format": FORMAT,
+        "config": asdict(tuner.config),
+        "max_prompt_tokens": tuner.max_prompt_tokens,
+        "initial_prompt": tuner.initial_prompt,
+        "models": described,
+    }
+    _write_json(state, folder / FILE)
+
+
+def from_pretrained(cls: "type[MetaTuner]", folder: Path, generator: LM | None, actor: LM | None) -> "MetaTuner":
+    """See `MetaTuner.from_pretrained`."""
+    state = _read_json(folder)
+    config = _config(state["config"], folder)
+    generator_base = _base("generator", state["models"]["generator"], folder, generator)
+    actor_base = _base("actor", state["models"]["actor"], folder, actor)
+    rank = state["models"]["generator"]["lora_rank"]
+    trained = to_train(generator_base, "full" if rank is None else "lora", rank or 1, seed=0)
+    rank = state["models"]["actor"]["lora_rank"]
+    if rank is not None:
+        actor_base = to_train(actor_base, "lora", rank, seed=0)
+        if config.actor == "frozen":
+            load_tensors(dict(lora_parameters(actor_base)), folder / "actor.safetensors")
+    tuner = cls(
+        trained,
+        actor_base,
+        config,
+        max_prompt_tokens=state["max_prompt_tokens"],
+        initial_prompt=state["initial_prompt"],
+    )
+    tuner.load(folder)
+    return tuner
+
+
+def check_config(config: MetaTunerConfig, folder: Path) -> None:
+    """UserError if the folder has a metatuner.json of another configuration."""
+    if not (folder / FILE).is_file():
+        return
+    saved, own = asdict(_config(_read_json(folder)["config"], folder)), asdict(config)
+    differing = [f"{key} {saved[key]} (here {own[key]})" for key in own if saved[key] != own[key]]
+    if differing:
+        raise UserError(
+            f"{folder}: saved with another configuration: {', '.join(differing)}; build the tuner with the saved one, "
+            "or use MetaTuner.from_pretrained"
+        )
+
+
+@torch.no_grad()
+def export_adapter(tuner: "MetaTuner", query: str, folder: Path, initial: str) -> str:
+    """See `MetaTuner.export_adapter`.
+
+    Scales are multiplied into B, so that lora_alpha is the rank. A linear that only one of the two LoRAs adapts gets
+    zeros for the other: one rank for all is what every reader of PEFT folders knows.
+    """
+    parts: list[dict[str, tuple[Tensor, Tensor]]] = []
+    if (factors := tuner.factors([initial], [query])) is not None:
+        exported = tuner.lora.export_factors(factors[0])
+        keys = {site.name: f"base_model.model.{site.name}" for site in tuner.lora.sites}
+        parts.append(
+            {
+                name: (exported[f"{key}.lora_A.weight"], tuner.config.scale * exported[f"{key}.lora_B.weight"])
+                for name, key in keys.items()
+            }
+        )
+    if own := lora_linears(tuner.actor_with_lora):
+        parts.append({name: _factors(module) for name, module in own.items()})
+    if not parts:
+        raise UserError("MetaTuner: nothing to export: no parameter branch, and the actor carries no LoRA of its own")
+    ranks = [len(next(iter(part.values()))[0]) for part in parts]
+    widths = {name: (a.shape[1], len(b)) for part in parts for name, (a, b) in part.items()}
+    tensors = {}
+    for name, (d_in, d_out) in sorted(widths.items()):
+        pairs = [
+            part[name] if name in part else (torch.zeros(rank, d_in), torch.zeros(d_out, rank))
+            for part, rank in zip(parts, ranks, strict=True)
+        ]
+        dtype = tuner.actor.model.dtype
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat([a.cpu().to(dtype) for a, _ in pairs])
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat([b.cpu().to(dtype) for _, b in pairs], 1)
+    save_tensors(tensors, folder / "adapter_model.safetensors")
+    spec = tuner.actor.spec
+    LoraConfig(
+        base_model_name_or_path=spec.path,
+        revision=spec.revision,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        r=sum(ranks),
+        lora_alpha=sum(ranks),
+        target_modules=sorted(widths),
+    ).save_pretrained(str(folder))
+    prompt = tuner.write_prompts([initial], [query])[0]
+    base = {"path": spec.path, "revision": spec.revision, "fingerprint": tuner.actor_fingerprint}
+    _write_json({"format": FORMAT, "prompt": prompt, "query": query, "base": base}, folder / FILE)
+    return prompt
+
+
+def _factors(module: LoRALinear) -> tuple[Tensor, Tensor]:
+    """A, and B with the scale in it."""
+    a, b = (cast(nn.Linear, side[ADAPTER]).weight for side in (module.lora_A, module.lora_B))
+    return a, module.scaling[ADAPTER] * b
+
+
+def fingerprint(lm: LM) -> str:
+    """SHA-256 of the model's weights with their names, types and shapes; a LoRA added to it does not count."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(without_lora(lm).model.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _described(lm: LM, included: bool) -> dict[str, Any]:
+    spec = asdict(lm.spec)
+    del spec["device"]
+    ranks = {module.r[ADAPTER] for module in lora_linears(lm).values()}
+    return {"spec": spec, "included": included, "lora_rank": max(ranks, default=None)}
+
+
+def _base(name: str, state: dict[str, Any], folder: Path, given: LM | None) -> LM:
+    """The base model given or named, if it is the one that was trained on."""
+    spec = state["spec"]
+    if given is None:
+        if state["included"]:
+            spec = spec | {"path": str(folder / name), "revision": None}
+        given = load_lm(ModelSpec(**spec))
+    # A generator with all weights trained holds none of its base any more, so it has no fingerprint.
+    if state.get("fingerprint") not in (None, fingerprint(given)):
+        raise UserError(
+            f"{folder}: its {name} was another model than {given.spec.path}: the weights differ in values, names or "
+            f"type ({spec['dtype']} then); give from_pretrained the right {name}, or save with include_base"
+        )
+    return given
+
+
+def _config(values: dict[str, Any], folder: Path) -> MetaTunerConfig:
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    try:
+        return MetaTunerConfig(**(values | lists))
+    except TypeError as error:
+        raise UserError(f"{folder / FILE}: not a configuration of this version: {error}; save it anew") from error
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no {FILE}; name a folder that MetaTuner.save_pretrained wrote") from error
+    except ValueError as error:
+        raise UserError(f"{folder / FILE}: not JSON ({error}); save the tuner again") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT or "config" not in state:
+        raise UserError(f"{folder / FILE}: not a tuner of format {FORMAT}; save it with this version")
+    return state
+
+
+def _write_json(state: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(state, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
