@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from lm_toys import BEGIN, END, ENDS, PAD, WORDS, random_prompts, tiny_lm
+from lm_toys import BEGIN, END, ENDS, FAMILIES, PAD, SLIDING, WORDS, random_prompts, tiny_lm
 from torch import Tensor
 
 from metatuner.errors import UserError
@@ -30,17 +30,18 @@ def one_by_one(lm: LM, prompts: list[list[int]], new: int) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_greedy_completions_are_those_of_transformers(architecture: str) -> None:
     lm = tiny_lm(architecture)
     completions = generate(lm, PROMPTS, max_new_tokens=NEW)
     assert ids(completions) == one_by_one(lm, PROMPTS, NEW)
-    # Some rows end early and some do not, so leaving the batch has been exercised.
+    # Some rows end early and some do not, so leaving the batch has been exercised; so have padding and sliding windows.
+    assert min(map(len, PROMPTS)) < SLIDING < max(map(len, PROMPTS))
     assert {completion.truncated for completion in completions} == {True, False}
 
 
 def test_a_sliding_window_model_agrees_too() -> None:
-    lm = tiny_lm("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    lm = tiny_lm("qwen2", use_sliding_window=True, sliding_window=SLIDING, max_window_layers=1)
     assert ids(generate(lm, PROMPTS, max_new_tokens=NEW)) == one_by_one(lm, PROMPTS, NEW)
 
 
