@@ -1,4 +1,4 @@
-"""MetaTuner of any family: each as generator and as actor trains, answers, and is what a loop over queries makes of it."""
+"""MetaTuner of any family, each as generator and as actor, trains and answers; a batch answers as its rows alone."""
 
 import math
 from typing import Any
@@ -8,7 +8,6 @@ import torch
 from lm_toys import FAMILIES, SLIDING, tiny_lm
 from method_toys import INITIAL, PROMPT_TOKENS, examples, rewrites, shake
 
-from metatuner.lm import LM
 from metatuner.method import MetaTuner, MetaTunerConfig, train_joint
 from metatuner.method.tuned import to_train
 
