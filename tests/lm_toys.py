@@ -1,14 +1,23 @@
 """Tiny random models and a word-level tokenizer, for tests of metatuner.lm."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor, nn
+from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -18,6 +27,7 @@ from transformers import (
 )
 
 from metatuner.lm import LM, ModelSpec
+from metatuner.lm.model import _has_plain_head
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<q>", "<a>"]
 WORDS = [*SPECIAL, "<unk>", "\n", *(f"w{i}" for i in range(57))]
@@ -28,11 +38,19 @@ CHAT = (
     "<q>{{ turn.content }}{% else %}<a>{{ turn.content }}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<a>{% endif %}"
 )
+SLIDING = 8
+"""The attention window of the families that have one: shorter than most prompts of `random_prompts`."""
+# With random weights, Gemma's tied and scaled embedding would make every model repeat the token it has just read.
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": SLIDING, "tie_word_embeddings": False}
 ARCHITECTURES = {
     "llama": (LlamaConfig, LlamaForCausalLM, {"attention_bias": True}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8, "attention_bias": True}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": SLIDING}),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM, GEMMA),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {**GEMMA, "sliding_window_pattern": 2}),
 }
+FAMILIES = sorted(ARCHITECTURES)
 
 
 def tiny_model(architecture: str = "llama", *, seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -83,19 +101,36 @@ def tiny_lm(
     """A tiny model with the word tokenizer, not saved anywhere. A few words end a completion, so that some do."""
     model = tiny_model(architecture, **changes)
     model.generation_config.eos_token_id = ENDS
-    return LM(model, word_tokenizer(chat), model.config.max_position_embeddings, spec or ModelSpec("tiny"))
+    window = model.config.max_position_embeddings
+    return LM(model, word_tokenizer(chat), window, spec or ModelSpec("tiny"), _has_plain_head(model))
+
+
+class DoubleCasts(TorchFunctionMode):
+    """Casts to float32 become casts to float64: transformers makes some in norms, softmax and rotary angles."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        def changed(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        return func(*map(changed, args), **{name: changed(value) for name, value in (kwargs or {}).items()})
 
 
 def double_lm(architecture: str = "llama") -> LM:
-    """A tiny model in float64 throughout: transformers' RMSNorm would round to float32 inside."""
+    """A tiny model in float64 throughout."""
 
-    def norm(module: nn.Module, x: Tensor) -> Tensor:
-        return module.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with DoubleCasts():
+            return type(module).forward(module, *args, **kwargs)
 
     lm = tiny_lm(architecture)
-    for module in lm.model.double().modules():
-        if hasattr(module, "variance_epsilon"):
-            module.forward = MethodType(norm, module)
+    lm.model.double()
+    # Parts of layers too, which activation checkpointing runs again alone; linear modules cast nothing.
+    parts = [part for layer in lm.decoder.layers for part in layer.children()]
+    for module in (lm.model, lm.decoder, *parts):
+        module.forward = MethodType(forward, module)
     return lm
 
 

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from lm_toys import BEGIN, END, ENDS, PAD, WORDS, random_prompts, tiny_lm
+from lm_toys import BEGIN, END, ENDS, FAMILIES, PAD, SLIDING, WORDS, random_prompts, tiny_lm
 from torch import Tensor
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, Completion, generate
-from metatuner.lm.generation import ROOM
+from metatuner.lm.generation import MOST_PADDING, ROOM, batch_by_length, padding_share
 
 PROMPTS = random_prompts(24)
 NEW = ROOM + 8  # so that the cache grows
@@ -30,18 +30,67 @@ def one_by_one(lm: LM, prompts: list[list[int]], new: int) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_greedy_completions_are_those_of_transformers(architecture: str) -> None:
     lm = tiny_lm(architecture)
     completions = generate(lm, PROMPTS, max_new_tokens=NEW)
     assert ids(completions) == one_by_one(lm, PROMPTS, NEW)
-    # Some rows end early and some do not, so leaving the batch has been exercised.
+    # Some rows end early and some do not, so leaving the batch has been exercised; so have padding and sliding windows.
+    assert min(map(len, PROMPTS)) < SLIDING < max(map(len, PROMPTS))
     assert {completion.truncated for completion in completions} == {True, False}
 
 
 def test_a_sliding_window_model_agrees_too() -> None:
-    lm = tiny_lm("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    lm = tiny_lm("qwen2", use_sliding_window=True, sliding_window=SLIDING, max_window_layers=1)
     assert ids(generate(lm, PROMPTS, max_new_tokens=NEW)) == one_by_one(lm, PROMPTS, NEW)
+
+
+def lengths_of(kind: str, count: int) -> list[int]:
+    """Lengths as real queries have them: log-normal (median 120, a few above 1000), or short ones beside long ones."""
+    draw = torch.Generator().manual_seed(count)
+    normal = torch.randn(count, generator=draw)
+    if kind == "log-normal":
+        return (120 * (0.8 * normal).exp()).round().int().clamp(5, 3000).tolist()
+    long = torch.rand(count, generator=draw) < 0.2
+    return (torch.where(long, 1200 + 150 * normal, 60 + 12 * normal)).round().int().clamp(min=5).tolist()
+
+
+@pytest.mark.parametrize("count", [64, 300, 2000])
+@pytest.mark.parametrize("kind", ["log-normal", "bimodal"])
+def test_batches_by_length_hold_little_padding_and_many_rows(kind: str, count: int) -> None:
+    lengths = lengths_of(kind, count)
+    prompts = [[8] * length for length in lengths]
+    batches = batch_by_length(prompts, 128)
+    assert sorted(index for batch in batches for index in batch) == list(range(count))
+    widths = [max(lengths[index] for index in batch) for batch in batches]
+    read = sum(width * len(batch) for width, batch in zip(widths, batches, strict=True))
+    assert padding_share(prompts, batches) == pytest.approx((read - sum(lengths)) / read)
+    assert padding_share(prompts, batches) <= 0.25
+    for width, batch in zip(widths, batches, strict=True):
+        assert len(batch) == 1 or (len(batch) <= 256 and (width + 128) * len(batch) <= 16384)
+    # Batches are no smaller than memory asks, but for one at each few steps down in length.
+    needed = sum(length + 128 for length in lengths) / 16384
+    assert len(batches) <= 1.4 * needed + 10
+    # A batch of arbitrary rows would be padding for the most part.
+    arrived = [list(range(start, min(start + 64, count))) for start in range(0, count, 64)]
+    assert padding_share(prompts, arrived) > 0.5
+
+
+def test_the_padding_of_a_plan_is_what_the_model_reads() -> None:
+    lm = tiny_lm()
+    prompts = random_prompts(40, shortest=3, longest=80)
+    masks: list[Tensor] = []
+
+    def record(module: object, args: object, kwargs: dict[str, Tensor]) -> None:
+        if kwargs["input_ids"].shape[1] > 1:
+            masks.append(kwargs["attention_mask"])
+
+    hook = lm.decoder.register_forward_pre_hook(record, with_kwargs=True)
+    generate(lm, prompts, max_new_tokens=2)
+    hook.remove()
+    read, padded = sum(mask.numel() for mask in masks), sum(int((mask == 0).sum()) for mask in masks)
+    assert 0 < padded <= MOST_PADDING * read
+    assert padding_share(prompts, batch_by_length(prompts, 2)) == pytest.approx(padded / read)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_p": 0.9}])
@@ -175,7 +224,7 @@ def test_an_adaptation_sees_its_rows_and_is_told_which_go_on() -> None:
 
     assert generate(lm, PROMPTS, max_new_tokens=NEW, max_rows=10, adapt=adapt) == plain
     assert sorted(index for indices in seen for index in indices) == list(range(len(PROMPTS)))
-    assert [len(rows) for rows in seen] == [10, 10, 4]
+    assert seen == batch_by_length(PROMPTS, NEW, max_rows=10)
 
 
 def test_what_does_not_fit_the_window_is_refused() -> None:

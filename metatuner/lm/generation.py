@@ -19,6 +19,8 @@ from metatuner.lm.model import LM
 
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch once fewer than this share of it is unfinished: leaving costs one copy of the cache."""
+MOST_PADDING = 0.25
+"""A batch takes no further row that would make more than this share of its prompt positions padding."""
 ROOM = 32
 """Tokens that the cache makes room for at a time: more means fewer copies, but gaps in memory that slow attention."""
 
@@ -92,7 +94,7 @@ def generate(
     end = _End(lm, stops)
     done: dict[int, list[int]] = {}
     with torch.inference_mode():
-        for batch in _batches(prompts, max_new_tokens, batch_tokens, max_rows):
+        for batch in batch_by_length(prompts, max_new_tokens, batch_tokens, max_rows):
             pick: _Greedy | _Sample = _Greedy()
             if temperature > 0:
                 pick = _Sample([seeds[i] for i in batch], max_new_tokens, temperature, top_p)
@@ -108,16 +110,35 @@ def generate(
     return [end.completion(done[index], len(prompt), max_new_tokens) for index, prompt in enumerate(prompts)]
 
 
-def _batches(prompts: Sequence[Sequence[int]], new: int, batch_tokens: int, max_rows: int) -> list[list[int]]:
-    """Indices of prompts, the longest first (what does not fit in memory fails at once), alike ones together."""
+def batch_by_length(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_tokens: int = 16384, max_rows: int = 256
+) -> list[list[int]]:
+    """The batches that `generate` makes: indices of prompts, the longest first, those of alike lengths together.
+
+    Bounds are those of `generate`; besides, at most `MOST_PADDING` of a batch's prompt positions are padding.
+    """
     batches: list[list[int]] = []
-    longest = 0
+    longest = tokens = 0
+    # The longest first: what does not fit in memory fails at once. Equal prompts come together.
     for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), list(prompts[i]))):
-        if not batches or len(batches[-1]) == max_rows or (len(batches[-1]) + 1) * longest > batch_tokens:
+        rows, length = len(batches[-1]) + 1 if batches else 0, len(prompts[index])
+        if (
+            not batches
+            or rows > max_rows
+            or rows * (longest + max_new_tokens) > batch_tokens
+            or tokens + length < (1 - MOST_PADDING) * rows * longest
+        ):
             batches.append([])
-            longest = len(prompts[index]) + new
+            longest, tokens = length, 0
         batches[-1].append(index)
+        tokens += length
     return batches
+
+
+def padding_share(prompts: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> float:
+    """The share of prompt positions that are padding, 0 to 1, where each batch is as wide as its longest prompt."""
+    positions = sum(len(batch) * max(len(prompts[index]) for index in batch) for batch in batches)
+    return 1 - sum(len(prompts[index]) for batch in batches for index in batch) / positions
 
 
 class _Greedy:
