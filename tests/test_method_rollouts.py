@@ -7,8 +7,7 @@ from method_toys import examples, generator
 
 from metatuner.method import WarmUpConfig
 from metatuner.method.data import Rewrite
-from metatuner.method.rollouts import score_rollouts, select_best
-from metatuner.method.training import collect_rewrites
+from metatuner.method.rollouts import collect_rewrites, score_rollouts, select_best
 
 
 def test_the_best_rewrite_of_each_query_above_the_threshold_is_kept() -> None:

@@ -10,8 +10,8 @@ from method_toys import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewr
 from metatuner.errors import UserError
 from metatuner.method import MetaTuner, WarmUpConfig, train_joint, warm_up_actor, warm_up_generator
 from metatuner.method.data import Rewrite, draw_seeds, shuffled_batches
+from metatuner.method.optimising import cosine_with_warm_up
 from metatuner.method.prompt_decoder import write_prompts
-from metatuner.method.training import cosine_with_warm_up
 from metatuner.method.tuned import trainable
 
 D1 = examples()

@@ -84,12 +84,14 @@ class PerQueryLoRA:
         """Numbers a query: the sum over sites of rank * (d_in + d_out)."""
         self._pieces = [size for group in self._groups for size in group.pieces]
         self._flat: Tensor | None = None
+        self._held = False
 
     @contextmanager
     def applied(self, flat: Tensor) -> Iterator["PerQueryLoRA"]:
         """Adapt the model to `flat` [rows, flat_size]: row i of every batch run inside is shifted by flat[i].
 
-        Gradients reach `flat`. Under activation checkpointing run backward inside too, as it runs the model again.
+        Gradients reach `flat`. Activation checkpointing runs the model again in the backward pass: run that inside too,
+        or both inside `held`.
         """
         if flat.ndim != 2 or flat.shape[1] != self.flat_size:
             raise ValueError(f"factors must be [rows, {self.flat_size}], got {list(flat.shape)}")
@@ -102,9 +104,18 @@ class PerQueryLoRA:
             self._use(flat.to(self._groups[0].members[0].weight.dtype))
             yield self
         finally:
-            self._flat = None
-            for group in self._groups:
-                group.detach()
+            if not self._held:
+                self._release()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, factors stay applied when their `applied` ends, until this ends; nothing else can be applied then."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self._release()
 
     def keep(self, rows: Tensor) -> None:
         """From now on batches hold only `rows` (indices into the present rows), in this order."""
@@ -131,6 +142,11 @@ class PerQueryLoRA:
             exported[f"{prefix}.lora_A.weight"] = row[site.a].view(self.rank, site.d_in).contiguous()
             exported[f"{prefix}.lora_B.weight"] = row[site.b].view(self.rank, site.d_out).T.contiguous()
         return exported
+
+    def _release(self) -> None:
+        self._flat = None
+        for group in self._groups:
+            group.detach()
 
     def _use(self, flat: Tensor) -> None:
         self._flat = flat

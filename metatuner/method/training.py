@@ -1,86 +1,67 @@
-"""Training: the two warm-ups, rollouts, and the joint training of MetaTuner-J. All streams come from integer seeds."""
+"""Training: the two warm-ups, and the joint training of both branches. All streams come from integer seeds."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, completion_loss
+from metatuner.method import objectives
 from metatuner.method.config import MetaTunerConfig, WarmUpConfig
 from metatuner.method.data import Example, Rewrite, draw_seeds, shuffled_batches
 from metatuner.method.model import MetaTuner
-from metatuner.method.objectives import joint_loss, prompt_loss, task_pair
-from metatuner.method.prompt_decoder import write_prompts
-from metatuner.method.rollouts import Reward, RolloutStatistics, score_rollouts, select_best
+from metatuner.method.optimising import Log, Phase, Term, log_of_first, optimise
+from metatuner.method.rollouts import sample_prompts
 from metatuner.method.tuned import to_train, trainable
 
-Log = Callable[..., None]
-"""Receives one event of the training log as keywords (JSON values)."""
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def warm_up_actor(
-    actor: LM, generator: LM, examples: Sequence[Example], config: WarmUpConfig, *, seed: int, log: Log
+    actor: LM,
+    generator: LM,
+    examples: Sequence[Example],
+    config: WarmUpConfig,
+    *,
+    seed: int,
+    log: Log,
+    checkpoints: Path | None = None,
+    accelerator: "Accelerator | None" = None,
 ) -> LM:
     """The actor with a LoRA of its own (unmerged), trained on (p, x) -> y.
 
-    p is p~, or a rewrite by the generator sampled anew for each pass (`config.actor_prompts`).
+    p is p~, or a rewrite by the generator sampled anew for each pass (`config.actor_prompts`). For `checkpoints` and
+    `accelerator` see `optimising.optimise`.
     """
-    order_seed, prompt_seed, init_seed = draw_seeds(seed, 3)
-    trained = to_train(actor, "lora", config.actor_rank, init_seed)
-    per_epoch = math.ceil(len(examples) / config.batch_size)
-    batches = shuffled_batches(range(len(examples)), config.batch_size, order_seed)
-    prompts = [example.prompt for example in examples]
-
-    def losses(step: int) -> dict[str, Tensor]:
-        nonlocal prompts
-        if config.actor_prompts == "rollouts" and step % per_epoch == 0:
-            prompts = _sample_prompts(generator, examples, config, draw_seeds(prompt_seed, step // per_epoch + 1)[-1])
-        rows = next(batches)
-        return {"loss": completion_loss(trained, [task_pair(trained, prompts[row], examples[row]) for row in rows])}
-
-    groups = {"actor": (list(trainable(trained).values()), config.actor_learning_rate)}
-    optimise(groups, config.actor_epochs * per_epoch, losses, config, "actor_warm_up", log)
-    return trained
+    phase = _ActorWarmUp(actor, generator, examples, config, seed)
+    optimise(phase, log_of_first(log, accelerator), checkpoints=checkpoints, accelerator=accelerator)
+    return phase.trained
 
 
-def warm_up_generator(generator: LM, rewrites: Sequence[Rewrite], config: WarmUpConfig, *, seed: int, log: Log) -> LM:
-    """A private copy of the generator (or a LoRA on it), trained on D2: (p~, x) -> best prompt."""
-    order_seed, init_seed = draw_seeds(seed, 2)
-    trained = to_train(generator, config.trainable, config.generator_rank, init_seed)
-    batches = shuffled_batches(rewrites, config.batch_size, order_seed)
-    steps = config.generator_epochs * math.ceil(len(rewrites) / config.batch_size)
+def warm_up_generator(
+    generator: LM,
+    rewrites: Sequence[Rewrite],
+    config: WarmUpConfig,
+    *,
+    seed: int,
+    log: Log,
+    checkpoints: Path | None = None,
+    accelerator: "Accelerator | None" = None,
+) -> LM:
+    """A private copy of the generator (or a LoRA on it), trained on D2: (p~, x) -> best prompt.
 
-    def losses(step: int) -> dict[str, Tensor]:
-        return {"loss": prompt_loss(trained, next(batches), config.max_prompt_tokens)}
-
-    groups = {"generator": (list(trainable(trained).values()), config.generator_learning_rate)}
-    optimise(groups, steps, losses, config, "generator_warm_up", log)
-    return trained
-
-
-def collect_rewrites(
-    generator: LM, examples: Sequence[Example], reward: Reward, config: WarmUpConfig, *, seed: int, log: Log
-) -> tuple[list[Rewrite], RolloutStatistics]:
-    """D2 from `config.rollouts` rewrites a query, scored by `reward(indices into examples, prompts)`.
-
-    The first m of n rollouts are the same whatever n is.
+    For `checkpoints` and `accelerator` see `optimising.optimise`.
     """
-    draw_seed, *sample_seeds = draw_seeds(seed, 1 + config.rollouts)
-    samples = [_sample_prompts(generator, examples, config, sample_seed) for sample_seed in sample_seeds]
-    rollouts = list(zip(*samples, strict=True))
-    rewrites, statistics = select_best(
-        [example.prompt for example in examples],
-        [example.query for example in examples],
-        rollouts,
-        score_rollouts(rollouts, reward),
-        above=config.reward_above,
-        seed=draw_seed,
-    )
-    log(event="rollouts", queries=len(examples), d2=len(rewrites), **vars(statistics))
-    return rewrites, statistics
+    phase = _GeneratorWarmUp(generator, rewrites, config, seed)
+    optimise(phase, log_of_first(log, accelerator), checkpoints=checkpoints, accelerator=accelerator)
+    return phase.trained
 
 
 def train_joint(
@@ -91,113 +72,275 @@ def train_joint(
     seed: int,
     log: Log,
     evaluate: Callable[[], float] | None = None,
+    refresh: Callable[[], list[Rewrite]] | None = None,
+    checkpoints: Path | None = None,
+    accelerator: "Accelerator | None" = None,
 ) -> None:
-    """MetaTuner-J: minimise the sum of both loss terms, in place.
+    """Minimise the paper's loss in place, in the way that `tuner.config.objective` names.
 
     Args:
         examples: D1.
         rewrites: D2; where it is empty, the task loss alone is minimised and phi_p stays as it is.
-        evaluate: called after each epoch; what it returns is logged as the dev reward.
+        evaluate: called after each pass over D1; what it returns is logged as the dev reward.
+        refresh: collects D2 anew, each `config.d2_refresh_epochs`. It must not depend on how often it was called
+            before: a count of its own would be lost when training is resumed.
+        checkpoints: see `optimising.optimise`.
+        accelerator: see `optimising.optimise`; every process writes all prompts, evaluates and refreshes.
+
+    Raises `UserError` as `optimising.optimise` does, and for `d2_refresh_epochs` without `refresh`.
     """
-    config = tuner.config
-    d1_seed, d2_seed, prompt_seed = draw_seeds(seed, 3)
-    per_epoch = math.ceil(len(examples) / config.batch_size)
-    steps = config.epochs * per_epoch
-    batches = shuffled_batches(range(len(examples)), config.batch_size, d1_seed)
-    plan = [next(batches) for _ in range(steps)]
-    d2 = shuffled_batches(rewrites, config.batch_size, d2_seed)
-    sync_every = max(1, round(config.sync_epochs * per_epoch))
-    refresh_every = max(1, round(config.refresh_epochs * per_epoch))
-    prompts: dict[int, str] = {}
-
-    def losses(step: int) -> dict[str, Tensor]:
-        if evaluate is not None and step > 0 and step % per_epoch == 0:
-            log(event="dev", epoch=step // per_epoch, reward=evaluate())
-        if step % sync_every == 0:
-            tuner.sync()
-        if step % refresh_every == 0:
-            rows = sorted({row for batch in plan[step : step + refresh_every] for row in batch})
-            written = tuner.write_prompts(
-                [examples[row].prompt for row in rows],
-                [examples[row].query for row in rows],
-                temperature=config.prompt_temperature,
-                seed=draw_seeds(prompt_seed, step // refresh_every + 1)[-1],
-                frozen=True,
-            )
-            prompts.update(zip(rows, written, strict=True))
-        rows = plan[step]
-        loss = joint_loss(
-            tuner,
-            [examples[row] for row in rows],
-            [prompts[row] for row in rows],
-            next(d2) if rewrites else [],
-        )
-        return {"loss": loss.total, "task": loss.task, "prompt": loss.prompt}
-
-    rates = {"phi_s": config.generator_learning_rate, "phi_p": config.generator_learning_rate}
-    rates["phi_q"] = config.hyper_learning_rate
-    groups = {name: (parameters, rates[name]) for name, parameters in tuner.parameters.items()}
-    optimise(groups, steps, losses, config, "joint", log)
+    log = log_of_first(log, accelerator)
+    phase = _Joint(tuner, examples, rewrites, seed, log, evaluate, refresh)
+    optimise(phase, log, checkpoints=checkpoints, accelerator=accelerator)
     if evaluate is not None:
-        log(event="dev", epoch=config.epochs, reward=evaluate())
+        log(event="dev", epoch=tuner.config.epochs, reward=evaluate())
 
 
-def optimise(
-    groups: Mapping[str, tuple[list[nn.Parameter], float]],
-    steps: int,
-    losses: Callable[[int], dict[str, Tensor]],
-    config: WarmUpConfig | MetaTunerConfig,
-    phase: str,
-    log: Log,
-) -> None:
-    """AdamW with a linear warm-up and a cosine to 0, gradients clipped by their common norm; each step is logged.
+class _ActorWarmUp(Phase):
+    name = "actor_warm_up"
+    config: WarmUpConfig
 
-    Args:
-        groups: name -> (parameters, peak learning rate).
-        losses: given the step, the loss terms; "loss" is the one that is minimised.
+    def __init__(self, actor: LM, generator: LM, examples: Sequence[Example], config: WarmUpConfig, seed: int) -> None:
+        order_seed, self.prompt_seed, init_seed = draw_seeds(seed, 3)
+        self.generator, self.examples, self.config, self.seed = generator, examples, config, seed
+        self.trained = to_train(actor, "lora", config.actor_rank, init_seed)
+        self.per_epoch = math.ceil(len(examples) / config.batch_size)
+        self.steps = config.actor_epochs * self.per_epoch
+        self.groups = {"actor": (list(trainable(self.trained).values()), config.actor_learning_rate)}
+        self.layers = _layers(self.trained.decoder)
+        self.batches = _batches(len(examples), config.batch_size, order_seed, self.steps)
+        self.prompts = [example.prompt for example in examples]
+        self.tokens = _task_tokens(self.trained, examples)
 
-    Raises `UserError` if loss or gradients are not finite.
-    """
-    optimizer = torch.optim.AdamW(
-        [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in groups.values()], weight_decay=0.0
-    )
-    everything = [parameter for parameters, _ in groups.values() for parameter in parameters]
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * cosine_with_warm_up(step, steps, config.warm_up_share)
-        terms = losses(step)
-        terms["loss"].backward()
-        norms = {
-            name: get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-            for name, (parameters, _) in groups.items()
-        }
-        norm = torch.stack(list(norms.values())).square().sum().sqrt()
-        values = {name: value.item() for name, value in terms.items()}
-        if not math.isfinite(values["loss"]) or not math.isfinite(norm.item()):
-            raise UserError(
-                f"MetaTuner, {phase}: loss {values['loss']} and gradient norm {norm.item()} at step {step} of "
-                f"{steps}; lower the learning rates"
+    def terms(self, step: int) -> dict[str, Term[int]]:
+        epoch, place = divmod(step, self.per_epoch)
+        if self.config.actor_prompts == "rollouts" and place == 0:
+            seed = draw_seeds(self.prompt_seed, epoch + 1)[-1]
+            temperature = self.config.rollout_temperature
+            self.prompts = sample_prompts(
+                self.generator, self.examples, self.config, temperature=temperature, seed=seed
             )
-        clip_grads_with_norm_(everything, config.gradient_clip, norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        log(event=phase, step=step, **values, **{f"norm_{name}": value.item() for name, value in norms.items()})
+
+        def loss(rows: Sequence[int]) -> Tensor:
+            pairs = [objectives.task_pair(self.trained, self.prompts[row], self.examples[row]) for row in rows]
+            return completion_loss(self.trained, pairs)
+
+        return {"loss": Term(self.batches[step], loss, self.tokens)}
+
+    def identity(self) -> Any:
+        return [self.seed, _names(self.trained, self.generator), [asdict(example) for example in self.examples]]
+
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        return {}, self.prompts
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Any) -> None:
+        self.prompts = values
 
 
-def cosine_with_warm_up(step: int, steps: int, warm_up_share: float) -> float:
-    """The share of the peak learning rate at a step, above 0 from the first one on."""
-    rising = math.ceil(warm_up_share * steps)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+class _GeneratorWarmUp(Phase):
+    name = "generator_warm_up"
+    config: WarmUpConfig
+
+    def __init__(self, generator: LM, rewrites: Sequence[Rewrite], config: WarmUpConfig, seed: int) -> None:
+        order_seed, init_seed = draw_seeds(seed, 2)
+        self.rewrites, self.config, self.seed = rewrites, config, seed
+        self.trained = to_train(generator, config.trainable, config.generator_rank, init_seed)
+        self.steps = config.generator_epochs * math.ceil(len(rewrites) / config.batch_size)
+        self.groups = {"generator": (list(trainable(self.trained).values()), config.generator_learning_rate)}
+        self.layers = _layers(self.trained.decoder)
+        self.batches = _batches(len(rewrites), config.batch_size, order_seed, self.steps)
+        self.tokens = _prompt_tokens(self.trained, config.max_prompt_tokens)
+
+    def terms(self, step: int) -> dict[str, Term[Rewrite]]:
+        def loss(rows: Sequence[Rewrite]) -> Tensor:
+            return objectives.prompt_loss(self.trained, rows, self.config.max_prompt_tokens)
+
+        return {"loss": Term([self.rewrites[row] for row in self.batches[step]], loss, self.tokens)}
+
+    def identity(self) -> Any:
+        return [self.seed, _names(self.trained), [asdict(row) for row in self.rewrites]]
 
 
-def _sample_prompts(generator: LM, examples: Sequence[Example], config: WarmUpConfig, seed: int) -> list[str]:
-    return write_prompts(
-        generator,
-        [example.prompt for example in examples],
-        [example.query for example in examples],
-        max_prompt_tokens=config.max_prompt_tokens,
-        temperature=config.rollout_temperature,
-        seed=seed,
-    )
+class _Joint(Phase):
+    """Turns and steps: a turn is a batch of D1 with one of D2; `joint` makes one step of it, `alternating` two."""
+
+    name = "joint"
+    config: MetaTunerConfig
+
+    def __init__(
+        self,
+        tuner: MetaTuner,
+        examples: Sequence[Example],
+        rewrites: Sequence[Rewrite],
+        seed: int,
+        log: Log,
+        evaluate: Callable[[], float] | None,
+        refresh: Callable[[], list[Rewrite]] | None,
+    ) -> None:
+        config = tuner.config
+        if config.d2_refresh_epochs is not None and refresh is None:
+            raise UserError("MetaTuner: d2_refresh_epochs is set, but `refresh` is not given; give it, or set null")
+        self.config, self.tuner, self.examples, self.seed = config, tuner, examples, seed
+        self.log, self.evaluate, self.refresh = log, evaluate, refresh
+
+        gumbel = config.objective == "gumbel"
+        self.has_task = gumbel or config.parameter_branch != "none" or config.actor == "lora"
+        self.has_prompt = config.prompt_branch and not gumbel and config.alpha > 0
+        self.writes = self.has_task and config.prompt_branch and not gumbel
+        """Whether the task term reads prompts that phi_p' wrote."""
+
+        self.per_epoch = math.ceil(len(examples) / config.batch_size)
+        self.turns = config.epochs * self.per_epoch
+        d1_seed, self.d2_seed, prompt_seed = draw_seeds(seed, 3)
+        self.batches = _batches(len(examples), config.batch_size, d1_seed, self.turns)
+        self.seeds = draw_seeds(prompt_seed, self.turns)
+        self.first_rewrites = rewrites
+        self._take(rewrites, turn=0)
+        self.prompts = {} if config.prompt_branch else {row: each.prompt for row, each in enumerate(examples)}
+
+        both = self.has_task and self.has_prompt and (rewrites or config.d2_refresh_epochs is not None)
+        alternates = both and config.objective == "alternating"
+        self.schedule = schedule(self.turns, config.alternation_steps if alternates else None)
+        self.steps = len(self.schedule)
+
+        rates = {"phi_s": config.generator_learning_rate, "phi_p": config.generator_learning_rate}
+        rates |= {"phi_q": config.hyper_learning_rate, "actor": config.actor_learning_rate}
+        self.groups = {name: (group, rates[name]) for name, group in tuner.parameters.items()}
+        self.layers = _layers(tuner.generator.decoder, tuner.actor.decoder, tuner.meta_encoder)
+        self.lora = tuner.lora
+        self.task_tokens = _task_tokens(tuner.actor, examples)
+        self.prompt_tokens = _prompt_tokens(tuner.generator, tuner.max_prompt_tokens)
+
+    def terms(self, step: int) -> dict[str, Term[Any]]:
+        turn, names = self.schedule[step]
+        terms: dict[str, Term[Any]] = {}
+        if "task" in names:
+            epoch, place = divmod(turn, self.per_epoch)
+            if self.evaluate is not None and epoch and not place:
+                self.log(event="dev", epoch=epoch, reward=self.evaluate())
+            terms["task"] = self._task(turn)
+        if "prompt" in names:
+            every = self._interval(self.config.d2_refresh_epochs)
+            if every and self.refresh is not None and self.has_prompt and turn and turn % every == 0:
+                self._take(self.refresh(), turn)
+                self.log(event="d2", step=step, d2=len(self.rewrites))
+            terms["prompt"] = self._prompt(turn)
+        return terms
+
+    def identity(self) -> Any:
+        d1, d2 = [asdict(row) for row in self.examples], [asdict(row) for row in self.first_rewrites]
+        return [self.seed, _names(self.tuner.generator, self.tuner.actor), self.tuner.max_prompt_tokens, d1, d2]
+
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        values = {
+            "prompts": list(self.prompts.items()),
+            "rewrites": [asdict(row) for row in self.rewrites],
+            "rewrites_from": self.rewrites_from,
+        }
+        return self._frozen_prompt_decoder(), values
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Any) -> None:
+        self.prompts = dict(values["prompts"])
+        self._take([Rewrite(**row) for row in values["rewrites"]], values["rewrites_from"])
+        for name, parameter in self._frozen_prompt_decoder().items():
+            parameter.copy_(tensors[name])
+
+    def _task(self, turn: int) -> Term[int]:
+        tuner, config = self.tuner, self.config
+        if self.writes:
+            if turn % self._interval(config.sync_epochs) == 0:
+                tuner.sync()
+            if turn % self._interval(config.refresh_epochs) == 0:
+                self._write_prompts(turn)
+
+        def loss(rows: Sequence[int]) -> Tensor:
+            examples = [self.examples[row] for row in rows]
+            if config.objective == "gumbel":
+                # Parts of a batch have noise of their own.
+                seed, temperature = self.seeds[turn] + rows[0], gumbel_temperature(turn, self.turns, config)
+                return objectives.gumbel_loss(tuner, examples, temperature=temperature, seed=seed)
+            return objectives.task_loss(tuner, examples, [self.prompts[row] for row in rows])
+
+        return Term(self.batches[turn] if self.has_task else [], loss, self.task_tokens)
+
+    def _prompt(self, turn: int) -> Term[Rewrite]:
+        rows = self.rewrite_batches[turn - self.rewrites_from] if self.has_prompt and self.rewrites else []
+
+        def loss(rows: Sequence[Rewrite]) -> Tensor:
+            return objectives.prompt_loss(self.tuner.generator, rows, self.tuner.max_prompt_tokens)
+
+        return Term([self.rewrites[row] for row in rows], loss, self.prompt_tokens, self.config.alpha)
+
+    def _take(self, rewrites: Sequence[Rewrite], turn: int) -> None:
+        """Use this D2 from a turn on."""
+        self.rewrites, self.rewrites_from = list(rewrites), turn
+        seed = draw_seeds(self.d2_seed, turn)[-1] if turn else self.d2_seed
+        self.rewrite_batches = (
+            _batches(len(rewrites), self.config.batch_size, seed, self.turns - turn) if rewrites else []
+        )
+
+    def _write_prompts(self, turn: int) -> None:
+        """The prompts of all rows until the next refresh."""
+        every = self._interval(self.config.refresh_epochs)
+        rows = sorted({row for batch in self.batches[turn : turn + every] for row in batch})
+        written = self.tuner.write_prompts(
+            [self.examples[row].prompt for row in rows],
+            [self.examples[row].query for row in rows],
+            temperature=self.config.prompt_temperature,
+            seed=self.seeds[turn // every],
+            frozen=True,
+        )
+        self.prompts.update(zip(rows, written, strict=True))
+
+    def _interval(self, epochs: float | None) -> int:
+        """Turns in so many passes over D1, at least one; 0 for never."""
+        return 0 if epochs is None else max(1, round(epochs * self.per_epoch))
+
+    def _frozen_prompt_decoder(self) -> dict[str, Tensor]:
+        """phi_p', where prompts are written."""
+        if not self.writes:
+            return {}
+        named = self.tuner.frozen_generator.model.named_parameters()
+        return {name: parameter for name, parameter in named if name in self.tuner.upper}
+
+
+def schedule(turns: int, alternation_steps: int | None) -> list[tuple[int, tuple[str, ...]]]:
+    """For each optimiser step its turn, and the terms it takes: both, or blocks of one and then of the other.
+
+    >>> schedule(3, 2)
+    [(0, ('task',)), (1, ('task',)), (0, ('prompt',)), (1, ('prompt',)), (2, ('task',)), (2, ('prompt',))]
+    """
+    if alternation_steps is None:
+        return [(turn, ("task", "prompt")) for turn in range(turns)]
+    blocks = [range(turns)[start : start + alternation_steps] for start in range(0, turns, alternation_steps)]
+    return [(turn, (term,)) for block in blocks for term in ("task", "prompt") for turn in block]
+
+
+def gumbel_temperature(turn: int, turns: int, config: MetaTunerConfig) -> float:
+    """From `gumbel_temperature` in the first turn to `gumbel_final_temperature` in the last one, geometrically."""
+    passed = turn / max(1, turns - 1)
+    return config.gumbel_temperature * (config.gumbel_final_temperature / config.gumbel_temperature) ** passed
+
+
+def _batches(rows: int, size: int, seed: int, steps: int) -> list[list[int]]:
+    """The batches of the first `steps` steps, as row indices."""
+    return list(islice(shuffled_batches(range(rows), size, seed), steps))
+
+
+def _layers(*decoders: nn.Module | None) -> list[nn.Module]:
+    """The layers of those that there are, each once."""
+    lists = [decoder.get_submodule("layers") for decoder in decoders if decoder is not None]
+    return list(dict.fromkeys(layer for layers in lists for layer in layers.children()))
+
+
+def _task_tokens(actor: LM, examples: Sequence[Example]) -> Callable[[int], int]:
+    """The completion tokens of a row of D1 (counted once: they do not depend on the prompt)."""
+    return cache(lambda row: len(objectives.task_pair(actor, examples[row].prompt, examples[row])[1]))
+
+
+def _prompt_tokens(generator: LM, max_prompt_tokens: int) -> Callable[[Rewrite], int]:
+    return cache(lambda row: len(objectives.rewrite_pair(generator, row, max_prompt_tokens)[1]))
+
+
+def _names(*lms: LM) -> list[list[str | None]]:
+    return [[lm.spec.path, lm.spec.revision] for lm in lms]

@@ -1,0 +1,56 @@
+"""Checkpoints of a phase of training: safetensors and JSON, in a folder that exists only once it is complete."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from metatuner.errors import UserError
+from metatuner.method.tuned import save_tensors
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
+
+
+class Checkpoints:
+    """The last checkpoint of a phase, in `folder/step-00000040`.
+
+    Args:
+        key: what the phase depends on; a checkpoint with another one is refused.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], values: Any) -> None:
+        """Write the state after `step` steps (tensors, and JSON values), then remove older checkpoints."""
+        complete = self.folder / f"step-{step:08}"
+        temporary = self.folder / f".{complete.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_tensors(dict(tensors), temporary / TENSORS)
+        state = {"key": self.key, "step": step, "values": values}
+        (temporary / STATE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+        for file in temporary.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        temporary.rename(complete)
+        for other in self.folder.glob("step-*"):
+            if other != complete:
+                shutil.rmtree(other)
+
+    def load(self) -> tuple[int, dict[str, Tensor], Any] | None:
+        """What the last `save` was given, None if there was none; UserError if it belongs to something else."""
+        folders = sorted(self.folder.glob("step-*"))
+        if not folders:
+            return None
+        state = json.loads((folders[-1] / STATE).read_text(encoding="utf-8"))
+        if state["key"] != self.key:
+            raise UserError(
+                f"{self.folder}: a checkpoint of another configuration, data or seed; delete this folder to begin "
+                "anew, or take the configuration it was written with"
+            )
+        return state["step"], load_file(folders[-1] / TENSORS), state["values"]
