@@ -419,7 +419,7 @@ def read_outcomes(plan: Plan, paths: Iterable[Path]) -> dict[str, tuple[str, str
 
 
 def tune(config: Config, arguments: argparse.Namespace) -> None:
-    """Random search for one method on one benchmark."""
+    """Random search for one subject (a method, or METHOD.VARIANT) on one benchmark."""
     from metatuner.harness.rows import read_rows
 
     shop = Workshop(config)
@@ -435,7 +435,7 @@ def tune(config: Config, arguments: argparse.Namespace) -> None:
     results = []
     for over in trials:
         settings, _ = plan.settings(method, (benchmark,), over, winners=False)
-        fit = plan.fit(method, settings, (benchmark,), plan.tuning_generator, config.tuning.seed)
+        fit = plan.fit(method.partition(".")[0], settings, (benchmark,), plan.tuning_generator, config.tuning.seed)
         scored = layout.trial(fit.key)
         if scored.is_file():
             result = json.loads(scored.read_text(encoding="utf-8"))
@@ -474,7 +474,7 @@ def winners(config: Config, arguments: argparse.Namespace) -> None:
             score=best["score"],
             trials=len(record["trials"]),
             failed=len(record["trials"]) - len(done),
-            at_edge=_at_edge(best["settings"], config.methods[method].search),
+            at_edge=_at_edge(best["settings"], plan.subject(method).search),
             key=record["key"],
         )
         edge = stored[method, benchmark].at_edge

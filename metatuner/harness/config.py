@@ -113,11 +113,21 @@ class SearchConfig(_Part):
         return self
 
 
+class VariantConfig(_Part):
+    """A variant of a method that is tuned on its own: an ablation, say, under the settings that suit it best."""
+
+    settings: dict[str, Any] = Field(default_factory=dict, description="that differ from the method's")
+    search: dict[str, SearchConfig] | None = Field(None, description="null: the method's")
+
+
 class MethodConfig(_Part):
     """A method's settings in this preset, what tuning may change, its budget, and how many cells a job packs."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, SearchConfig] = Field(default_factory=dict)
+    variants: dict[str, VariantConfig] = Field(
+        default_factory=dict, description="tuned on their own; an experiment's variant takes one by `tuned_as`"
+    )
     budget: str = "default"
     pack: int | None = Field(None, ge=1, description="fits a job; null: the preset's `pack`")
 
@@ -136,10 +146,17 @@ class ExperimentConfig(_Part):
     methods: list[str] = Field(min_length=1)
     benchmarks: list[BenchmarkId] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    generator: str
+    generator: str | Annotated[list[str], Field(min_length=1)] = Field(description="a name, or several: one grid each")
     variants: dict[str, dict[str, dict[str, Any]]] = Field(
-        default_factory=dict, description="method -> variant name -> settings that differ"
+        default_factory=dict,
+        description="method -> variant name -> settings that differ; under the name of a method that it requires, that "
+        "one's; `tuned_as`: one of the method's own `variants`; `generator`: the only one it runs with",
     )
+
+    @property
+    def generators(self) -> list[str]:
+        """The generators' names."""
+        return [self.generator] if isinstance(self.generator, str) else self.generator
 
 
 class Config(_Part):
@@ -157,7 +174,7 @@ class Config(_Part):
     budgets: dict[str, BudgetConfig]
     methods: dict[str, MethodConfig]
     tuning: TuningConfig = TuningConfig()  # type: ignore[call-arg]
-    experiments: dict[str, ExperimentConfig]
+    experiments: dict[str, ExperimentConfig] = Field(min_length=1)
     extra_methods: list[str] = Field(default_factory=list, description="files of further methods")
 
     @model_validator(mode="after")
@@ -169,16 +186,21 @@ class Config(_Part):
                         f"experiments.{name}.benchmarks: unknown benchmark {benchmark!r}; "
                         + suggest(benchmark, self.benchmarks)
                     )
-            if experiment.generator not in self.models.generators:
-                raise ValueError(
-                    f"experiments.{name}.generator: unknown generator {experiment.generator!r}; "
-                    + suggest(experiment.generator, self.models.generators)
-                )
+            for generator in experiment.generators:
+                if generator not in self.models.generators:
+                    raise ValueError(
+                        f"experiments.{name}.generator: unknown generator {generator!r}; "
+                        + suggest(generator, self.models.generators)
+                    )
             for method in experiment.variants:
                 if method not in experiment.methods:
                     raise ValueError(f"experiments.{name}.variants: {method!r} is not among the experiment's methods")
-            for key in ("methods", "benchmarks", "seeds"):
-                values = getattr(experiment, key)
+            for key, values in {
+                "methods": experiment.methods,
+                "benchmarks": experiment.benchmarks,
+                "seeds": experiment.seeds,
+                "generator": experiment.generators,
+            }.items():
                 twice = [value for value in values if values.count(value) > 1]
                 if twice:
                     raise ValueError(f"experiments.{name}.{key}: {twice[0]!r} stands there twice; name it once")
@@ -274,6 +296,8 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
     Args:
         preset: a name in config/presets.
         overrides: nested keys (or one level of dotted ones: `{"tuning.trials": 2}`) that replace the preset's.
+
+    An experiment that is set to null is left out.
     """
     values = _read_preset(preset)
     for key, value in (overrides or {}).items():
@@ -282,6 +306,8 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
         values = merge(values, {key.split(".")[0]: value})
     if isinstance(values.get("extra_methods"), str):  # --config extra_methods=FILE gives a bare name
         values["extra_methods"] = [values["extra_methods"]]
+    if isinstance(values.get("experiments"), dict):
+        values["experiments"] = {name: each for name, each in values["experiments"].items() if each is not None}
     values.setdefault("preset", preset)
     values.setdefault("results", f"results/{preset}")
     return resolve(values)
