@@ -195,12 +195,13 @@ class Config(_Part):
             for method in experiment.variants:
                 if method not in experiment.methods:
                     raise ValueError(f"experiments.{name}.variants: {method!r} is not among the experiment's methods")
-            for key, values in {
+            lists: dict[str, list[Any]] = {
                 "methods": experiment.methods,
                 "benchmarks": experiment.benchmarks,
                 "seeds": experiment.seeds,
                 "generator": experiment.generators,
-            }.items():
+            }
+            for key, values in lists.items():
                 twice = [value for value in values if values.count(value) > 1]
                 if twice:
                     raise ValueError(f"experiments.{name}.{key}: {twice[0]!r} stands there twice; name it once")
