@@ -89,7 +89,8 @@ class PlanRow:
     settings: str
     """As canonical JSON; what the variant sets of a required method stands under that one's name."""
     tuned: str
-    """Where they come from: winner, winner of ANOTHER GENERATOR, expired, untuned (no winner is stored), none (the
+    """Where they come from: winner, winner of ANOTHER GENERATOR, inherited (a variant that changes settings, under the
+    winner of its subject without the changes), expired, untuned (no winner is stored), none (the
     method has no search space)."""
 
 
@@ -494,6 +495,8 @@ class Plan:
                             settings, tuned = self.settings(variant.subject, train, variant.over, where=variant.place)
                             if tuned == "winner" and cls.uses_generator and generator != self.tuning_generator:
                                 tuned = f"winner of {self.tuning_generator}"
+                            elif tuned == "winner" and settings != self.settings(variant.subject, train)[0]:
+                                tuned = "inherited"
                             for seed in experiment.seeds:
                                 fit = self.fit(method, settings, train, generator, seed)
                                 cell = self.cell(fit, benchmark)

@@ -17,6 +17,7 @@ from metatuner.errors import UserError, suggest
 from metatuner.hashing import ROOT
 
 BenchmarkId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+ExperimentId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class _Part(BaseModel):
@@ -153,10 +154,27 @@ class ExperimentConfig(_Part):
         "one's; `tuned_as`: one of the method's own `variants`; `generator`: the only one it runs with",
     )
 
+    axis: str | None = Field(
+        None,
+        description="a setting that variants differ in (or METHOD.SETTING of a required method): a figure's x axis",
+    )
+
     @property
     def generators(self) -> list[str]:
         """The generators' names."""
         return [self.generator] if isinstance(self.generator, str) else self.generator
+
+    @property
+    def points(self) -> dict[tuple[str, str], Any]:
+        """The value on the axis of each (method, variant) that sets it."""
+        found = {}
+        *required, setting = (self.axis or "").split(".")
+        for method, variants in self.variants.items():
+            for variant, over in variants.items():
+                values = over.get(required[0], {}) if required else over
+                if setting in values:
+                    found[method, variant] = values[setting]
+        return found
 
 
 class Config(_Part):
@@ -174,7 +192,7 @@ class Config(_Part):
     budgets: dict[str, BudgetConfig]
     methods: dict[str, MethodConfig]
     tuning: TuningConfig = TuningConfig()  # type: ignore[call-arg]
-    experiments: dict[str, ExperimentConfig] = Field(min_length=1)
+    experiments: dict[ExperimentId, ExperimentConfig] = Field(min_length=1)
     extra_methods: list[str] = Field(default_factory=list, description="files of further methods")
 
     @model_validator(mode="after")
@@ -195,6 +213,10 @@ class Config(_Part):
             for method in experiment.variants:
                 if method not in experiment.methods:
                     raise ValueError(f"experiments.{name}.variants: {method!r} is not among the experiment's methods")
+            if experiment.axis and not experiment.points:
+                raise ValueError(
+                    f"experiments.{name}.axis: no variant sets {experiment.axis!r}; leave it out, or set it"
+                )
             lists: dict[str, list[Any]] = {
                 "methods": experiment.methods,
                 "benchmarks": experiment.benchmarks,
