@@ -213,6 +213,16 @@ class Plan:
         """What a pretrained nano model depends on: its recipe's code, the world, and torch."""
         return hash_value([nano.model_key(role, self.world), self.config.nano.trained, lock_versions()["torch"]])
 
+    def layers(self, role: str) -> int | None:
+        """Decoder layers of a model, as far as its recipe or its folder tells without a library."""
+        model = self.model_config(role)
+        if model.path.startswith("nano:"):
+            return nano.RECIPES[model.path.removeprefix("nano:")].layers
+        file = self.model_path(role) / "config.json" if self.is_local(model) else None
+        return (
+            json.loads(file.read_text(encoding="utf-8")).get("num_hidden_layers") if file and file.is_file() else None
+        )
+
     @property
     def nano_roles(self) -> list[str]:
         """The nano models that the experiments use, by the name of their recipe."""
@@ -310,6 +320,20 @@ class Plan:
     def cell(self, fit: Fit, benchmark: str) -> Cell:
         """A cell with its key."""
         return Cell(hash_value([fit.key, self.data_key(benchmark), self._evaluation_code()]), fit, benchmark)
+
+    @property
+    def framework(self) -> dict[str, Any] | None:
+        """What the drawing of MetaTuner shows: settings, models, K. None where no experiment has it."""
+        used = {method for experiment in self.config.experiments.values() for method in experiment.methods}
+        if "metatuner_j" not in used:
+            return None
+        role = self.tuning_generator
+        return {
+            "settings": json.loads(self.settings("metatuner_j", (), winners=False)[0]),
+            "generator": self.model_config(role).path.rsplit("/", 1)[-1],
+            "actor": self.model_config("actor").path.rsplit("/", 1)[-1],
+            "layers": self.layers(role),
+        }
 
     # ---- settings and tuning -----------------------------------------------------------------------------------
 

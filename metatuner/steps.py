@@ -534,21 +534,26 @@ def _settings_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def table(config: Config, arguments: argparse.Namespace) -> None:
     """Make tables from scores at hand."""
-    from metatuner.analysis.tables import TABLES
+    from metatuner.analysis.tables import tables_of
 
-    _draw(config, arguments.name, TABLES)
+    _draw(config, arguments.name, tables_of(config))
 
 
 def figure(config: Config, arguments: argparse.Namespace) -> None:
-    """Make figures from scores at hand."""
-    from metatuner.analysis.figures import FIGURES
+    """Make figures from scores at hand; the framework's from the config alone."""
+    from metatuner.analysis.figures import figures_of
+    from metatuner.analysis.framework import Design, figure_2
 
-    _draw(config, arguments.name, FIGURES)
+    makers = figures_of(config)
+    design = Plan(config).framework
+    if design is not None:
+        makers["figure_2"] = lambda config: figure_2(config, Design(**design))
+    _draw(config, arguments.name, makers)
 
 
 def _draw(config: Config, name: str, makers: Mapping[str, Callable[[Config], Iterable[Path]]]) -> None:
     if name != "all" and name not in makers:
-        raise UserError(f"--name {name!r}; {suggest(name, [*makers, 'all'])}")
+        raise UserError(f"--name {name!r}: nothing in this preset; {suggest(name, [*makers, 'all'])}")
     for each in makers if name == "all" else [name]:
         for path in makers[each](config):
             progress.say(f"wrote {path}")

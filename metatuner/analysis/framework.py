@@ -1,5 +1,6 @@
 """The framework of MetaTuner (the paper's Figure 2), drawn from the settings that a preset resolves to."""
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +41,11 @@ def draw_framework(design: Design, preset: str) -> "Figure":
 
     settings = design.settings
     note = note_lines(
-        f"Drawn from the configuration of preset {preset}; nothing here is measured. Solid: the way of a query; dashed: "
-        f"gradients. {_objective(settings)} p~: initial prompt; x: query; y: reference answer; D1: task pairs; D2: "
-        "queries with the prompt that served them best."
+        f"Drawn from the configuration of preset {preset}; nothing here is measured. {_objective(settings)} p~: "
+        "initial prompt; x: query; y: reference answer; D1: task pairs; D2: queries with prompts that served them "
+        "well."
     )
-    bottom, body = 0.14 + NOTE_HEIGHT * len(note), 2.75
+    bottom, body = 0.14 + NOTE_HEIGHT * len(note), 3.0
     height = bottom + body
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0, bottom / height, 1, body / height))
@@ -53,55 +54,59 @@ def draw_framework(design: Design, preset: str) -> "Figure":
     axes.set_axis_off()
 
     shared, private, upper = _depths(design)
-    prompts, factors = settings["prompt_branch"], settings["parameter_branch"]
-    _box(axes, 0.1, 1.05, 0.75, 0.7, "p~, x", "", "white")
-    _box(axes, 1.2, 0.85, 1.35, 1.1, "meta encoder $\\phi_s$", f"{shared}\nof {design.generator}", SHARED)
-    _arrow(axes, (0.85, 1.4), (1.2, 1.4))
-    _box(axes, 6.05, 0.6, 1.45, 1.6, "actor M", f"{design.actor}\n{_actor(settings)}", FROZEN)
-    if prompts:
-        _box(axes, 3.0, 1.75, 1.5, 0.85, "prompt decoder $\\phi_p$", upper, PROMPT)
-        _arrow(axes, (2.55, 1.6), (3.0, 2.1))
-        _arrow(axes, (4.5, 2.1), (6.05, 1.85), "prompt $p_i$, as text")
-        _arrow(
-            axes,
-            (3.75, 2.75),
-            (3.75, 2.6),
-            "$\\alpha\\cdot$CE on D2, $\\alpha$ = " + f"{settings['alpha']:g}",
-            dashed=True,
-        )
+    branch = settings["parameter_branch"]
+    _box(axes, 0.1, 1.2, 0.6, 0.6, "p~, x", "", "white")
+    _box(axes, 6.2, 0.75, 1.3, 1.5, "actor M", f"{design.actor}\n{_actor(settings)}", FROZEN)
+    _arrow(axes, (6.85, 0.75), (6.85, 0.45))
+    axes.text(6.85, 0.4, "answer, with the\ntask loss against y (D1)", ha="center", va="top", fontsize=7)
+    start = (0.7, 1.5)
+    if shared:
+        _box(axes, 1.0, 0.95, 1.4, 1.1, "meta encoder $\\phi_s$", shared, SHARED)
+        _arrow(axes, start, (1.0, 1.5))
+        start = (2.4, 1.5)
+    if settings["prompt_branch"]:
+        _box(axes, 2.85, 1.8, 1.75, 0.7, "prompt decoder $\\phi_p$", upper, PROMPT)
+        _arrow(axes, start, (2.85, 2.15))
+        _arrow(axes, (4.6, 2.15), (6.2, 1.85))
+        axes.text(5.4, 2.15, "prompt $p_i$, as text, with x", ha="center", va="bottom", fontsize=7)
+        if settings["objective"] != "gumbel":
+            loss = f"CE on D2, times $\\alpha$ = {settings['alpha']:g}"
+            axes.text(3.72, 2.56, loss, ha="center", va="bottom", fontsize=7)
     else:
-        _arrow(axes, (0.85, 1.55), (6.05, 2.05), "prompt p~ (no prompt branch)")
-    if factors == "query":
-        text = f"{private}{_pooling(settings)}, {_decoder(settings)}\nbottleneck {settings['bottleneck']}"
-        _box(axes, 3.0, 0.2, 1.5, 0.95, "parameter decoder $\\phi_q$", text, PARAMETER)
-        _arrow(axes, (2.55, 1.2), (3.0, 0.8), "$h_i$")
-    elif factors == "static":
-        _box(axes, 3.0, 0.2, 1.5, 0.95, "one static LoRA", "the same for all queries", PARAMETER)
-    if factors != "none":
+        _arrow(axes, (0.4, 1.8), (6.2, 1.9), bend=-0.25)
+        axes.text(3.3, 2.75, "prompt p~ as it is (no prompt branch)", ha="center", va="bottom", fontsize=7)
+    if branch == "query":
+        text = f"{private}{_pooling(settings)} $h_i$\n{_decoder(settings)}\nbottleneck {settings['bottleneck']}"
+        _box(axes, 2.85, 0.3, 1.75, 1.05, "parameter decoder $\\phi_q$", text, PARAMETER)
+        _arrow(axes, start, (2.85, 0.85))
+    elif branch == "static":
+        _box(axes, 2.85, 0.45, 1.75, 0.7, "one static LoRA", "the same for all queries", PARAMETER)
+    if branch != "none":
         modules = settings["target_modules"]
         named = modules if isinstance(modules, str) else ", ".join(modules)
-        which = "$A_i, B_i$" if factors == "query" else "$A, B$"
-        label = f"{which}: rank {settings['rank']}, scale {settings['scale']:g}\non {named}"
-        _arrow(axes, (4.5, 0.65), (6.05, 0.95), label, below=True)
-    _arrow(axes, (6.8, 0.6), (6.8, 0.18), "answer, task loss against y (D1)", left=True)
+        which = "$A_i, B_i$" if branch == "query" else "A, B"
+        label = [f"{which}: rank {settings['rank']}, scale {settings['scale']:g}", *textwrap.wrap(f"on {named}", 24)]
+        _arrow(axes, (4.6, 0.85), (6.2, 1.15))
+        axes.text(5.4, 0.86, "\n".join(label), ha="center", va="top", fontsize=7, linespacing=1.25)
     write_note(figure, note)
     return figure
 
 
 def _depths(design: Design) -> tuple[str, str, str]:
-    """What the meta encoder, the parameter branch alone and the prompt decoder hold of the generator's layers."""
-    share, total = design.settings["shared_layers"], design.layers
-    named = value_title("shared_layers", share)
+    """What of the generator's layers the meta encoder, the parameter branch alone and the prompt decoder hold."""
+    share, total, depth = design.settings["shared_layers"], design.layers, design.settings["encoder_layers"]
     if total is None:
-        shared = f"first k = {named} of K layers" if share else "nothing shared (k = 0)"
-        return shared, "" if share else "private layers, ", "the layers above" if share else "all K layers"
+        named = value_title("shared_layers", share)
+        private = "" if share and depth is None else "private layers up to it\n"
+        if not share:
+            return "", private, f"all K layers\nof {design.generator}"
+        return f"first k = {named} of K layers\nof {design.generator}", private, "the layers above, LM head"
     k = share if isinstance(share, int) else round(share * total)
-    depth = design.settings["encoder_layers"]
-    read = k or max(1, total // 2) if depth is None else depth if isinstance(depth, int) else round(depth * total)
-    shared = f"layers 1 to {k} (k = {k} of K = {total})" if k else f"nothing shared (k = 0 of K = {total})"
+    read = (k or max(1, total // 2)) if depth is None else depth if isinstance(depth, int) else round(depth * total)
+    shared = f"layers 1 to {k}\n(k = {k} of K = {total})\nof {design.generator}" if k else ""
     private = f"private layers {k + 1} to {read}\n" if read > k else ""
-    upper = f"layers {k + 1} to {total}, LM head" if k < total else "norm and LM head"
-    return shared.replace(" (", "\n("), private, upper
+    upper = f"layers {k + 1} to {total}, LM head" if k < total else "last norm, LM head"
+    return shared, private, upper if k else f"{upper}\nof {design.generator}"
 
 
 def _pooling(settings: Mapping[str, Any]) -> str:
@@ -119,11 +124,13 @@ def _actor(settings: Mapping[str, Any]) -> str:
 
 
 def _objective(settings: Mapping[str, Any]) -> str:
+    if not settings["prompt_branch"]:
+        return "Objective: the task term alone."
     return {
-        "joint": "Objective: both loss terms, summed in each step (MetaTuner-J); the first with prompts by a frozen copy of "
-        f"the prompt decoder, renewed each {settings['sync_epochs']:g} passes over D1.",
-        "alternating": f"Objective: {settings['alternation_steps']} steps on the task term, as many on the prompt term "
-        "(MetaTuner-I).",
+        "joint": "Objective: both loss terms, summed in each step (MetaTuner-J); the first under prompts by a frozen "
+        f"copy of the prompt decoder, renewed every {settings['sync_epochs']:g} passes over D1.",
+        "alternating": "Objective: the two loss terms in turn (MetaTuner-I), steps on each before the other: "
+        f"{settings['alternation_steps']}.",
         "gumbel": "Objective: the task loss alone, through prompt tokens relaxed by straight-through Gumbel-Softmax.",
     }[settings["objective"]]
 
@@ -133,29 +140,18 @@ def _box(axes: "Axes", x: float, y: float, width: float, height: float, title: s
 
     style = "round,pad=0,rounding_size=0.06"
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=fill, edgecolor=INK, linewidth=0.8))
-    middle = x + width / 2
     lines = text.count("\n") + 1 if text else 0
-    axes.text(middle, y + height / 2 + 0.065 * lines, title, ha="center", va="center", fontsize=8, fontweight="bold")
-    if text:
-        axes.text(middle, y + height / 2 - 0.03, text, ha="center", va="top", fontsize=6.5, linespacing=1.25)
+    middle, top = x + width / 2, y + height / 2 + 0.062 * lines
+    axes.text(middle, top, title, ha="center", va="center", fontsize=8, fontweight="bold")
+    axes.text(middle, top - 0.11, text, ha="center", va="top", fontsize=6.5, linespacing=1.25)
 
 
-def _arrow(
-    axes: "Axes",
-    start: tuple[float, float],
-    end: tuple[float, float],
-    label: str = "",
-    *,
-    dashed: bool = False,
-    below: bool = False,
-    left: bool = False,
-) -> None:
+def _arrow(axes: "Axes", start: tuple[float, float], end: tuple[float, float], bend: float = 0.0) -> None:
     from matplotlib.patches import FancyArrowPatch
 
-    style = {"linestyle": "--"} if dashed else {}
-    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color=INK, linewidth=0.9, **style))
-    x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-    if left:
-        axes.text(x - 0.08, y, label, ha="right", va="center", fontsize=7)
-    elif label:
-        axes.text(x, y + (-0.1 if below else 0.1), label, ha="center", va="top" if below else "bottom", fontsize=7)
+    way = f"arc3,rad={bend}"
+    axes.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", connectionstyle=way, mutation_scale=8, color=INK, linewidth=0.9, shrinkA=0
+        )
+    )

@@ -313,6 +313,24 @@ def resolve(values: Mapping[str, Any]) -> Config:
         raise UserError(_one_line(error)) from None
 
 
+def _without_nulls(experiments: Any) -> Any:
+    """Experiments without those that are null, and without variants that are."""
+
+    def kept(values: Any) -> Any:
+        return {name: each for name, each in values.items() if each is not None} if isinstance(values, dict) else values
+
+    experiments = kept(experiments)
+    if not isinstance(experiments, dict):
+        return experiments
+    found = {}
+    for name, experiment in experiments.items():
+        if isinstance(experiment, dict) and isinstance(experiment.get("variants"), dict):
+            variants = {method: kept(each) for method, each in experiment["variants"].items()}
+            experiment = {**experiment, "variants": variants}
+        found[name] = experiment
+    return found
+
+
 def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None) -> Config:
     """The preset named, deep-merged with overrides and validated.
 
@@ -320,7 +338,7 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
         preset: a name in config/presets.
         overrides: nested keys (or one level of dotted ones: `{"tuning.trials": 2}`) that replace the preset's.
 
-    An experiment that is set to null is left out.
+    An experiment, or a variant in one, that is set to null is left out.
     """
     values = _read_preset(preset)
     for key, value in (overrides or {}).items():
@@ -329,8 +347,7 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
         values = merge(values, {key.split(".")[0]: value})
     if isinstance(values.get("extra_methods"), str):  # --config extra_methods=FILE gives a bare name
         values["extra_methods"] = [values["extra_methods"]]
-    if isinstance(values.get("experiments"), dict):
-        values["experiments"] = {name: each for name, each in values["experiments"].items() if each is not None}
+    values["experiments"] = _without_nulls(values.get("experiments"))
     values.setdefault("preset", preset)
     values.setdefault("results", f"results/{preset}")
     return resolve(values)
