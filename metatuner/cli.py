@@ -50,12 +50,16 @@ def _parser() -> argparse.ArgumentParser:
     add("fit", "fit the policies of a pack", pack=True)
     add("evaluate", "evaluate the cells of a pack on test rows", pack=True)
     tune = add("tune", "random search for one method and benchmark, on the tune split")
-    tune.add_argument("--method", required=True)
+    tune.add_argument("--method", required=True, help="a method, or METHOD.VARIANT")
     tune.add_argument("--benchmark", required=True)
     add("winners", "store the winners of all finished searches in the preset's file")
     add("scores", "collect scores.csv from the cells at hand")
-    add("table", "make a table from scores at hand").add_argument("--name", required=True, help="table_1, or all")
-    add("figure", "make a figure from scores at hand").add_argument("--name", required=True, help="figure_main, or all")
+    add("table", "make a table from scores at hand").add_argument(
+        "--name", required=True, help="table_1, table_3, table_EXPERIMENT, or all"
+    )
+    add("figure", "make a figure from scores at hand").add_argument(
+        "--name", required=True, help="figure_main, figure_2 to figure_6, figure_EXPERIMENT, or all"
+    )
     add("provenance", "write what the results depend on")
     add("verdict", "fail if any cell failed, naming each with its reason")
     add("usage", "where the run's CPU time went, process start and imports apart")

@@ -1,10 +1,11 @@
-"""MetaTuner on the ground that all methods share: its warm-up, fitted once for all variants, and MetaTuner-J."""
+"""MetaTuner on the ground that all methods share: its warm-up, fitted once for all variants, MetaTuner-J and -I."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from metatuner.harness.ground import Ground, Lab, to_query
 from metatuner.harness.method import Method, make_settings
@@ -37,12 +38,7 @@ class MetaTunerWarmUp(Method):
         config: WarmUpConfig = self.settings
         examples, generator = _examples(lab), lab.need_generator()
         actor = warm_up_actor(lab.actor, generator, examples, config, seed=lab.stream("actor_warm_up"), log=lab.log)
-        warmed = merged(actor)
-
-        def reward(indices: list[int], prompts: list[str]) -> list[float]:
-            rows = [lab.train[index] for index in indices]
-            return lab.reward(rows, lab.answer([to_query(row) for row in rows], prompts, actor=warmed))
-
+        reward = _reward(lab, merged(actor))
         d2, _ = collect_rewrites(generator, examples, reward, config, seed=lab.stream("rollouts"), log=lab.log)
         generator = warm_up_generator(generator, d2, config, seed=lab.stream("generator_warm_up"), log=lab.log)
         return WarmUpPolicy(lab, generator, actor, config, d2)
@@ -54,7 +50,7 @@ class MetaTunerJ(Method):
     name = "metatuner_j"
     family = "hybrid"
     reference = REFERENCE
-    deviations = (
+    deviations: ClassVar[tuple[str, ...]] = (
         "h_i is scaled to root mean square 1 before the parameter decoder.",
         "Prompts of the task loss are written once an interval for all its rows, not in each step.",
         "If no rollout was rewarded (D2 is empty), the task loss alone is minimised, and the log says so.",
@@ -65,19 +61,43 @@ class MetaTunerJ(Method):
 
     def fit(self, lab: Lab) -> "MetaTunerPolicy":
         from metatuner.method.model import MetaTuner
-        from metatuner.method.training import train_joint
+        from metatuner.method.training import collect_rewrites, train_joint
 
+        config: MetaTunerConfig = self.settings
         warm = load_policy(lab.required(MetaTunerWarmUp.name), lab)
         assert isinstance(warm, WarmUpPolicy)
         tuner = MetaTuner(
             warm.generator,
-            warm.actor,
-            self.settings,
+            warm.actor_with_lora if config.actor == "lora" else warm.actor,
+            config,
             max_prompt_tokens=warm.config.max_prompt_tokens,
             seed=lab.stream("parameter_decoder"),
         )
-        train_joint(tuner, _examples(lab), warm.d2, seed=lab.stream("joint"), log=lab.log)
+        examples, rounds = _examples(lab), count(1)
+
+        def refresh() -> "list[Rewrite]":
+            seed, reward = lab.stream(f"rollouts {next(rounds)}"), _reward(lab, warm.actor)
+            return collect_rewrites(tuner.generator, examples, reward, warm.config, seed=seed, log=lab.log)[0]
+
+        anew: dict[str, Any] = {} if config.d2_refresh_epochs is None else {"refresh": refresh}
+        train_joint(tuner, examples, warm.d2, seed=lab.stream("joint"), log=lab.log, **anew)
         return MetaTunerPolicy(lab, tuner, warm.actor_with_lora, warm.config)
+
+
+@dataclass(frozen=True)
+class AlternatingConfig(MetaTunerConfig):
+    """MetaTuner-I's settings: MetaTuner-J's, with its own objective as the default."""
+
+    objective: Literal["joint", "alternating", "gumbel"] = "alternating"
+    """See `MetaTunerConfig`."""
+
+
+class MetaTunerI(MetaTunerJ):
+    """Both branches trained by steps on one loss term, then on the other, from the common warm-up."""
+
+    name = "metatuner_i"
+    deviations = (*MetaTunerJ.deviations, "How often the terms alternate is not public; here it is a setting.")
+    Settings = AlternatingConfig
 
 
 @register_policy("metatuner_warmup")
@@ -93,16 +113,19 @@ class WarmUpPolicy(Policy):
         self.ground, self.generator, self.config, self.d2 = ground, generator, config, list(d2)
         self.actor_with_lora, self.actor = actor, merged(actor)
 
-    def respond(self, queries: Sequence[Query]) -> list[Response]:
+    def write_prompts(self, queries: Sequence[Query]) -> list[str]:
+        """The warmed generator's prompt for each query."""
         from metatuner.method.prompt_decoder import write_prompts
 
-        written = write_prompts(
+        return write_prompts(
             self.generator,
             _initial_prompts(self.ground, queries),
             [query.text for query in queries],
             max_prompt_tokens=self.config.max_prompt_tokens,
         )
-        return self.ground.answer(queries, written, actor=self.actor)
+
+    def respond(self, queries: Sequence[Query]) -> list[Response]:
+        return self.ground.answer(queries, self.write_prompts(queries), actor=self.actor)
 
     def write(self, folder: Path) -> dict[str, Any]:
         from metatuner.method.tuned import save_tensors, trainable
@@ -128,10 +151,10 @@ class WarmUpPolicy(Policy):
 
 @register_policy("metatuner")
 class MetaTunerPolicy(Policy):
-    """For each query its own prompt and LoRA factors."""
+    """For each query its own prompt and LoRA factors, as far as the configuration has these branches."""
 
     def __init__(self, ground: Ground, tuner: "MetaTuner", actor: "LM", warm_up: WarmUpConfig) -> None:
-        """`actor` is the warmed actor with its LoRA unmerged; `tuner` runs it merged."""
+        """`actor` is the warmed actor with its LoRA unmerged; `tuner` runs it merged, or trains it on."""
         self.ground, self.tuner, self.actor_with_lora, self.warm_up = ground, tuner, actor, warm_up
 
     def respond(self, queries: Sequence[Query]) -> list[Response]:
@@ -158,7 +181,8 @@ class MetaTunerPolicy(Policy):
         config = make_settings(MetaTunerJ, state["config"], str(folder))
         warm_up = make_settings(MetaTunerWarmUp, state["warm_up"], str(folder))
         generator, actor = _private_models(ground, warm_up, folder)
-        tuner = MetaTuner(generator, merged(actor), config, max_prompt_tokens=warm_up.max_prompt_tokens)
+        run = actor if config.actor == "lora" else merged(actor)
+        tuner = MetaTuner(generator, run, config, max_prompt_tokens=warm_up.max_prompt_tokens)
         tuner.load(folder)
         return cls(ground, tuner, actor, warm_up)
 
@@ -168,6 +192,16 @@ def _examples(lab: Lab) -> list["Example"]:
     from metatuner.method.data import Example
 
     return [Example(lab.initial_prompt(row), row.query, row.target) for row in lab.train]
+
+
+def _reward(lab: Lab, actor: "LM") -> Callable[[list[int], list[str]], list[float]]:
+    """What the actor is rewarded with for its answers to train rows, given by index, under prompts."""
+
+    def reward(indices: list[int], prompts: list[str]) -> list[float]:
+        rows = [lab.train[index] for index in indices]
+        return lab.reward(rows, lab.answer([to_query(row) for row in rows], prompts, actor=actor))
+
+    return reward
 
 
 def _initial_prompts(ground: Ground, queries: Sequence[Query]) -> list[str]:

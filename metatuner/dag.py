@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from metatuner.analysis.figures import figures_of
+from metatuner.analysis.tables import tables_of
 from metatuner.errors import UserError
 from metatuner.harness.config import Config, dump_config, load_config
 from metatuner.harness.policy import write_atomically
@@ -190,13 +192,29 @@ class Dag:
         published = sorted((ROOT / "results" / "published").glob("*.csv"))
         return hash_code(ANALYSIS / "tables.py", ANALYSIS / "figures.py", data=published)
 
+    @cached_property
+    def framework_key(self) -> str:
+        """What the drawing of the framework depends on."""
+        return hash_value([self.plan.framework, self.plan.config.preset, hash_code(ANALYSIS / "framework.py")])
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the preset's tables."""
+        return list(tables_of(self.plan.config))
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the preset's figures that are drawn from scores."""
+        return list(figures_of(self.plan.config))
+
     @property
     def result_files(self) -> list[Path]:
         """What `snakemake --cores all` makes."""
         layout = self.layout
         files = [layout.scores, layout.provenance]
-        files += [layout.table("table_1", suffix) for suffix in ("csv", "md", "tex")]
-        files += [layout.figure("figure_main", suffix) for suffix in ("png", "pdf")]
+        drawn = self.figures + ["figure_2"] * (self.plan.framework is not None)
+        files += [layout.table(name, suffix) for name in self.tables for suffix in ("csv", "md", "tex")]
+        files += [layout.figure(name, suffix) for name in drawn for suffix in ("png", "pdf")]
         if self.uses_nano_rows:
             files += [layout.root / "world.json", layout.root / "world.md"]
         return files

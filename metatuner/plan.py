@@ -3,10 +3,11 @@
 No torch here: the DAG is built from this on every call of snakemake.
 """
 
+import json
 import platform
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +16,15 @@ from typing import Any
 from metatuner import nano
 from metatuner.errors import UserError, suggest
 from metatuner.harness.benchmarks import benchmark_file
-from metatuner.harness.config import BenchmarkConfig, Config, ModelConfig, SearchConfig, expand_path
+from metatuner.harness.config import (
+    BenchmarkConfig,
+    Config,
+    MethodConfig,
+    ModelConfig,
+    SearchConfig,
+    expand_path,
+    merge,
+)
 from metatuner.harness.ground import derive_seed
 from metatuner.harness.layout import Layout
 from metatuner.harness.method import make_settings, settings_dict
@@ -78,9 +87,10 @@ class PlanRow:
     cell: str
     fit: str
     settings: str
-    """As canonical JSON."""
+    """As canonical JSON; what the variant sets of a required method stands under that one's name."""
     tuned: str
-    """Where they come from: winner, winner of ANOTHER GENERATOR, expired, untuned (no winner is stored), none (the
+    """Where they come from: winner, winner of ANOTHER GENERATOR, inherited (a variant that changes settings, under the
+    winner of its subject without the changes), expired, untuned (no winner is stored), none (the
     method has no search space)."""
 
 
@@ -92,6 +102,20 @@ class Pack:
     keys: tuple[str, ...]
     needs: tuple[str, ...]
     """Names of the fit packs that must be there before."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the variants in which an experiment wants a method."""
+
+    name: str
+    subject: str
+    """Whose settings it starts from: the method's, or those of one of its own variants (see `Plan.subject`)."""
+    over: dict[str, Any]
+    """Settings that differ from these."""
+    generators: list[str]
+    place: str
+    """Where it stands in the config."""
 
 
 @cache
@@ -128,15 +152,13 @@ class Plan:
         self.world = nano.World(seed=config.nano.world_seed, null=config.nano.null)
         for name, method in config.methods.items():
             known = self.registry[name].cls  # an unknown name is an error here
-            make_settings(known, method.settings, f"methods.{name}.settings")
-            if known.internal and method.search:
+            if known.internal and (method.search or method.variants):
+                key = "search" if method.search else "variants"
                 raise UserError(
-                    f"methods.{name}.search: {name!r} only serves other methods and is not tuned; leave it out"
+                    f"methods.{name}.{key}: {name!r} only serves other methods and is not tuned; leave it out"
                 )
-            for setting in method.search:
-                make_settings(
-                    known, {**method.settings, setting: _first(method.search[setting])}, f"methods.{name}.search"
-                )
+            for subject in (name, *(f"{name}.{variant}" for variant in method.variants)):
+                self._check_subject(subject)
         for name, experiment in config.experiments.items():
             for method_name in experiment.methods:
                 if method_name not in self.registry.names():
@@ -191,10 +213,20 @@ class Plan:
         """What a pretrained nano model depends on: its recipe's code, the world, and torch."""
         return hash_value([nano.model_key(role, self.world), self.config.nano.trained, lock_versions()["torch"]])
 
+    def layers(self, role: str) -> int | None:
+        """Decoder layers of a model, as far as its recipe or its folder tells without a library."""
+        model = self.model_config(role)
+        if model.path.startswith("nano:"):
+            return nano.RECIPES[model.path.removeprefix("nano:")].layers
+        file = self.model_path(role) / "config.json" if self.is_local(model) else None
+        return (
+            json.loads(file.read_text(encoding="utf-8")).get("num_hidden_layers") if file and file.is_file() else None
+        )
+
     @property
     def nano_roles(self) -> list[str]:
         """The nano models that the experiments use, by the name of their recipe."""
-        generators = {experiment.generator for experiment in self.config.experiments.values()}
+        generators = {name for experiment in self.config.experiments.values() for name in experiment.generators}
         models = [self.model_config(role) for role in ("actor", *generators)]
         return sorted({model.path.removeprefix("nano:") for model in models if model.path.startswith("nano:")})
 
@@ -258,11 +290,15 @@ class Plan:
 
     @cache
     def fit(self, method: str, settings: str, train: tuple[str, ...], generator: str, seed: int) -> Fit:
-        """A fit with its key. `settings` is canonical JSON of all fields of the method's Settings."""
+        """A fit with its key. `settings` is what the method of this name gives: all fields of the method's Settings as
+        canonical JSON, and what differs in the methods it requires.
+        """
         cls = self.registry[method].cls
+        own, required = self._split(method, json.loads(settings))
+        settings = canonical(own)
         requires = []
         for name in cls.requires:
-            configured = self.settings(name, train)[0]
+            configured = self.settings(name, train, required.get(name))[0]
             requires.append(self.fit(name, configured, train, generator, seed))
         used_generator = generator if cls.uses_generator else ""
         method_config = self.config.methods.get(method)
@@ -285,19 +321,80 @@ class Plan:
         """A cell with its key."""
         return Cell(hash_value([fit.key, self.data_key(benchmark), self._evaluation_code()]), fit, benchmark)
 
+    @property
+    def framework(self) -> dict[str, Any] | None:
+        """What the drawing of MetaTuner shows: settings, models, K. None where no experiment has it."""
+        used = {method for experiment in self.config.experiments.values() for method in experiment.methods}
+        if "metatuner_j" not in used:
+            return None
+        role = self.tuning_generator
+        return {
+            "settings": json.loads(self.settings("metatuner_j", (), winners=False)[0]),
+            "generator": self.model_config(role).path.rsplit("/", 1)[-1],
+            "actor": self.model_config("actor").path.rsplit("/", 1)[-1],
+            "layers": self.layers(role),
+        }
+
     # ---- settings and tuning -----------------------------------------------------------------------------------
 
+    # A *subject* of tuning is a method ("metatuner_j") or one of its own variants ("metatuner_j.without_p").
+
     @cache
-    def tuning_key(self, method: str, benchmark: str) -> str:
+    def subject(self, subject: str) -> MethodConfig:
+        """A subject's config: the method's, with what the variant sets."""
+        name, _, variant = subject.partition(".")
+        method = self.config.methods.get(name) or MethodConfig()  # type: ignore[call-arg]
+        if not variant:
+            return method
+        if variant not in method.variants:
+            raise UserError(f"methods.{name}.variants: no variant {variant!r}; {suggest(variant, method.variants)}")
+        own = method.variants[variant]
+        search = method.search if own.search is None else own.search
+        return method.model_copy(update={"settings": merge(method.settings, own.settings), "search": search})
+
+    def _place(self, subject: str, key: str) -> str:
+        """Where a subject's key stands in the config."""
+        method, _, variant = subject.partition(".")
+        return f"methods.{method}.variants.{variant}.{key}" if variant else f"methods.{method}.{key}"
+
+    def _check_subject(self, subject: str) -> None:
+        config = self.subject(subject)
+        for over in ({}, *({setting: _first(space)} for setting, space in config.search.items())):
+            place = self._place(subject, "search" if over else "settings")
+            self._checked(subject.partition(".")[0], {**config.settings, **over}, place)
+
+    def _split(self, method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """A method's own settings, and those of the methods it requires, by name."""
+        required = self.registry[method].cls.requires
+        own = {name: value for name, value in values.items() if name not in required}
+        return own, {name: values[name] for name in required if name in values}
+
+    def _checked(self, method: str, values: Mapping[str, Any], where: str) -> str:
+        """Settings of a method and of those it requires as canonical JSON; the method's own are complete."""
+        cls = self.registry[method].cls
+        own, required = self._split(method, values)
+        known = [field.name for field in fields(cls.Settings)] + list(cls.requires)
+        for name in own:
+            if name not in known:
+                raise UserError(f"{where}: unknown setting {name!r} of method {method}; {suggest(name, known)}")
+        for name, over in required.items():
+            if not isinstance(over, dict):
+                raise UserError(f"{where}.{name}: must be a mapping of {name}'s settings, got {over!r}")
+            make_settings(self.registry[name].cls, over, f"{where}.{name}")
+        return canonical(settings_dict(make_settings(cls, own, where)) | required)
+
+    @cache
+    def tuning_key(self, subject: str, benchmark: str) -> str:
         """What a stored winner depends on; package versions are left out, so that an update does not void tuning."""
-        config = self.config.methods[method]
+        config, method = self.subject(subject), subject.partition(".")[0]
         cls = self.registry[method].cls
         generator = self.tuning_generator if cls.uses_generator else ""
+        required = self._split(method, config.settings)[1]
         return hash_value(
             {
                 "search": {name: space.model_dump(mode="json") for name, space in config.search.items()},
                 "fixed": config.settings,
-                "required": [self.settings(name, (benchmark,))[0] for name in cls.requires],
+                "required": [self.settings(name, (benchmark,), required.get(name))[0] for name in cls.requires],
                 "data": self.data_key(benchmark),
                 "actor": self.model_recipe("actor"),
                 "generator": self.model_recipe(generator) if generator else None,
@@ -309,48 +406,62 @@ class Plan:
 
     @property
     def tuning_generator(self) -> str:
-        """Tuning uses the first experiment's generator."""
-        return next(iter(self.config.experiments.values())).generator
+        """Tuning uses the first experiment's first generator."""
+        return next(iter(self.config.experiments.values())).generators[0]
 
     def settings(
-        self, method: str, train: tuple[str, ...], over: dict[str, Any] | None = None, *, winners: bool = True
+        self,
+        subject: str,
+        train: tuple[str, ...],
+        over: Mapping[str, Any] | None = None,
+        *,
+        winners: bool = True,
+        where: str = "",
     ) -> tuple[str, str]:
         """A fit's settings as canonical JSON, and where they come from (winner, expired, untuned, none).
 
-        Order: the dataclass's defaults, the preset's `settings`, the stored winner of this benchmark if nothing it
-        depends on has changed, the variant's own.
+        Order: the dataclass's defaults, the preset's `settings`, those of the method's variant that the subject names,
+        the subject's stored winner of this benchmark if nothing it depends on has changed, then `over`, an experiment's
+        variant; `where` is its place in the config.
         """
-        cls = self.registry[method].cls
-        config = self.config.methods.get(method)
-        values: dict[str, Any] = dict(config.settings) if config else {}
+        config = self.subject(subject)
+        values: dict[str, Any] = dict(config.settings)
         tuned = "none"
-        if winners and config and config.search and len(train) == 1:
-            winner = self.winners.get((method, train[0]))
-            if winner is not None and winner.key == self.tuning_key(method, train[0]):
+        if winners and config.search and len(train) == 1:
+            winner = self.winners.get((subject, train[0]))
+            if winner is not None and winner.key == self.tuning_key(subject, train[0]):
                 values |= winner.settings
                 tuned = "winner"
             elif winner is not None:
-                self.expired.add((method, train[0]))
+                self.expired.add((subject, train[0]))
                 tuned = "expired"
             else:
                 tuned = "untuned"
-        values |= over or {}
-        return canonical(settings_dict(make_settings(cls, values, f"methods.{method}.settings"))), tuned
+        place = where or self._place(subject, "settings")
+        return self._checked(subject.partition(".")[0], merge(values, over or {}), place), tuned
 
-    @property
+    @cached_property
     def tunable(self) -> list[tuple[str, str]]:
-        """The (method, benchmark) pairs that `tune` searches."""
-        methods = [
-            name for name in self._methods_in_use if name in self.config.methods and self.config.methods[name].search
+        """The (subject, benchmark) pairs that `tune` searches: what the experiments use, where they use it."""
+        used: dict[str, set[str]] = {}
+        for name, experiment in self.config.experiments.items():
+            for method in experiment.methods:
+                for variant in self._variants(name, method):
+                    used.setdefault(variant.subject, set()).update(experiment.benchmarks)
+        return [
+            (subject, benchmark)
+            for subject, benchmarks in used.items()
+            if self.subject(subject).search
+            for benchmark in self.config.benchmarks
+            if benchmark in benchmarks
         ]
-        return [(method, benchmark) for method in methods for benchmark in self.config.benchmarks]
 
-    def trials(self, method: str, benchmark: str) -> list[dict[str, Any]]:
+    def trials(self, subject: str, benchmark: str) -> list[dict[str, Any]]:
         """What random search tries: the preset's own settings first, then draws, none twice."""
-        config = self.config.methods[method]
-        rng = random.Random(derive_seed("tune", method, benchmark, self.config.tuning.seed))
-        own = make_settings(self.registry[method].cls, config.settings, f"methods.{method}.settings")
-        seen = [{name: settings_dict(own)[name] for name in config.search}]
+        config, method = self.subject(subject), subject.partition(".")[0]
+        rng = random.Random(derive_seed("tune", subject, benchmark, self.config.tuning.seed))
+        own = json.loads(self._checked(method, config.settings, self._place(subject, "settings")))
+        seen = [{name: own[name] for name in config.search}]
         drawn: list[dict[str, Any]] = [{}]
         for _ in range(100 * self.config.tuning.trials):  # a small grid may hold fewer settings than trials
             if len(drawn) == self.config.tuning.trials:
@@ -368,6 +479,30 @@ class Plan:
         """Every cell of every experiment, in the order of the config."""
         return [row for row, _ in self._grid]
 
+    def _variants(self, experiment: str, method: str) -> list[Variant]:
+        """What an experiment wants of a method, in the order of the config."""
+        config = self.config.experiments[experiment]
+        found = []
+        for name, values in (config.variants.get(method) or {DEFAULT_VARIANT: {}}).items():
+            place = f"experiments.{experiment}.variants.{method}.{name}"
+            over = dict(values)
+            tuned_as, generator = over.pop("tuned_as", None), over.pop("generator", None)
+            if tuned_as is not None:
+                own = self.subject(method).variants
+                if tuned_as not in own:
+                    raise UserError(
+                        f"{place}.tuned_as: no {tuned_as!r} in methods.{method}.variants; "
+                        + (suggest(str(tuned_as), own) if own else "declare it there")
+                    )
+            if generator is not None and generator not in config.generators:
+                raise UserError(
+                    f"{place}.generator: {generator!r} is not among the experiment's; "
+                    + suggest(str(generator), config.generators)
+                )
+            subject = method if tuned_as is None else f"{method}.{tuned_as}"
+            found.append(Variant(name, subject, over, [generator] if generator else config.generators, place))
+        return found
+
     @cached_property
     def _grid(self) -> list[tuple[PlanRow, Cell]]:
         grid = []
@@ -376,37 +511,34 @@ class Plan:
                 cls = self.registry[method].cls
                 if cls.internal:
                     raise UserError(f"experiments.{name}.methods: {method!r} only serves other methods; leave it out")
-                variants = experiment.variants.get(method) or {DEFAULT_VARIANT: {}}
-                for variant, over in variants.items():
-                    for benchmark in experiment.benchmarks:
-                        train = (benchmark,)
-                        settings, tuned = self.settings(method, train, over)
-                        if tuned == "winner" and cls.uses_generator and experiment.generator != self.tuning_generator:
-                            tuned = f"winner of {self.tuning_generator}"
-                        for seed in experiment.seeds:
-                            fit = self.fit(method, settings, train, experiment.generator, seed)
-                            cell = self.cell(fit, benchmark)
-                            row = PlanRow(
-                                name,
-                                method,
-                                variant,
-                                benchmark,
-                                "+".join(train),
-                                fit.generator,
-                                seed,
-                                cell.key,
-                                fit.key,
-                                settings,
-                                tuned,
-                            )
-                            grid.append((row, cell))
+                for variant in self._variants(name, method):
+                    # The same for each generator, if it uses none.
+                    for generator in variant.generators[: None if cls.uses_generator else 1]:
+                        for benchmark in experiment.benchmarks:
+                            train = (benchmark,)
+                            settings, tuned = self.settings(variant.subject, train, variant.over, where=variant.place)
+                            if tuned == "winner" and cls.uses_generator and generator != self.tuning_generator:
+                                tuned = f"winner of {self.tuning_generator}"
+                            elif tuned == "winner" and settings != self.settings(variant.subject, train)[0]:
+                                tuned = "inherited"
+                            for seed in experiment.seeds:
+                                fit = self.fit(method, settings, train, generator, seed)
+                                cell = self.cell(fit, benchmark)
+                                row = PlanRow(
+                                    name,
+                                    method,
+                                    variant.name,
+                                    benchmark,
+                                    "+".join(train),
+                                    fit.generator,
+                                    seed,
+                                    cell.key,
+                                    fit.key,
+                                    settings,
+                                    tuned,
+                                )
+                                grid.append((row, cell))
         return grid
-
-    @property
-    def _methods_in_use(self) -> list[str]:
-        return list(
-            dict.fromkeys(method for experiment in self.config.experiments.values() for method in experiment.methods)
-        )
 
     @cached_property
     def cells(self) -> dict[str, Cell]:

@@ -419,7 +419,7 @@ def read_outcomes(plan: Plan, paths: Iterable[Path]) -> dict[str, tuple[str, str
 
 
 def tune(config: Config, arguments: argparse.Namespace) -> None:
-    """Random search for one method on one benchmark."""
+    """Random search for one subject (a method, or METHOD.VARIANT) on one benchmark."""
     from metatuner.harness.rows import read_rows
 
     shop = Workshop(config)
@@ -435,7 +435,7 @@ def tune(config: Config, arguments: argparse.Namespace) -> None:
     results = []
     for over in trials:
         settings, _ = plan.settings(method, (benchmark,), over, winners=False)
-        fit = plan.fit(method, settings, (benchmark,), plan.tuning_generator, config.tuning.seed)
+        fit = plan.fit(method.partition(".")[0], settings, (benchmark,), plan.tuning_generator, config.tuning.seed)
         scored = layout.trial(fit.key)
         if scored.is_file():
             result = json.loads(scored.read_text(encoding="utf-8"))
@@ -474,7 +474,7 @@ def winners(config: Config, arguments: argparse.Namespace) -> None:
             score=best["score"],
             trials=len(record["trials"]),
             failed=len(record["trials"]) - len(done),
-            at_edge=_at_edge(best["settings"], config.methods[method].search),
+            at_edge=_at_edge(best["settings"], plan.subject(method).search),
             key=record["key"],
         )
         edge = stored[method, benchmark].at_edge
@@ -534,21 +534,26 @@ def _settings_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def table(config: Config, arguments: argparse.Namespace) -> None:
     """Make tables from scores at hand."""
-    from metatuner.analysis.tables import TABLES
+    from metatuner.analysis.tables import tables_of
 
-    _draw(config, arguments.name, TABLES)
+    _draw(config, arguments.name, tables_of(config))
 
 
 def figure(config: Config, arguments: argparse.Namespace) -> None:
-    """Make figures from scores at hand."""
-    from metatuner.analysis.figures import FIGURES
+    """Make figures from scores at hand; the framework's from the config alone."""
+    from metatuner.analysis.figures import figures_of
+    from metatuner.analysis.framework import Design, figure_2
 
-    _draw(config, arguments.name, FIGURES)
+    makers = figures_of(config)
+    design = Plan(config).framework
+    if design is not None:
+        makers["figure_2"] = lambda config: figure_2(config, Design(**design))
+    _draw(config, arguments.name, makers)
 
 
 def _draw(config: Config, name: str, makers: Mapping[str, Callable[[Config], Iterable[Path]]]) -> None:
     if name != "all" and name not in makers:
-        raise UserError(f"--name {name!r}; {suggest(name, [*makers, 'all'])}")
+        raise UserError(f"--name {name!r}: nothing in this preset; {suggest(name, [*makers, 'all'])}")
     for each in makers if name == "all" else [name]:
         for path in makers[each](config):
             progress.say(f"wrote {path}")

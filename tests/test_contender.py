@@ -12,7 +12,7 @@ import pytest
 import torch
 from method_toys import INITIAL, actor, generator, words
 
-from metatuner.contender import MetaTunerJ, MetaTunerWarmUp
+from metatuner.contender import AlternatingConfig, MetaTunerI, MetaTunerJ, MetaTunerWarmUp
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.ground import Ground, Lab, to_query
@@ -85,11 +85,14 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Po
     ground = lab(prerequisites={"metatuner_warmup": root / "metatuner_warmup"})
     joint = MetaTunerJ(JOINT).fit(ground)
     joint.save(root / "metatuner_j")
-    policies: dict[str, Policy] = {"metatuner_warmup": warm, "metatuner_j": joint}
+    ground = lab(prerequisites={"metatuner_warmup": root / "metatuner_warmup"})
+    alternating = MetaTunerI(AlternatingConfig(**vars(replace(JOINT, objective="alternating")))).fit(ground)
+    alternating.save(root / "metatuner_i")
+    policies: dict[str, Policy] = {"metatuner_warmup": warm, "metatuner_j": joint, "metatuner_i": alternating}
     return lambda name: (policies[name], root / name)
 
 
-@pytest.mark.parametrize("name", ["metatuner_warmup", "metatuner_j"])
+@pytest.mark.parametrize("name", ["metatuner_warmup", "metatuner_j", "metatuner_i"])
 def test_a_saved_policy_answers_as_the_fitted_one(fitted: Any, name: str) -> None:
     policy, folder = fitted(name)
     ground = Ground(actor(), generator(), {"gsm8k": BENCHMARK})
@@ -186,6 +189,23 @@ def test_the_budget_sees_the_training_of_private_copies(tmp_path: Path) -> None:
     assert joint.budget.used.trained_tokens > least
     # The prompts of D1 are written anew in each pass.
     assert joint.budget.used.lm_calls == JOINT.epochs * len(TRAIN)
+
+
+def test_i_differs_from_j_by_its_objective_alone() -> None:
+    assert AlternatingConfig().objective == "alternating"
+    assert replace(AlternatingConfig(), objective="joint") == AlternatingConfig(**vars(MetaTunerConfig()))
+    assert MetaTunerI.fit is MetaTunerJ.fit
+
+
+def test_a_policy_is_read_with_the_warm_up_it_was_saved_with_not_with_the_default(tmp_path: Path) -> None:
+    other = replace(WARM_UP, generator_rank=3, actor_rank=1, max_prompt_tokens=3)
+    MetaTunerWarmUp(other).fit(lab()).save(tmp_path / "warm")
+    joint = MetaTunerJ(JOINT).fit(lab(prerequisites={"metatuner_warmup": tmp_path / "warm"}))
+    joint.save(tmp_path / "joint")
+    ground = Ground(actor(), generator(), {"gsm8k": BENCHMARK})
+    responses = load_policy(tmp_path / "joint", ground).respond(TEST)
+    assert responses == joint.respond(TEST)
+    assert all(len(response.prompt.split()) <= 3 for response in responses)
 
 
 def test_the_registry_knows_both_and_reports_only_the_contender() -> None:

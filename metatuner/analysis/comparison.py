@@ -47,12 +47,13 @@ class Entry:
     tuned: str = ""
     """Where the settings come from, as `read_tuned` tells; "" where it does not."""
     behind: Difference | None = None
-    """Paired difference to the benchmark's best, over the seeds that both have; None for the best (of several, the
-    first) and for holes."""
+    """Paired difference to the comparison's reference or, where it has none, to the benchmark's best, over the seeds
+    that both have; None for that one itself (of several best, the first) and for holes."""
     p_holm: float | None = None
-    """Of `behind`, corrected for all pairs of methods on this benchmark."""
-    mark: Literal["best", "tied", ""] = ""
-    """best: the highest mean, or equal to it; tied: not significantly below it."""
+    """Of `behind`, corrected for all differences to the reference on this benchmark, or for all pairs of methods."""
+    mark: Literal["best", "tied", "differs", ""] = ""
+    """best: the highest mean, or equal to it; tied: not significantly below it. Where there is a reference: differs,
+    significantly, from it."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,26 @@ class Comparison:
     titles: Mapping[str, str]
     """The benchmarks' names in print."""
     entries: Mapping[tuple[MethodId, str], Entry]
+    generator: str = ""
+    """Its name in the config."""
+    reference: MethodId | None = None
+    """What each other method is compared with; None: the best."""
 
     def of(self, benchmark: str) -> list[Entry]:
         """The benchmark's entries, in the order of `methods`."""
         return [self.entries[method, benchmark] for method in self.methods if (method, benchmark) in self.entries]
 
 
-def compare(config: Config, experiment: str) -> Comparison:
+def compare(
+    config: Config, experiment: str, *, generator: str | None = None, reference: MethodId | None = None
+) -> Comparison:
     """Read an experiment's scores.csv lines and the per-query scores of their cells, and compare.
 
     Args:
         config: says where the results lie.
         experiment: its name in the config and in scores.csv.
+        generator: one of the experiment's; the first if none is given. Methods that use none are in each comparison.
+        reference: compare with this method, and keep the config's order; else with the best, in the order of tables.
 
     Raises:
         UserError: no such experiment, a file is missing or wrong, scores.csv is older than its cells, or cells of one
@@ -84,23 +93,24 @@ def compare(config: Config, experiment: str) -> Comparison:
     """
     if experiment not in config.experiments:
         raise UserError(f"config key 'experiments': no {experiment!r}; {suggest(experiment, config.experiments)}")
-    layout = Layout(config)
-    root, scores, tuned = layout.root, read_scores(layout.scores), read_tuned(layout.settings, experiment)
+    layout, generator = Layout(config), generator or config.experiments[experiment].generators[0]
+    root, scores = layout.root, read_scores(layout.scores)
+    tuned = read_tuned(layout.settings, experiment, ("", generator))
     known = dict.fromkeys(score.experiment for score in scores)
     if experiment not in known:
         raise UserError(f"{layout.scores}: no experiment {experiment!r}; {suggest(experiment, known)}")
-    lines = [score for score in scores if score.experiment == experiment]
-    methods = sorted(
-        dict.fromkeys((line.method, line.variant) for line in lines), key=lambda each: method_rank(each[0])
-    )
+    lines = [score for score in scores if score.experiment == experiment and score.generator in ("", generator)]
+    methods = list(dict.fromkeys((line.method, line.variant) for line in lines))
+    if reference is None:
+        methods.sort(key=lambda each: method_rank(each[0]))
     benchmarks = sorted(dict.fromkeys(line.benchmark for line in lines), key=benchmark_rank)
     entries = {}
     for benchmark in benchmarks:
-        for entry in _compare_on([line for line in lines if line.benchmark == benchmark], methods, root):
+        for entry in _compare_on([line for line in lines if line.benchmark == benchmark], methods, root, reference):
             origin = tuned.get((entry.method, entry.variant, benchmark), "")
             entries[(entry.method, entry.variant), benchmark] = replace(entry, tuned=origin)
     titles = {benchmark: benchmark_title(benchmark, _source(config, benchmark)) for benchmark in benchmarks}
-    return Comparison(tuple(methods), tuple(benchmarks), titles, entries)
+    return Comparison(tuple(methods), tuple(benchmarks), titles, entries, generator, reference)
 
 
 def unequal_tuning(comparison: Comparison) -> str:
@@ -108,7 +118,7 @@ def unequal_tuning(comparison: Comparison) -> str:
     unequal: dict[str, list[str]] = {}
     for benchmark in comparison.benchmarks:
         searched = [entry for entry in comparison.of(benchmark) if entry.mean and entry.tuned not in ("", "none")]
-        tuned = [entry for entry in searched if entry.tuned.startswith("winner")]
+        tuned = [entry for entry in searched if entry.tuned.startswith(("winner", "inherited"))]
         if tuned and len(tuned) < len(searched):
             names = ", ".join(method_title(entry.method, entry.variant) for entry in tuned)
             others = ", ".join(method_title(each.method, each.variant) for each in searched if each not in tuned)
@@ -125,7 +135,9 @@ def _source(config: Config, benchmark: str) -> str:
     return config.benchmarks[benchmark].source
 
 
-def _compare_on(lines: Sequence[Score], methods: Iterable[MethodId], root: Path) -> list[Entry]:
+def _compare_on(
+    lines: Sequence[Score], methods: Iterable[MethodId], root: Path, reference: MethodId | None
+) -> list[Entry]:
     """One benchmark's entries, in the order of `methods`."""
     primary = next((str(read_metrics(root, line.cell)["primary"]) for line in lines if line.status == "ok"), "")
     entries, arrays = [], {}
@@ -151,7 +163,7 @@ def _compare_on(lines: Sequence[Score], methods: Iterable[MethodId], root: Path)
                 found[seed] = _aligned(answers, groups, line, root)
         entries.append(_measure(own[0], primary, found, list(groups.values()), _holes(by_seed.values())))
         arrays[method, variant] = found
-    return _mark(entries, arrays, list(groups.values()))
+    return _mark(entries, arrays, list(groups.values()), reference)
 
 
 def _aligned(answers: Mapping[str, QueryScore], queries: Mapping[str, str], line: Score, root: Path) -> Array:
@@ -201,33 +213,40 @@ def _measure(line: Score, metric: str, found: Mapping[int, Array], groups: Seque
 
 
 def _mark(
-    entries: Sequence[Entry], arrays: Mapping[MethodId, Mapping[int, Array]], groups: Sequence[str]
+    entries: Sequence[Entry],
+    arrays: Mapping[MethodId, Mapping[int, Array]],
+    groups: Sequence[str],
+    reference: MethodId | None,
 ) -> list[Entry]:
-    """The entries with the best marked, and each other one tested against it on the seeds both have."""
+    """The entries, each tested against the reference (else the best, which is marked) on the seeds both have."""
     means = {(entry.method, entry.variant): entry.mean.estimate for entry in entries if entry.mean}
-    if len(means) < 2:
+    if len(means) < 2 or (reference and reference not in means):
         return list(entries)
     best = max(means, key=lambda key: means[key])
-    top = arrays[best]
+    other = reference or best
     tested: dict[MethodId, Difference] = {}
     for key in means:
-        own = arrays[key]
+        own, top = arrays[key], arrays[other]
         shared = [seed for seed in own if seed in top]
-        if key != best and shared:
-            seed = statistics.derive_seed("difference", entries[0].benchmark, *key, *best)
+        if key != other and shared:
+            seed = statistics.derive_seed("difference", entries[0].benchmark, *key, *other)
             tested[key] = statistics.paired_difference(
                 np.stack([own[each] for each in shared]), np.stack([top[each] for each in shared]), groups, seed=seed
             )
     # The best was chosen by looking: whichever pair luck drives apart gets tested, so all pairs are corrected for.
-    adjusted = statistics.holm([each.p for each in tested.values()], tests=comb(len(means), 2))
+    tests = len(tested) if reference else comb(len(means), 2)
+    adjusted = statistics.holm([each.p for each in tested.values()], tests=tests)
     p_holm = dict(zip(tested, adjusted, strict=True))
     marked = []
     for entry in entries:
         key = (entry.method, entry.variant)
         if key in tested:
-            tied = p_holm[key] > 1 - statistics.LEVEL
-            entry = replace(entry, behind=tested[key], p_holm=p_holm[key], mark="tied" if tied else "")
-        if key in means and means[best] - means[key] <= statistics.TOLERANCE:
+            alike = p_holm[key] > 1 - statistics.LEVEL
+            mark: Literal["differs", "tied", ""] = (
+                ("" if alike else "differs") if reference else "tied" if alike else ""
+            )
+            entry = replace(entry, behind=tested[key], p_holm=p_holm[key], mark=mark)
+        if not reference and key in means and means[best] - means[key] <= statistics.TOLERANCE:
             entry = replace(entry, mark="best")
         marked.append(entry)
     return marked

@@ -1,62 +1,23 @@
-"""Figures as PNG (200 dpi) and PDF, the same bytes from the same files."""
+"""The figures of a preset, and the bars of the main one: PNG and PDF, the same bytes from the same files."""
 
-import io
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from metatuner.analysis.comparison import Comparison, Entry, compare, unequal_tuning
-from metatuner.analysis.files import write_bytes
+from metatuner.analysis.drawing import FAMILY_COLOURS, INK, WIDTH, draw, note_lines, size, whiskers, write_note
+from metatuner.analysis.grids import figure_4, grid_figure
 from metatuner.analysis.labels import FAMILIES, METRICS, describe_world, method_family, method_title
-from metatuner.analysis.statistics import LEVEL
 from metatuner.harness.config import Config
-from metatuner.harness.layout import Layout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers; light enough for black interval bars.
-FAMILY_COLOURS = {
-    "vanilla": "#999999",
-    "prompt": "#56B4E9",
-    "parameter": "#E69F00",
-    "hybrid": "#009E73",
-    "other": "#CC79A7",
-}
-INK, FAINT = "#222222", "#8a8a8a"
-
-STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8,
-    "axes.edgecolor": FAINT,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.axisbelow": True,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.size": 0,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "pdf.fonttype": 42,
-}
-
-WIDTH = 7.6
-"""Inches: a page's text width, or a slide."""
-
 AXIS_END = 122
 """Percent: room for the number behind a bar that ends at 100."""
-
-NOTE_LENGTH = 158
-"""Characters a line, under the panels."""
 
 HOLE_LENGTH = 26
 """Characters a line, of a hole's reason in its bar's place."""
@@ -64,17 +25,36 @@ HOLE_LENGTH = 26
 
 def figure_main(config: Config) -> list[Path]:
     """Main results as bars with intervals, a panel a benchmark: `figures/figure_main.{png,pdf}`; the paths written."""
-    import matplotlib
-
     comparison = compare(config, "main")
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's own style file says
-        matplotlib.rcParams.update(STYLE)
-        return _save(draw_bars(comparison, describe_world(config, "main")), Layout(config), "figure_main")
+    return draw(config, "figure_main", lambda: draw_bars(comparison, describe_world(config, "main")))
 
 
-FIGURES: dict[str, Callable[[Config], list[Path]]] = {"figure_main": figure_main}
-"""What makes each figure, by name."""
+FIGURES: dict[str, Callable[[Config], list[Path]]] = {
+    "figure_main": figure_main,
+    "figure_3": partial(grid_figure, name="figure_3", experiment="sharing"),
+    "figure_4": figure_4,
+    "figure_5": partial(grid_figure, name="figure_5", experiment="d2"),
+    "figure_6": partial(grid_figure, name="figure_6", experiment="rollouts"),
+}
+"""What makes each of the paper's measured figures, by name; `framework.figure_2` draws the other."""
+
+EXPERIMENTS = {
+    "figure_main": "main",
+    "figure_3": "sharing",
+    "figure_4": "regularisation",
+    "figure_5": "d2",
+    "figure_6": "rollouts",
+}
+"""The experiment that each of them shows."""
+
+
+def figures_of(config: Config) -> dict[str, Callable[[Config], list[Path]]]:
+    """What makes each figure of a preset, by name: the paper's, and `figure_EXPERIMENT` for others with an axis."""
+    made = {name: FIGURES[name] for name, experiment in EXPERIMENTS.items() if experiment in config.experiments}
+    for experiment, design in config.experiments.items():
+        if design.axis and experiment not in EXPERIMENTS.values():
+            made[f"figure_{experiment}"] = partial(grid_figure, name=f"figure_{experiment}", experiment=experiment)
+    return made
 
 
 def draw_bars(comparison: Comparison, world: str) -> "Figure":
@@ -112,9 +92,7 @@ def draw_bars(comparison: Comparison, world: str) -> "Figure":
         borderaxespad=0.0,
         borderpad=0.0,
     )
-    figure.text(
-        0.1 / WIDTH, 0.08 / height, "\n".join(note), fontsize=6.5, color="#555555", linespacing=1.35, va="bottom"
-    )
+    write_note(figure, note)
     return figure
 
 
@@ -126,8 +104,7 @@ def _draw_panel(axes: "Axes", comparison: Comparison, benchmark: str) -> None:
     n = max((entry.n for entry in entries), default=0)
     seeds = max((len(entry.seeds) for entry in entries), default=0)
     axes.set_title(comparison.titles[benchmark], loc="left", fontweight="bold", pad=15)
-    size = f"n = {n}, {seeds} seed{'' if seeds == 1 else 's'}" if n else "no results"
-    axes.text(0, 1, size, transform=axes.transAxes, fontsize=7, color="#555555", va="bottom")
+    axes.text(0, 1, size(n, seeds), transform=axes.transAxes, fontsize=7, color="#555555", va="bottom")
     axes.set_xlim(0, AXIS_END)
     axes.set_xlabel(f"{METRICS.get(metric, metric)} (%)", x=50 / AXIS_END)
     axes.set_xticks([0, 25, 50, 75, 100])
@@ -163,27 +140,11 @@ def _note(comparison: Comparison, world: str) -> list[str]:
     """What stands under the panels, in lines."""
     entries = comparison.entries.values()
     conditional = any(entry.mean and entry.mean.conditional for entry in entries)
-    text = (
-        f"Bars: mean over seeds and test queries; whiskers: {100 * LEVEL:.0f} % bootstrap interval over test queries"
-        + (", for these seeds. " if conditional else " and seeds. ")
+    return note_lines(
+        f"Bars: mean over seeds and test queries; {whiskers(entries)}. "
         + "Bold: highest mean; †: not significantly below it (paired tests, Holm)"
         + ("; marks hold for these seeds' policies, other seeds may differ. " if conditional else ". ")
         + ("*: some seeds have no result. " if any(entry.mean and entry.hole for entry in entries) else "")
         + (f"{warning} " if (warning := unequal_tuning(comparison)) else "")
         + world
     )
-    return textwrap.wrap(text, NOTE_LENGTH)
-
-
-def _save(figure: "Figure", layout: Layout, name: str) -> list[Path]:
-    # No date and no version of the library in the files: equal data, equal bytes.
-    metadata: dict[str, dict[str, None]] = {
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    }
-    paths = []
-    for suffix, entries in metadata.items():
-        content = io.BytesIO()
-        figure.savefig(content, format=suffix, dpi=200, metadata=entries)
-        paths.append(write_bytes(layout.figure(name, suffix), content.getvalue()))
-    return paths

@@ -1,5 +1,8 @@
 """What methods, benchmarks and metrics are called in print, their order, and which world a config measures."""
 
+from fractions import Fraction
+from typing import Any
+
 from metatuner.harness.config import Config
 
 FAMILIES = {
@@ -28,7 +31,6 @@ METHODS = {
     "grpo": ("GRPO", "parameter"),
     "better_together": ("BetterTogether", "hybrid"),
     "rewriter_sft": ("Rewriter + SFT", "hybrid"),
-    "static_lora": ("Prompts + static LoRA", "hybrid"),
     "metatuner_i": ("MetaTuner-I", "hybrid"),
     "metatuner_j": ("MetaTuner-J", "hybrid"),
 }
@@ -40,6 +42,39 @@ BENCHMARKS = {"math": "MATH", "gsm8k": "GSM8K", "hotpotqa": "HotpotQA", "cosmosq
 METRICS = {"accuracy": "Accuracy", "em": "Exact match", "f1": "F1"}
 
 DEFAULT_VARIANT = "default"
+
+VARIANTS = {
+    "without_f": "w/o F",
+    "without_p": "w/o P",
+    "without_s": "w/o S",
+    "without_f_tuned": "w/o F, tuned on its own",
+    "without_p_tuned": "w/o P, tuned on its own",
+    "without_s_tuned": "w/o S, tuned on its own",
+    "static_lora": "one static LoRA for F, tuned on its own",
+    "gumbel": "Gumbel-Softmax, tuned on its own",
+}
+
+SETTINGS = {
+    "shared_layers": "Shared decoder layers k",
+    "alpha": "Weight α of the supervised regularisation",
+    "sync_epochs": "Passes over D1 between synchronisations",
+    "rank": "Rank r of the per-query LoRA",
+    "scale": "Scale λ of the per-query LoRA",
+    "metatuner_warmup.rollouts": "Rollouts a query",
+    "metatuner_warmup.d2": "Prompts of D2",
+    "metatuner_warmup.trainable": "What of the generator is trained",
+}
+"""Axes of figures, by the setting that varies."""
+
+VALUES = {
+    ("metatuner_warmup.d2", "best"): "best\nrollout",
+    ("metatuner_warmup.d2", "threshold"): "rollouts above\na threshold",
+    ("metatuner_warmup.d2", "expert"): "generator's\ngreedy rewrite",
+    ("metatuner_warmup.d2", "initial"): "p~\nitself",
+    ("metatuner_warmup.trainable", "full"): "all weights",
+    ("metatuner_warmup.trainable", "lora"): "LoRA",
+}
+"""Values of settings that do not speak for themselves."""
 
 CAVEATS = {
     "null": "Null world: prompts do not matter and no row is shifted; no difference between methods by design.",
@@ -73,7 +108,20 @@ def method_family(method: str) -> str:
 def method_title(method: str, variant: str = DEFAULT_VARIANT) -> str:
     """A method's name in print, with its variant if there is one."""
     title = METHODS[method][0] if method in METHODS else method
-    return title if variant == DEFAULT_VARIANT else f"{title} ({variant})"
+    return title if variant == DEFAULT_VARIANT else f"{title} ({VARIANTS.get(variant, variant)})"
+
+
+def value_title(setting: str, value: Any) -> str:
+    """A setting's value in print; a share of the generator's K layers is said in K.
+
+    >>> value_title("shared_layers", 0.75), value_title("shared_layers", 0), value_title("alpha", 0.5)
+    ('3K/4', '0', '0.5')
+    """
+    if setting == "shared_layers" and isinstance(value, float):
+        share = Fraction(value).limit_denominator(100)
+        layers = "K" if share.numerator == 1 else f"{share.numerator}K"
+        return "0" if not share else layers if share.denominator == 1 else f"{layers}/{share.denominator}"
+    return VALUES.get((setting, value), f"{value:g}" if isinstance(value, int | float) else str(value))
 
 
 def method_rank(method: str) -> tuple[int, int]:
@@ -97,17 +145,20 @@ def benchmark_title(benchmark: str, source: str) -> str:
     return f"nano {title}" if source == "nano" else title
 
 
-def describe_world(config: Config, experiment: str) -> str:
-    """One or two sentences for the head of a table: what was measured, on what, and what it is no evidence of."""
+def describe_world(config: Config, experiment: str, generator: str | None = None) -> str:
+    """One or two sentences for the head of a table: what was measured, on what, and what it is no evidence of.
+
+    `generator` is one of the experiment's, by name; the first if none is given.
+    """
     world = _nano_world(config, experiment)
-    actor, generator, rows = _measured_on(config, experiment)
+    actor, generator, rows = _measured_on(config, experiment, generator)
     return CAVEATS[world] if world else f"Actor {actor}, generator {generator}, on {rows}."
 
 
-def name_world(config: Config, experiment: str) -> str:
+def name_world(config: Config, experiment: str, generator: str | None = None) -> str:
     """The same in short, for a column."""
     world = _nano_world(config, experiment)
-    actor, generator, rows = _measured_on(config, experiment)
+    actor, generator, rows = _measured_on(config, experiment, generator)
     return WORLDS[world] if world else f"{actor} + {generator}, {rows}"
 
 
@@ -122,9 +173,9 @@ def _nano_world(config: Config, experiment: str) -> str:
     return "null" if config.nano.null else "nano"
 
 
-def _measured_on(config: Config, experiment: str) -> tuple[str, str, str]:
+def _measured_on(config: Config, experiment: str, generator: str | None) -> tuple[str, str, str]:
     """Actor, generator and rows."""
     design = config.experiments[experiment]
     sources = sorted({config.benchmarks[name].source for name in design.benchmarks})
     rows = " and ".join(ROWS[source] for source in sources)
-    return config.models.actor.path, config.models.generators[design.generator].path, rows
+    return config.models.actor.path, config.models.generators[generator or design.generators[0]].path, rows

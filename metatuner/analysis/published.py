@@ -16,6 +16,13 @@ TABLES = {"large": "main_7b"}
 """The paper's table by the generator's place in the config; the table of its smaller generator is not public."""
 MODELS = {"main_7b": ("Qwen2.5-7B", "Qwen2.5-3B")}
 """Generator and actor of each table."""
+STATED = {
+    "sharing": "Best, as the paper states, at K/4 for its 7B generator and at 3K/4 for its 3B one.",
+    "regularisation": "The paper states that Gumbel-Softmax is much worse.",
+    "d2": "The paper compares ways of making D2; which, and with what scores, is not public.",
+    "rollouts": "The paper states that too many rollouts hurt.",
+}
+"""What is public about the paper's figures, by experiment: not the values behind them."""
 COLUMNS = ["method", "variant", "benchmark", "score", "standing", "note"]
 SIZE_COLUMNS = ["benchmark", "test_size", "standing", "note"]
 
@@ -38,6 +45,11 @@ class PaperTable:
     heading: str
     scores: Mapping[tuple[str, str, str], Published]
     """By (method, variant, benchmark)."""
+
+    def of(self, method: str, variant: str, benchmark: str) -> Published | None:
+        """What the paper has beside a measured method; its ablations are MetaTuner's, not said to be -I's or -J's."""
+        ablated = method in ("metatuner_i", "metatuner_j") and variant != DEFAULT_VARIANT
+        return self.scores.get(("metatuner" if ablated else method, variant, benchmark))
 
 
 def _read(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]]:
@@ -82,12 +94,14 @@ def read_published(folder: Path = FOLDER, table: str = "main_7b") -> dict[tuple[
     return found
 
 
-def published_beside(config: Config, experiment: str) -> PaperTable:
-    """The paper's table that stands beside an experiment; no scores where none is public.
+def published_beside(config: Config, experiment: str, generator: str | None = None) -> PaperTable:
+    """The paper's table that stands beside an experiment with one of its generators (the first, if none is given).
+
+    It has no scores where none is public.
 
     The head of its columns names the paper's models unless the config measures the very same (`-Instruct` or not).
     """
-    generator = config.experiments[experiment].generator
+    generator = generator or config.experiments[experiment].generators[0]
     table = TABLES.get(generator)
     if table is None:
         return PaperTable("paper", {})

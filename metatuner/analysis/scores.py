@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -223,10 +223,15 @@ def _parse(header: Sequence[str], values: Sequence[str], where: str) -> Score:
 SETTINGS_COLUMNS = ("experiment", "method", "variant", "benchmark", "generator", "tuned", "settings")
 
 
-def read_tuned(path: Path, experiment: str) -> dict[tuple[str, str, str], str]:
+def read_tuned(
+    path: Path, experiment: str, generators: Collection[str] | None = None
+) -> dict[tuple[str, str, str], str]:
     """Where an experiment's settings come from by (method, variant, benchmark), as settings.csv tells.
 
-    That is `winner` or `winner of GENERATOR` (of random search on the tune split), `expired` (a winner no longer
+    Lines of other generators than those named are left out; "" names those of methods that use none.
+
+    That is `winner` or `winner of GENERATOR` (of random search on the tune split), `inherited` (a variant under the
+    winner of the method without its changes), `expired` (a winner no longer
     current: the preset's own are used), `untuned` (a search space, but no winner), or `none` (nothing to search).
     Empty where there is no file: results folders of older versions have none.
 
@@ -242,9 +247,12 @@ def read_tuned(path: Path, experiment: str) -> dict[tuple[str, str, str], str]:
                 raise UserError(f"{path}, line 1: the columns must be {','.join(SETTINGS_COLUMNS)}; {remedy}")
             for row in rows:
                 key, word = (row["method"], row["variant"], row["benchmark"]), row["tuned"]
-                if word not in ("winner", "expired", "untuned", "none") and not word.startswith("winner of "):
+                if word not in ("winner", "inherited", "expired", "untuned", "none") and not word.startswith(
+                    "winner of "
+                ):
                     raise UserError(f"{path}, line {rows.line_num}: tuned is {word!r}, no known word; {remedy}")
-                if row["experiment"] == experiment and tuned.setdefault(key, word) != word:
+                asked = row["experiment"] == experiment and (generators is None or row["generator"] in generators)
+                if asked and tuned.setdefault(key, word) != word:
                     name = " ".join(key)
                     raise UserError(
                         f"{path}, line {rows.line_num}: {name} is {word!r} here, {tuned[key]!r} above; {remedy}"

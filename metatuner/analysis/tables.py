@@ -6,14 +6,16 @@ Measured and published numbers stand side by side, never mixed.
 import csv
 import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from statistics import median
 
-from metatuner.analysis.comparison import Comparison, Entry, compare, unequal_tuning
+from metatuner.analysis.comparison import Comparison, Entry, MethodId, compare, unequal_tuning
 from metatuner.analysis.files import write_text
 from metatuner.analysis.labels import (
     BENCHMARKS,
+    DEFAULT_VARIANT,
     FAMILIES,
     METRICS,
     describe_world,
@@ -22,7 +24,7 @@ from metatuner.analysis.labels import (
     name_world,
 )
 from metatuner.analysis.published import PaperTable, published_beside
-from metatuner.analysis.statistics import LEVEL, MIN_SEEDS, smallest_detectable_effect
+from metatuner.analysis.statistics import LEVEL, MIN_SEEDS, Difference, smallest_detectable_effect
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
 
@@ -30,58 +32,94 @@ REASON_LENGTH = 70
 """Characters of a hole's reason in Markdown and LaTeX; the CSV has all of it."""
 
 CSV_COLUMNS = (
-    "preset,world,family,method,variant,tuned,benchmark,metric,mean,low,high,n,groups,seeds,seed_sd,mark,"
-    "difference_from_best,difference_low,difference_high,p_holm,hole,"
-    "published,published_low,published_high,published_note"
+    "preset,world,family,method,variant,generator,tuned,benchmark,metric,mean,low,high,n,groups,seeds,seed_sd,mark,"
+    "difference,difference_low,difference_high,p_holm,hole,"
+    "published,published_low,published_high,published_difference,published_note"
 ).split(",")
 
 
 def table_1(config: Config) -> list[Path]:
     """Main results, from scores.csv and the cells at hand: `tables/table_1.{csv,md,tex}`; the paths written."""
+    return _make(config, "table_1", "main", "Table 1: main results", "Main results.")
+
+
+def table_3(config: Config) -> list[Path]:
+    """The ablation, each row compared with the whole method: `tables/table_3.{csv,md,tex}`; the paths written."""
+    caption = "Ablation: MetaTuner-J without one of its parts, and two arms that the paper does not have."
+    return _make(config, "table_3", "ablation", "Table 3: ablation", caption, ("metatuner_j", DEFAULT_VARIANT))
+
+
+TABLES: dict[str, Callable[[Config], list[Path]]] = {"table_1": table_1, "table_3": table_3}
+"""What makes each of the paper's tables, by name."""
+
+EXPERIMENTS = {"table_1": "main", "table_3": "ablation"}
+"""The experiment that each of them shows."""
+
+
+def tables_of(config: Config) -> dict[str, Callable[[Config], list[Path]]]:
+    """What makes each table of a preset, by name: the paper's, and `table_EXPERIMENT` for every other experiment."""
+    made = {name: TABLES[name] for name, experiment in EXPERIMENTS.items() if experiment in config.experiments}
+    for experiment in config.experiments:
+        if experiment not in EXPERIMENTS.values():
+            name, title = f"table_{experiment}", f"Experiment {experiment}"
+            made[name] = partial(_make, name=name, experiment=experiment, title=title, caption=f"{title}.")
+    return made
+
+
+def _make(
+    config: Config, name: str, experiment: str, title: str, caption: str, reference: MethodId | None = None
+) -> list[Path]:
+    """Write a table in its three formats; several generators stand below each other."""
     layout = Layout(config)
-    comparison = compare(config, "main")
-    paper, world = published_beside(config, "main"), describe_world(config, "main")
-    texts = {
-        "csv": as_csv(comparison, paper, config.preset, name_world(config, "main")),
-        "md": as_markdown(comparison, paper, "Table 1: main results", world),
-        "tex": as_latex(comparison, paper, "Main results.", world, "tab:main"),
-    }
-    return [write_text(layout.table("table_1", suffix), text) for suffix, text in texts.items()]
-
-
-TABLES: dict[str, Callable[[Config], list[Path]]] = {"table_1": table_1}
-"""What makes each table, by name."""
+    rows, markdown, latex = [CSV_COLUMNS], [], []
+    generators = config.experiments[experiment].generators
+    for generator in generators:
+        comparison = compare(config, experiment, generator=generator, reference=reference)
+        paper = published_beside(config, experiment, generator)
+        world = describe_world(config, experiment, generator)
+        which = f", generator {generator}" if len(generators) > 1 else ""
+        label = f"tab:{experiment}-{generator}" if which else f"tab:{experiment}"
+        rows += csv_rows(comparison, paper, config.preset, name_world(config, experiment, generator))
+        markdown.append(as_markdown(comparison, paper, title + which, world))
+        latex.append(as_latex(comparison, paper, caption.removesuffix(".") + which + ".", world, label))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    texts = {"csv": text.getvalue(), "md": "\n".join(markdown), "tex": "\n".join(latex)}
+    return [write_text(layout.table(name, suffix), each) for suffix, each in texts.items()]
 
 
 # ---- formats -------------------------------------------------------------------------------------------------------
 
 
-def as_csv(comparison: Comparison, paper: PaperTable, preset: str, world: str) -> str:
-    """One line a method and benchmark; scores and differences in points (0 to 100), `seeds` the seeds with a result."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+def csv_rows(comparison: Comparison, paper: PaperTable, preset: str, world: str) -> list[list[str]]:
+    """One row a method and benchmark; scores and differences in points (0 to 100), `seeds` the seeds with a result.
+
+    `difference` is that from the comparison's reference, or from the best.
+    """
+    rows = []
     for method, variant in comparison.methods:
         for benchmark in comparison.benchmarks:
             entry = comparison.entries.get(((method, variant), benchmark))
             if entry is None:
                 continue
             mean, behind = entry.mean, entry.behind
-            published = paper.scores.get((method, variant, benchmark))
+            published = paper.of(method, variant, benchmark)
             sampling = published.sampling if published else None
-            writer.writerow(
+            fallen = _published_difference(paper, comparison, method, variant, benchmark)
+            rows.append(
                 [
                     preset,
                     world,
                     method_family(method),
                     method,
                     variant,
+                    comparison.generator,
                     entry.tuned,
                     benchmark,
                     entry.metric,
                     *(_points(mean.estimate, mean.low, mean.high) if mean else ["", "", ""]),
-                    entry.n,
-                    entry.groups,
+                    str(entry.n),
+                    str(entry.groups),
                     " ".join(map(str, entry.seeds)),
                     "" if entry.seed_sd is None else f"{100 * entry.seed_sd:.2f}",
                     entry.mark,
@@ -90,10 +128,11 @@ def as_csv(comparison: Comparison, paper: PaperTable, preset: str, world: str) -
                     entry.hole,
                     f"{published.score:.2f}" if published else "",
                     *([f"{sampling.low:.2f}", f"{sampling.high:.2f}"] if sampling else ["", ""]),
+                    "" if fallen is None else f"{fallen:.2f}",
                     published.note if published else "",
                 ]
             )
-    return text.getvalue()
+    return rows
 
 
 def as_markdown(comparison: Comparison, paper: PaperTable, title: str, world: str) -> str:
@@ -104,15 +143,16 @@ def as_markdown(comparison: Comparison, paper: PaperTable, title: str, world: st
     lines = [f"# {title}", "", f"**{world}**", "", _markdown_row(header)]
     lines.append(_markdown_row(["---"] + ["---", "---:"] * len(comparison.benchmarks)))
     for family, methods in _by_family(comparison):
-        lines.append(_markdown_row([f"*{FAMILIES[family]}*"] + [""] * (len(header) - 1)))
+        if family:
+            lines.append(_markdown_row([f"*{FAMILIES[family]}*"] + [""] * (len(header) - 1)))
         for method, variant in methods:
             row = [_escape_markdown(method_title(method, variant))]
             for benchmark in comparison.benchmarks:
                 entry = comparison.entries.get(((method, variant), benchmark))
                 row.append(_markdown_cell(entry, comparison) if entry else "")
-                row.append(_published_cell(paper, method, variant, benchmark))
+                row.append(_published_cell(paper, comparison, method, variant, benchmark))
             lines.append(_markdown_row(row))
-    lines += ["", *(f"- {note}" for note in _legend(comparison, paper, best="**bold**", tied="†")), ""]
+    lines += ["", *(f"- {note}" for note in _legend(comparison, paper, best="**bold**", tied="†", differs="\\*")), ""]
     return "\n".join(lines)
 
 
@@ -134,18 +174,24 @@ def as_latex(comparison: Comparison, paper: PaperTable, caption: str, world: str
         _latex_row(bottom),
     ]
     for family, methods in _by_family(comparison):
-        lines += [r"\midrule", rf"\multicolumn{{{1 + 2 * len(benchmarks)}}}{{l}}{{\textit{{{FAMILIES[family]}}}}} \\"]
+        lines.append(r"\midrule")
+        if family:
+            lines.append(rf"\multicolumn{{{1 + 2 * len(benchmarks)}}}{{l}}{{\textit{{{FAMILIES[family]}}}}} \\")
         for method, variant in methods:
             row = [escape_latex(method_title(method, variant))]
             for benchmark in benchmarks:
                 entry = comparison.entries.get(((method, variant), benchmark))
                 row.append(_latex_cell(entry, comparison) if entry else "")
-                row.append(_published_cell(paper, method, variant, benchmark))
+                row.append(_published_cell(paper, comparison, method, variant, benchmark))
             lines.append(_latex_row(row))
     lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip\footnotesize\raggedright"]
     # The legend's own marks are LaTeX: put in after escaping.
-    notes = [escape_latex(note) for note in _legend(comparison, paper, best="BOLD", tied="DAGGER")]
-    lines += [note.replace("BOLD", r"\textbf{bold}").replace("DAGGER", r"$^{\dagger}$") for note in notes]
+    marks = {"BOLD": r"\textbf{bold}", "DAGGER": r"$^{\dagger}$", "STAR": r"$^{*}$"}
+    for note in _legend(comparison, paper, best="BOLD", tied="DAGGER", differs="STAR"):
+        text = escape_latex(note)
+        for word, mark in marks.items():
+            text = text.replace(word, mark)
+        lines.append(text)
     return "\n".join([*lines, r"\end{table*}", ""])
 
 
@@ -157,6 +203,8 @@ _LATEX_SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "−": "$-$",
     "…": r"\ldots{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
@@ -190,7 +238,11 @@ def _points(*values: float) -> list[str]:
     return [f"{100 * value:.2f}" for value in values]
 
 
-def _by_family(comparison: Comparison) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def _by_family(comparison: Comparison) -> Iterator[tuple[str, list[MethodId]]]:
+    """Families with their methods; one without a name where all are compared with a reference."""
+    if comparison.reference:
+        yield "", list(comparison.methods)
+        return
     for family, methods in groupby(comparison.methods, key=lambda each: method_family(each[0])):
         yield family, list(methods)
 
@@ -243,44 +295,77 @@ def _markdown_cell(entry: Entry, comparison: Comparison) -> str:
     if entry.mean is None:
         return _escape_markdown(_hole(entry))
     mean = f"{100 * entry.mean.estimate:.1f}"
-    mean = {"best": f"**{mean}**", "tied": f"{mean}†", "": mean}[entry.mark]
+    mean = f"**{mean}**" if entry.mark == "best" else f"{mean}†" if entry.mark == "tied" else mean
     remark = _remark(entry, comparison)
-    interval = f"[{100 * entry.mean.low:.1f}, {100 * entry.mean.high:.1f}]"
-    return f"{mean} {interval}" + (f" ({_escape_markdown(remark)})" if remark else "")
+    text = f"{mean} [{100 * entry.mean.low:.1f}, {100 * entry.mean.high:.1f}]"
+    if comparison.reference and entry.behind:
+        text += f"; {_signed(entry.behind)}" + ("\\*" if entry.mark == "differs" else "")
+    return text + (f" ({_escape_markdown(remark)})" if remark else "")
 
 
 def _latex_cell(entry: Entry, comparison: Comparison) -> str:
     if entry.mean is None:
         return rf"\textit{{{escape_latex(_hole(entry))}}}"
     mean = f"{100 * entry.mean.estimate:.1f}"
-    mean = {"best": rf"\textbf{{{mean}}}", "tied": rf"{mean}$^{{\dagger}}$", "": mean}[entry.mark]
+    mean = rf"\textbf{{{mean}}}" if entry.mark == "best" else rf"{mean}$^{{\dagger}}$" if entry.mark == "tied" else mean
     remark = _remark(entry, comparison)
-    interval = rf"{{\footnotesize [{100 * entry.mean.low:.1f}, {100 * entry.mean.high:.1f}]}}"
-    return f"{mean} {interval}" + (rf" {{\footnotesize ({escape_latex(remark)})}}" if remark else "")
+    text = mean + rf" {{\footnotesize [{100 * entry.mean.low:.1f}, {100 * entry.mean.high:.1f}]}}"
+    if comparison.reference and entry.behind:
+        star = "$^{*}$" if entry.mark == "differs" else ""
+        text += rf"; {{\footnotesize {escape_latex(_signed(entry.behind))}{star}}}"
+    return text + (rf" {{\footnotesize ({escape_latex(remark)})}}" if remark else "")
 
 
-def _published_cell(paper: PaperTable, method: str, variant: str, benchmark: str) -> str:
-    published = paper.scores.get((method, variant, benchmark))
-    return f"{published.score:.2f}" if published else ""
+def _signed(difference: Difference) -> str:
+    """A difference with its interval, in points; a zero has no sign."""
+    values = (round(100 * value, 1) + 0.0 for value in (difference.estimate, difference.low, difference.high))
+    estimate, low, high = (f"{value:+.1f}".replace("-", "−") if value else "0.0" for value in values)
+    return f"{estimate} [{low}, {high}]"
+
+
+def _published_cell(paper: PaperTable, comparison: Comparison, method: str, variant: str, benchmark: str) -> str:
+    published = paper.of(method, variant, benchmark)
+    fallen = _published_difference(paper, comparison, method, variant, benchmark)
+    return (f"{published.score:.2f}" if published else "") + (f" ({fallen:+.2f})" if fallen is not None else "")
+
+
+def _published_difference(
+    paper: PaperTable, comparison: Comparison, method: str, variant: str, benchmark: str
+) -> float | None:
+    """A published score less that of the comparison's reference, in points."""
+    if not comparison.reference or (method, variant) == comparison.reference:
+        return None
+    own, other = paper.of(method, variant, benchmark), paper.of(*comparison.reference, benchmark)
+    return own.score - other.score if own and other else None
 
 
 # ---- legend --------------------------------------------------------------------------------------------------------
 
 
-def _legend(comparison: Comparison, paper: PaperTable, *, best: str, tied: str) -> Iterator[str]:
+def _legend(comparison: Comparison, paper: PaperTable, *, best: str, tied: str, differs: str) -> Iterator[str]:
     """What the numbers are, what the marks mean, and what could have been found."""
     entries = list(comparison.entries.values())
     if warning := unequal_tuning(comparison):
         yield warning
     if means := [entry.mean for entry in entries if entry.mean]:
         few = any(mean.conditional for mean in means)
+        single = max(len(entry.seeds) for entry in entries) == 1
         drawn = (
-            f"test queries are drawn anew; seeds are not, as fewer than {MIN_SEEDS} are too few: the intervals hold "
-            "for these seeds"
+            "1 seed: intervals are over queries only"
+            if single
+            else "test queries are drawn anew; seeds are not, as fewer than "
+            f"{MIN_SEEDS} are too few: the intervals hold for these seeds"
             if few
             else "seeds and test queries are drawn anew"
         )
         yield f"Measured: mean over seeds and test queries with its {100 * LEVEL:.0f} % bootstrap interval ({drawn})."
+    if means and comparison.reference:
+        yield (
+            f"Behind the semicolon: the paired difference from {method_title(*comparison.reference)} in points, with "
+            f"its interval; {differs}: it differs from 0 (paired test, p ≤ {1 - LEVEL:.2f} after Holm's correction for "
+            "the differences of the column)."
+        )
+    elif means:
         yield (
             f"{best}: highest mean of a column; {tied}: not significantly below it (paired test, p > {1 - LEVEL:.2f} "
             "after Holm's correction for all pairs of the column); no mark: significantly below"
@@ -290,12 +375,14 @@ def _legend(comparison: Comparison, paper: PaperTable, *, best: str, tied: str) 
         yield f"Rows that share a context are drawn together: {', '.join(grouped)}."
     if detectable := [text for benchmark in comparison.benchmarks if (text := _detectable(comparison, benchmark))]:
         yield (
-            "Smallest difference from the best that one paired test finds with 80 % probability, in points (median "
+            f"Smallest difference from {'it' if comparison.reference else 'the best'} that one paired test finds with "
+            "80 % probability, in points (median "
             f"over methods, from the choice of test queries alone, before correction): {', '.join(detectable)}."
         )
     if any(entry.tuned for entry in entries):
         yield f"Settings: {'; '.join(_settings(comparison))}."
-    if paper.scores:
+    shown = [paper.of(*method, benchmark) for method in comparison.methods for benchmark in comparison.benchmarks]
+    if any(shown):
         yield (
             "Paper: single published numbers of the paper's models and data, from secondary sources, without "
             "intervals; empty: not published. Sampling of its test rows alone (how many is inferred from its scores) "
@@ -334,6 +421,7 @@ def _settings(comparison: Comparison) -> Iterator[str]:
     headings = {
         "winner": "tuned by random search on the tune split",
         **{word: f"tuned so, but with generator {word.removeprefix('winner of ')}" for word in elsewhere},
+        "inherited": "those tuned for the whole method",
         "untuned": "the preset's own",
         "expired": "expired winners, so the preset's own",
         "none": "nothing to tune",

@@ -17,6 +17,7 @@ from metatuner.errors import UserError, suggest
 from metatuner.hashing import ROOT
 
 BenchmarkId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+ExperimentId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class _Part(BaseModel):
@@ -113,11 +114,21 @@ class SearchConfig(_Part):
         return self
 
 
+class VariantConfig(_Part):
+    """A variant of a method that is tuned on its own: an ablation, say, under the settings that suit it best."""
+
+    settings: dict[str, Any] = Field(default_factory=dict, description="that differ from the method's")
+    search: dict[str, SearchConfig] | None = Field(None, description="null: the method's")
+
+
 class MethodConfig(_Part):
     """A method's settings in this preset, what tuning may change, its budget, and how many cells a job packs."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, SearchConfig] = Field(default_factory=dict)
+    variants: dict[str, VariantConfig] = Field(
+        default_factory=dict, description="tuned on their own; an experiment's variant takes one by `tuned_as`"
+    )
     budget: str = "default"
     pack: int | None = Field(None, ge=1, description="fits a job; null: the preset's `pack`")
 
@@ -136,10 +147,34 @@ class ExperimentConfig(_Part):
     methods: list[str] = Field(min_length=1)
     benchmarks: list[BenchmarkId] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
-    generator: str
+    generator: str | Annotated[list[str], Field(min_length=1)] = Field(description="a name, or several: one grid each")
     variants: dict[str, dict[str, dict[str, Any]]] = Field(
-        default_factory=dict, description="method -> variant name -> settings that differ"
+        default_factory=dict,
+        description="method -> variant name -> settings that differ; under the name of a method that it requires, that "
+        "one's; `tuned_as`: one of the method's own `variants`; `generator`: the only one it runs with",
     )
+
+    axis: str | None = Field(
+        None,
+        description="a setting that variants differ in (or METHOD.SETTING of a required method): a figure's x axis",
+    )
+
+    @property
+    def generators(self) -> list[str]:
+        """The generators' names."""
+        return [self.generator] if isinstance(self.generator, str) else self.generator
+
+    @property
+    def points(self) -> dict[tuple[str, str], Any]:
+        """The value on the axis of each (method, variant) that sets it."""
+        found = {}
+        *required, setting = (self.axis or "").split(".")
+        for method, variants in self.variants.items():
+            for variant, over in variants.items():
+                values = over.get(required[0], {}) if required else over
+                if setting in values:
+                    found[method, variant] = values[setting]
+        return found
 
 
 class Config(_Part):
@@ -157,7 +192,7 @@ class Config(_Part):
     budgets: dict[str, BudgetConfig]
     methods: dict[str, MethodConfig]
     tuning: TuningConfig = TuningConfig()  # type: ignore[call-arg]
-    experiments: dict[str, ExperimentConfig]
+    experiments: dict[ExperimentId, ExperimentConfig] = Field(min_length=1)
     extra_methods: list[str] = Field(default_factory=list, description="files of further methods")
 
     @model_validator(mode="after")
@@ -169,16 +204,26 @@ class Config(_Part):
                         f"experiments.{name}.benchmarks: unknown benchmark {benchmark!r}; "
                         + suggest(benchmark, self.benchmarks)
                     )
-            if experiment.generator not in self.models.generators:
-                raise ValueError(
-                    f"experiments.{name}.generator: unknown generator {experiment.generator!r}; "
-                    + suggest(experiment.generator, self.models.generators)
-                )
+            for generator in experiment.generators:
+                if generator not in self.models.generators:
+                    raise ValueError(
+                        f"experiments.{name}.generator: unknown generator {generator!r}; "
+                        + suggest(generator, self.models.generators)
+                    )
             for method in experiment.variants:
                 if method not in experiment.methods:
                     raise ValueError(f"experiments.{name}.variants: {method!r} is not among the experiment's methods")
-            for key in ("methods", "benchmarks", "seeds"):
-                values = getattr(experiment, key)
+            if experiment.axis and not experiment.points:
+                raise ValueError(
+                    f"experiments.{name}.axis: no variant sets {experiment.axis!r}; leave it out, or set it"
+                )
+            lists: dict[str, list[Any]] = {
+                "methods": experiment.methods,
+                "benchmarks": experiment.benchmarks,
+                "seeds": experiment.seeds,
+                "generator": experiment.generators,
+            }
+            for key, values in lists.items():
                 twice = [value for value in values if values.count(value) > 1]
                 if twice:
                     raise ValueError(f"experiments.{name}.{key}: {twice[0]!r} stands there twice; name it once")
@@ -268,12 +313,32 @@ def resolve(values: Mapping[str, Any]) -> Config:
         raise UserError(_one_line(error)) from None
 
 
+def _without_nulls(experiments: Any) -> Any:
+    """Experiments without those that are null, and without variants that are."""
+
+    def kept(values: Any) -> Any:
+        return {name: each for name, each in values.items() if each is not None} if isinstance(values, dict) else values
+
+    experiments = kept(experiments)
+    if not isinstance(experiments, dict):
+        return experiments
+    found = {}
+    for name, experiment in experiments.items():
+        if isinstance(experiment, dict) and isinstance(experiment.get("variants"), dict):
+            variants = {method: kept(each) for method, each in experiment["variants"].items()}
+            experiment = {**experiment, "variants": variants}
+        found[name] = experiment
+    return found
+
+
 def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None) -> Config:
     """The preset named, deep-merged with overrides and validated.
 
     Args:
         preset: a name in config/presets.
         overrides: nested keys (or one level of dotted ones: `{"tuning.trials": 2}`) that replace the preset's.
+
+    An experiment, or a variant in one, that is set to null is left out.
     """
     values = _read_preset(preset)
     for key, value in (overrides or {}).items():
@@ -282,6 +347,7 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
         values = merge(values, {key.split(".")[0]: value})
     if isinstance(values.get("extra_methods"), str):  # --config extra_methods=FILE gives a bare name
         values["extra_methods"] = [values["extra_methods"]]
+    values["experiments"] = _without_nulls(values.get("experiments"))
     values.setdefault("preset", preset)
     values.setdefault("results", f"results/{preset}")
     return resolve(values)

@@ -45,7 +45,7 @@ class Layout:
         return self.root / "packs" / step / f".{name}.attempts"
 
     def tune(self, method: str, benchmark: str) -> Path:
-        """The trials of one method on one benchmark."""
+        """The trials of one method (or METHOD.VARIANT) on one benchmark."""
         return self.root / "tune" / f"{method}-{benchmark}.json"
 
     def trial(self, fit: str) -> Path:

@@ -15,6 +15,7 @@ class Winner:
     """The best trial of one method on one benchmark."""
 
     method: str
+    """Or METHOD.VARIANT, for a variant tuned on its own."""
     benchmark: str
     settings: dict[str, Any]
     """The searched settings only; {} where the preset's own won."""
@@ -30,7 +31,7 @@ class Winner:
 
 
 def read_winners(path: Path) -> dict[tuple[str, str], Winner]:
-    """Stored winners by (method, benchmark); none if there is no file."""
+    """Stored winners by (method or METHOD.VARIANT, benchmark); none if there is no file."""
     if not path.is_file():
         return {}
     try:

@@ -27,7 +27,7 @@ VERDICT = L.verdict
 
 wildcard_constraints:
     benchmark="[a-z0-9_]+",
-    method="[a-z0-9_]+",
+    method="[a-z0-9_.]+",  # or METHOD.VARIANT, where a variant is tuned on its own
     pack="[a-z0-9_]+-[0-9]+",
     role="[a-z0-9_]+",
     key="[0-9a-f]+",

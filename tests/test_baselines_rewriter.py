@@ -1,0 +1,52 @@
+"""A rewriter before the SFT actor: each part is what its own policy has, saved and loaded with the other."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from method_toys import INITIAL, actor, generator
+from peft import LoraConfig, get_peft_model
+from test_contender import BENCHMARK, TEST, WARM_UP, lab
+
+from baselines.rewriter_sft import RewriterSFT
+from metatuner.contender import MetaTunerWarmUp
+from metatuner.errors import UserError
+from metatuner.harness.ground import Ground
+from metatuner.harness.policies import Adapter
+from metatuner.harness.policy import load_policy
+
+
+@pytest.fixture
+def required(tmp_path: Path) -> dict[str, Path]:
+    """Saved policies of both requirements; the adapter's weights are random, so that it matters."""
+    folders = {name: tmp_path / name for name in ("metatuner_warmup", "sft")}
+    MetaTunerWarmUp(WARM_UP).fit(lab()).save(folders["metatuner_warmup"])
+    lm = actor()
+    torch.manual_seed(0)
+    model: Any = get_peft_model(lm.model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    Adapter(lab(actor=lm), replace(lm, model=model), {"gsm8k": INITIAL}).save(folders["sft"])
+    return folders
+
+
+def fresh() -> Ground:
+    return Ground(actor(), generator(), {"gsm8k": BENCHMARK})
+
+
+def test_it_asks_the_sft_actor_under_the_rewriters_prompts(required: dict[str, Path], tmp_path: Path) -> None:
+    prompts = [each.prompt for each in load_policy(required["metatuner_warmup"], fresh()).respond(TEST)]
+    tuned = load_policy(required["sft"], ground := fresh())
+    assert isinstance(tuned, Adapter)
+    expected = ground.answer(TEST, prompts, actor=tuned.actor)
+    policy = RewriterSFT().fit(lab(prerequisites=required))
+    assert policy.respond(TEST) == expected
+    assert [each.completion for each in expected] != [each.completion for each in fresh().answer(TEST, prompts)]
+    policy.save(tmp_path / "policy")
+    assert load_policy(tmp_path / "policy", fresh()).respond(TEST) == expected
+
+
+def test_without_one_of_its_parts_it_says_which(required: dict[str, Path]) -> None:
+    del required["sft"]
+    with pytest.raises(UserError, match="'sft' was not fitted before"):
+        RewriterSFT().fit(lab(prerequisites=required))
