@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -61,7 +60,8 @@ class MetaTunerJ(Method):
 
     def fit(self, lab: Lab) -> "MetaTunerPolicy":
         from metatuner.method.model import MetaTuner
-        from metatuner.method.training import collect_rewrites, train_joint
+        from metatuner.method.rollouts import collect_rewrites
+        from metatuner.method.training import train_joint
 
         config: MetaTunerConfig = self.settings
         warm = load_policy(lab.required(MetaTunerWarmUp.name), lab)
@@ -73,10 +73,10 @@ class MetaTunerJ(Method):
             max_prompt_tokens=warm.config.max_prompt_tokens,
             seed=lab.stream("parameter_decoder"),
         )
-        examples, rounds = _examples(lab), count(1)
+        examples = _examples(lab)
 
         def refresh() -> "list[Rewrite]":
-            seed, reward = lab.stream(f"rollouts {next(rounds)}"), _reward(lab, warm.actor)
+            seed, reward = lab.stream("rollouts anew"), _reward(lab, warm.actor)
             return collect_rewrites(tuner.generator, examples, reward, warm.config, seed=seed, log=lab.log)[0]
 
         anew: dict[str, Any] = {} if config.d2_refresh_epochs is None else {"refresh": refresh}
@@ -159,12 +159,8 @@ class MetaTunerPolicy(Policy):
 
     def respond(self, queries: Sequence[Query]) -> list[Response]:
         initial, texts = _initial_prompts(self.ground, queries), [query.text for query in queries]
-        return self.ground.answer(
-            queries,
-            self.tuner.write_prompts(initial, texts),
-            adapt=self.tuner.adapt(initial, texts),
-            actor=self.tuner.actor,
-        )
+        written, adapt = self.tuner.prepare(initial, texts)
+        return self.ground.answer(queries, written, adapt=adapt, actor=self.tuner.actor)
 
     def write(self, folder: Path) -> dict[str, Any]:
         from metatuner.method.tuned import save_tensors, trainable

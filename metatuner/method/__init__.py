@@ -15,7 +15,7 @@ _FACES = {
     "MetaTuner": "model",
     "ParameterDecoder": "parameter_decoder",
     "Rewrite": "data",
-    "collect_rewrites": "training",
+    "collect_rewrites": "rollouts",
     "gumbel_loss": "objectives",
     "joint_loss": "objectives",
     "train_joint": "training",
