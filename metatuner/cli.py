@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--method", required=True, help="a method, or METHOD.VARIANT")
     tune.add_argument("--benchmark", required=True)
     add("winners", "store the winners of all finished searches in the preset's file")
+    add("confirm", "run the winning trials of expired winners again and keep those that score as before")
     add("scores", "collect scores.csv from the cells at hand")
     add("table", "make a table from scores at hand").add_argument(
         "--name", required=True, help="table_1, table_3, table_EXPERIMENT, or all"

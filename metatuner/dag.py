@@ -175,6 +175,11 @@ class Dag:
         return [self._split_file(benchmark)]
 
     @property
+    def confirm_inputs(self) -> list[Path]:
+        """Splits of all benchmarks."""
+        return [self._split_file(name) for name in self.config.benchmarks]
+
+    @property
     def tune_files(self) -> list[Path]:
         """All searches of the preset."""
         return [self.layout.tune(method, benchmark) for method, benchmark in self.plan.tunable]

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -434,20 +434,63 @@ def tune(config: Config, arguments: argparse.Namespace) -> None:
     countdown = progress.Countdown(len(trials), f"trials of {method} on {benchmark}")
     results = []
     for over in trials:
-        settings, _ = plan.settings(method, (benchmark,), over, winners=False)
-        fit = plan.fit(method.partition(".")[0], settings, (benchmark,), plan.tuning_generator, config.tuning.seed)
-        scored = layout.trial(fit.key)
-        if scored.is_file():
-            result = json.loads(scored.read_text(encoding="utf-8"))
-        else:
-            result = shop.trial(fit, rows)
-            if result["status"] == "ok":
-                write_atomically(scored, json.dumps(result, sort_keys=True) + "\n")
+        result = _try(shop, method, benchmark, over, rows)
         results.append({"settings": over, **result})
         progress.say(f"{method} on {benchmark}: {over or 'the preset itself'} -> {result['reason'] or result['score']}")
         countdown.step()
     record = {"method": method, "benchmark": benchmark, "key": plan.tuning_key(method, benchmark), "trials": results}
     write_atomically(layout.tune(method, benchmark), json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def _try(shop: "Workshop", subject: str, benchmark: str, over: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """One trial, computed unless its score is at hand."""
+    plan = shop.plan
+    settings, _ = plan.settings(subject, (benchmark,), over, winners=False)
+    fit = plan.fit(subject.partition(".")[0], settings, (benchmark,), plan.tuning_generator, shop.config.tuning.seed)
+    scored = plan.layout.trial(fit.key)
+    if scored.is_file():
+        return dict(json.loads(scored.read_text(encoding="utf-8")))
+    result = shop.trial(fit, rows)
+    if result["status"] == "ok":
+        write_atomically(scored, json.dumps(result, sort_keys=True) + "\n")
+    return result
+
+
+def confirm(config: Config, arguments: argparse.Namespace) -> int:
+    """Run the winning trial of each expired winner again; one that scores as before is stored with its present key.
+
+    For changes that were not meant to change results. A winner whose settings are no longer among the trials, or that
+    scores otherwise, stays expired: search again. The exit status is 1 if there is one.
+    """
+    from metatuner.harness.rows import read_rows
+    from metatuner.harness.tuning import write_winners
+
+    shop = Workshop(config)
+    plan = shop.plan
+    if config.tuning.winners is None:
+        raise UserError("config key 'tuning.winners' is null; there are no winners to confirm")
+    stored = dict(plan.winners)
+    expired = [one for one in plan.tunable if one in stored and stored[one].key != plan.tuning_key(*one)]
+    countdown = progress.Countdown(len(expired), "winners")
+    lost = 0
+    for method, benchmark in expired:
+        winner, trials = stored[method, benchmark], plan.trials(method, benchmark)
+        shop.check_splits([benchmark])
+        if winner.settings not in trials or winner.trials != len(trials):
+            said = "is not among the present trials"
+        else:
+            rows = read_rows(plan.layout.data(benchmark) / "tune.jsonl")
+            score = _try(shop, method, benchmark, winner.settings, rows)["score"]
+            said = "is confirmed" if score == winner.score else f"now scores {score}, {winner.score} when stored"
+        if said == "is confirmed":
+            stored[method, benchmark] = replace(winner, key=plan.tuning_key(method, benchmark))
+            write_winners(ROOT / config.tuning.winners, stored.values())
+        else:
+            lost += 1
+            said += "; search again with the `tune` target"
+        progress.say(f"{method} on {benchmark}: the winner {said}")
+        countdown.step()
+    return int(lost > 0)
 
 
 def winners(config: Config, arguments: argparse.Namespace) -> None:
@@ -629,6 +672,7 @@ STEPS: dict[str, Callable[..., int | None]] = {
     "evaluate": evaluate,
     "tune": tune,
     "winners": winners,
+    "confirm": confirm,
     "scores": scores,
     "table": table,
     "figure": figure,

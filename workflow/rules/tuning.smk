@@ -28,3 +28,18 @@ rule tune:
         "../../envs/metatuner.yaml"
     shell:
         "metatuner winners --config {params.config:q} --log {log:q}"
+
+
+rule confirm:
+    # After a change that was not meant to change results: a winner that scores as before is kept, without a new search.
+    input:
+        BENCH.model_marks,
+        BENCH.confirm_inputs,
+    params:
+        config=CONFIG,
+    log:
+        usage_log("tune", "confirm"),
+    conda:
+        "../../envs/metatuner.yaml"
+    shell:
+        "metatuner confirm --config {params.config:q} --log {log:q}"
