@@ -10,7 +10,6 @@ from method_toys import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewr
 from metatuner.errors import UserError
 from metatuner.method import MetaTuner, WarmUpConfig, train_joint, warm_up_actor, warm_up_generator
 from metatuner.method.data import Rewrite, draw_seeds, shuffled_batches
-from metatuner.method.optimising import cosine_with_warm_up
 from metatuner.method.prompt_decoder import write_prompts
 from metatuner.method.tuned import trainable
 
@@ -152,14 +151,6 @@ def test_a_target_longer_than_half_the_window_is_cut() -> None:
     events: list[dict[str, Any]] = []
     train_joint(tuner(epochs=1), [long], [], seed=0, log=lambda **event: events.append(event))
     assert len(events) == 1
-
-
-def test_the_schedule_rises_to_its_peak_and_falls_to_zero() -> None:
-    rates = [cosine_with_warm_up(step, 20, 0.2) for step in range(20)]
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rates[12] == pytest.approx(0.5)
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-    assert 0 < rates[-1] < 0.02
 
 
 def test_every_pass_visits_every_row_once_in_an_order_of_its_own() -> None:
