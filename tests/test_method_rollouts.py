@@ -7,7 +7,8 @@ from method_toys import examples, generator
 
 from metatuner.method import WarmUpConfig
 from metatuner.method.data import Rewrite
-from metatuner.method.rollouts import collect_rewrites, score_rollouts, select_best
+from metatuner.method.prompt_decoder import write_prompts
+from metatuner.method.rollouts import collect_rewrites, score_rollouts, select_above, select_best
 
 
 def test_the_best_rewrite_of_each_query_above_the_threshold_is_kept() -> None:
@@ -83,3 +84,66 @@ def test_rollouts_are_the_generators_own_and_nested() -> None:
     assert run(4, seed=8) != kept
     assert events[0]["event"] == "rollouts"
     assert events[0]["d2"] == len(d1)
+
+
+def test_above_a_threshold_every_distinct_rewrite_of_a_query_is_kept() -> None:
+    kept, statistics = select_above(
+        ["p", "q", "r"],
+        ["x0", "x1", "x2"],
+        [["a", "b", "a", "c"], ["d", "e", "f", "g"], ["h", "h", "h", "h"]],
+        [[1.0, 0.9, 1.0, 0.5], [0.5, 0.4, 0.0, 0.1], [0.6, 0.6, 0.6, 0.6]],
+        above=0.5,
+    )
+    assert kept == [Rewrite("p", "x0", "a"), Rewrite("p", "x0", "b"), Rewrite("r", "x2", "h")]
+    assert statistics.kept == pytest.approx(2 / 3)
+
+
+def forbidden(indices: list[int], prompts: list[str]) -> list[float]:
+    raise AssertionError("no reward is needed")
+
+
+def test_ways_without_rollouts_need_no_reward() -> None:
+    d1, lm = examples(), generator()
+    events: list[dict[str, object]] = []
+    found = {}
+    for way in ("expert", "initial"):
+        settings = WarmUpConfig(d2=way, max_prompt_tokens=6)
+        found[way], statistics = collect_rewrites(
+            lm, d1, forbidden, settings, seed=0, log=lambda **event: events.append(event)
+        )
+        assert statistics is None
+    greedy = write_prompts(lm, [row.prompt for row in d1], [row.query for row in d1], max_prompt_tokens=6)
+    assert found["expert"] == [Rewrite(row.prompt, row.query, text) for row, text in zip(d1, greedy, strict=True)]
+    assert found["initial"] == [Rewrite(row.prompt, row.query, row.prompt) for row in d1]
+    assert [event["way"] for event in events] == ["expert", "initial"]
+    assert all(event["d2"] == len(d1) for event in events)
+
+
+def test_best_and_threshold_choose_from_the_same_rollouts() -> None:
+    d1, lm = examples(), generator()
+
+    def reward(indices: list[int], prompts: list[str]) -> list[float]:
+        return [len(prompt) % 5 / 4 for prompt in prompts]
+
+    kept = {}
+    for way in ("best", "threshold"):
+        settings = WarmUpConfig(d2=way, rollouts=4, max_prompt_tokens=6, reward_above=0.3)
+        kept[way], _ = collect_rewrites(lm, d1, reward, settings, seed=3, log=lambda **event: None)
+    assert len(kept["threshold"]) > len(kept["best"]) > 0
+    assert set(kept["best"]) <= set(kept["threshold"])
+    assert all(len(row.rewrite) % 5 / 4 > 0.3 for row in kept["threshold"])
+
+
+def test_an_empty_d2_is_counted_in_the_log() -> None:
+    events: list[dict[str, object]] = []
+    rewrites, statistics = collect_rewrites(
+        generator(),
+        examples(),
+        lambda indices, prompts: [0.0] * len(prompts),
+        WarmUpConfig(rollouts=2, max_prompt_tokens=6),
+        seed=0,
+        log=lambda **event: events.append(event),
+    )
+    assert rewrites == []
+    assert statistics is not None
+    assert (events[0]["d2"], events[0]["queries"], statistics.kept) == (0, 6, 0)

@@ -1,6 +1,7 @@
 """Training: what is minimised falls, the same seeds give the same weights, and failures say what to change."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -8,11 +9,20 @@ import torch
 from method_toys import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 
 from metatuner.errors import UserError
-from metatuner.method import MetaTuner, WarmUpConfig, train_joint, warm_up_actor, warm_up_generator
-from metatuner.method.data import Rewrite, draw_seeds, shuffled_batches
+from metatuner.lm import LM
+from metatuner.method import (
+    MetaTuner,
+    MetaTunerConfig,
+    WarmUpConfig,
+    objectives,
+    train_joint,
+    warm_up_actor,
+    warm_up_generator,
+)
+from metatuner.method.data import Example, Rewrite, draw_seeds, shuffled_batches
 from metatuner.method.optimising import cosine_with_warm_up
 from metatuner.method.prompt_decoder import write_prompts
-from metatuner.method.tuned import trainable
+from metatuner.method.tuned import to_train, trainable
 
 D1 = examples()
 WARM_UP = WarmUpConfig(
@@ -154,14 +164,6 @@ def test_a_target_longer_than_half_the_window_is_cut() -> None:
     assert len(events) == 1
 
 
-def test_the_schedule_rises_to_its_peak_and_falls_to_zero() -> None:
-    rates = [cosine_with_warm_up(step, 20, 0.2) for step in range(20)]
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rates[12] == pytest.approx(0.5)
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-    assert 0 < rates[-1] < 0.02
-
-
 def test_every_pass_visits_every_row_once_in_an_order_of_its_own() -> None:
     batches = shuffled_batches(range(10), 4, seed=0)
     passes = [[next(batches) for _ in range(3)] for _ in range(3)]
@@ -173,3 +175,171 @@ def test_every_pass_visits_every_row_once_in_an_order_of_its_own() -> None:
 def test_a_longer_list_of_seeds_begins_with_the_shorter_one() -> None:
     assert draw_seeds(3, 8)[:4] == draw_seeds(3, 4)
     assert len(set(draw_seeds(3, 1000))) == 1000
+
+
+class Seen:
+    """The rows that each loss term is asked for, in order; the losses are the real ones."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.terms: list[str] = []
+        self.d1: list[list[Example]] = []
+        self.d2: list[list[Rewrite]] = []
+        self.prompts: list[str] = []
+        task, prompt = objectives.task_loss, objectives.prompt_loss
+
+        def task_loss(made: MetaTuner, rows: list[Example], prompts: list[str]) -> torch.Tensor:
+            self.terms.append("task")
+            self.d1.append(rows)
+            self.prompts += prompts
+            return task(made, rows, prompts)
+
+        def prompt_loss(lm: LM, rows: list[Rewrite], max_prompt_tokens: int) -> torch.Tensor:
+            self.terms.append("prompt")
+            self.d2.append(rows)
+            return prompt(lm, rows, max_prompt_tokens)
+
+        monkeypatch.setattr(objectives, "task_loss", task_loss)
+        monkeypatch.setattr(objectives, "prompt_loss", prompt_loss)
+
+
+def test_alternating_visits_the_batches_of_joint_in_the_same_order_in_twice_the_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs, rates = [], {}
+    for settings in ({}, {"objective": "alternating"}, {"objective": "alternating", "alternation_steps": 4}):
+        seen = Seen(monkeypatch)
+        rates[len(runs)] = [event["rate"] for event in joint(tuner(epochs=3, **settings), rewrites())]
+        runs.append(seen)
+        monkeypatch.undo()
+    simultaneous, one_by_one, in_blocks = runs
+    assert len(simultaneous.d1) == len(simultaneous.d2) == 6
+    for other in (one_by_one, in_blocks):
+        assert other.d1 == simultaneous.d1
+        assert other.d2 == simultaneous.d2
+    assert one_by_one.terms == ["task", "prompt"] * 6
+    assert in_blocks.terms == ["task"] * 4 + ["prompt"] * 4 + ["task"] * 2 + ["prompt"] * 2
+    assert rates[0] == [cosine_with_warm_up(step, 6, 0.1) for step in range(6)]
+    assert rates[1] == rates[2] == [cosine_with_warm_up(step, 12, 0.1) for step in range(12)]
+
+
+def test_a_step_of_alternating_moves_only_what_its_term_reaches() -> None:
+    made = tuner(epochs=3, objective="alternating", **FAST)
+    states: list[dict[str, list[torch.Tensor]]] = []
+
+    def copied() -> dict[str, list[torch.Tensor]]:
+        return {name: [p.detach().clone() for p in part] for name, part in made.parameters.items()}
+
+    states.append(copied())
+    events: list[dict[str, Any]] = []
+
+    def log(**event: Any) -> None:
+        states.append(copied())
+        events.append(event)
+
+    train_joint(made, D1, rewrites(), seed=0, log=log)
+    for step, (before, after) in enumerate(pairwise(states)):
+        moved = {
+            name for name in before if any(map(torch.ne, map(torch.sum, before[name]), map(torch.sum, after[name])))
+        }
+        assert moved == ({"phi_s", "phi_q"} if step % 2 == 0 else {"phi_s", "phi_p"})
+        assert events[step].keys() >= {"task" if step % 2 == 0 else "prompt", "norm_phi_p"}
+        assert ("prompt" in events[step]) == bool(step % 2)
+
+
+def test_alternating_without_d2_is_the_task_loss_alone() -> None:
+    one, other = tuner(epochs=2, **FAST), tuner(epochs=2, objective="alternating", **FAST)
+    assert joint(one, []) == joint(other, [])
+    assert same(weights(one), weights(other))
+
+
+def test_a_prompt_term_of_weight_zero_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    events = joint(tuner(epochs=2, alpha=0.0, objective="alternating"), rewrites())
+    assert seen.terms == ["task"] * 4
+    assert [event["prompt"] for event in events] == [0.0] * 4
+
+
+def test_without_a_prompt_branch_the_actor_reads_the_initial_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    monkeypatch.setattr(MetaTuner, "write_prompts", None)
+    joint(tuner(epochs=2, prompt_branch=False), rewrites())
+    assert seen.terms == ["task"] * 4
+    assert seen.prompts == [INITIAL] * 12
+
+
+def test_without_a_parameter_branch_only_the_prompt_term_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    with_both = joint(tuner(epochs=2), rewrites())
+    expected = seen.d2
+    monkeypatch.undo()
+    seen = Seen(monkeypatch)
+    monkeypatch.setattr(MetaTuner, "write_prompts", None)
+    events = joint(tuner(epochs=2, parameter_branch="none"), rewrites())
+    assert seen.terms == ["prompt"] * 4
+    assert seen.d2 == expected
+    assert len(events) == len(with_both)
+    assert all(event["task"] == 0 and event["loss"] == event["prompt"] for event in events)
+
+
+def test_without_a_parameter_branch_and_d2_nothing_moves() -> None:
+    made = tuner(epochs=1, parameter_branch="none")
+    before = {name: parameter.detach().clone() for name, parameter in trainable(made.generator).items()}
+    events = joint(made, [])
+    assert [event["tokens"] for event in events] == [0, 0]
+    assert same(before, dict(trainable(made.generator)))
+
+
+def test_the_gumbel_objective_is_asked_for_each_batch_at_a_falling_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[list[Example], float, int]] = []
+
+    def gumbel_loss(made: MetaTuner, rows: list[Example], *, temperature: float, seed: int) -> torch.Tensor:
+        asked.append((rows, temperature, seed))
+        return sum(parameter.square().sum() for parameter in made.parameters["phi_p"])
+
+    seen = Seen(monkeypatch)
+    joint(tuner(epochs=3), rewrites())
+    expected = seen.d1
+    seen.terms.clear()
+    monkeypatch.setattr(objectives, "gumbel_loss", gumbel_loss, raising=False)
+    settings = {"objective": "gumbel", "gumbel_temperature": 2.0, "gumbel_final_temperature": 0.0625}
+    events = joint(tuner(epochs=3, **settings), rewrites())
+    assert seen.terms == []
+    assert [rows for rows, _, _ in asked] == expected
+    assert [temperature for _, temperature, _ in asked] == pytest.approx([2.0, 1.0, 0.5, 0.25, 0.125, 0.0625])
+    assert len({seed for _, _, seed in asked}) == 6
+    assert all(event["loss"] == event["task"] > 0 for event in events)
+    parts = tuner(epochs=1, accumulation=3, **settings)
+    asked.clear()
+    joint(parts, [])
+    assert [len(rows) for rows, _, _ in asked] == [1] * 6
+    assert len({seed for _, _, seed in asked}) == 6
+
+
+def test_d2_is_collected_anew_at_the_intervals_that_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [[Rewrite(INITIAL, "w5", f"w{10 + turn}")] * 2 for turn in range(3)]
+    fresh = iter([*given[:2], []])
+    seen = Seen(monkeypatch)
+    events = joint(tuner(epochs=4, d2_refresh_epochs=1.0), rewrites(), refresh=lambda: next(fresh))
+    assert [row.rewrite for rows in seen.d2[2:] for row in rows] == ["w10"] * 4 + ["w11"] * 4
+    refreshed = [(event["step"], event["d2"]) for event in events if event["event"] == "d2"]
+    assert refreshed == [(2, 2), (4, 2), (6, 0)]
+    assert seen.terms[-2:] == ["task", "task"]
+    with pytest.raises(UserError, match="d2_refresh_epochs is set, but `refresh` is not given"):
+        joint(tuner(d2_refresh_epochs=1.0), rewrites())
+
+
+def test_the_actors_lora_is_trained_by_the_task_loss_at_its_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MetaTunerConfig(rank=3, bottleneck=8, batch_size=3, epochs=2, actor="lora", actor_learning_rate=1e-2)
+    trained = to_train(generator(), "full", rank=2, seed=3)
+    made = MetaTuner(trained, to_train(actor(), "lora", rank=2, seed=5), config, max_prompt_tokens=PROMPT_TOKENS)
+    lora = [parameter for name, parameter in made.actor.model.named_parameters() if ".lora_" in name]
+    for parameter in lora:
+        parameter.requires_grad_(True)
+    parameters = made.parameters | {"actor": lora}
+    monkeypatch.setattr(MetaTuner, "parameters", parameters)
+    before = [parameter.detach().clone() for parameter in lora]
+    events = joint(made, rewrites())
+    moved = max((new - old).abs().max().item() for new, old in zip(lora, before, strict=True))
+    # AdamW moves an element by at most about its learning rate a step.
+    assert 1e-3 < moved < 4 * 1e-2 * 1.5
+    assert all(event["norm_actor"] > 0 for event in events)

@@ -1,4 +1,4 @@
-"""The two data sets of the paper's loss: D1, task pairs, and D2, queries with a prompt that was rewarded."""
+"""The two data sets of the paper's loss: D1, task pairs, and D2, queries with a prompt to learn."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ class Rewrite:
     query: str
     """x."""
     rewrite: str
-    """The prompt p that served this query best."""
+    """p, the prompt to write for this query."""
 
 
 def shuffled_batches(rows: Sequence[T], size: int, seed: int) -> Iterator[list[T]]:
