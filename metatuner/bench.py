@@ -80,8 +80,8 @@ class Shape:
 
 
 SHAPES = {
-    "nano": Shape(128, 4, 4, 4, 320, 686, batch=32, prompt=64, completion=16, new=32),
-    "d512": Shape(512, 4, 8, 8, 1408, 2048, batch=8, prompt=96, completion=32, new=32),
+    "nano": Shape(128, 4, 4, 4, 320, 686, batch=32, prompt=48, completion=16, new=48),
+    "d512": Shape(512, 2, 8, 8, 1408, 2048, batch=8, prompt=96, completion=32, new=32),
     "3b": Shape(2048, 36, 16, 2, 11008, 151936, batch=32, prompt=256, completion=256, new=64),
     "7b": Shape(3584, 28, 28, 4, 18944, 152064, batch=32, prompt=256, completion=256, new=64),
 }
@@ -141,6 +141,7 @@ BARS = (
     Bar("training", "d512", "per_query", "shared", 0.95),
     Bar("generation", "d512", "per_query", "base", 1.20),
     Bar("generation", "d512", "per_query", "shared", 1.05),
+    Bar("generation", "nano", "loop_peft", "per_query", 10.0, at_least=True),
     Bar("generation", "nano", "loop", "per_query", 10.0, at_least=True),
     Bar("joint", "d512", "parameter_decoder", "step", 0.10),
 )
@@ -157,11 +158,10 @@ class Bench:
     least_seconds: float = LEAST_SECONDS
 
     def time(self, arms: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-        """Seconds a run of each arm, by round; each arm is first run to warm up."""
+        """Seconds a run of each arm, by round. A run of each arm beforehand warms up and shows how often to repeat it."""
         times: dict[str, list[float]] = {name: [] for name in arms}
         inner: dict[str, int] = {}
         for name, run in arms.items():
-            self._seconds(run, 1)
             inner[name] = math.ceil(self.least_seconds / self._seconds(run, 1))
         for _ in range(self.repeats):
             for name, run in arms.items():
@@ -259,8 +259,10 @@ class Arm:
     leaves: Sequence[Tensor] = ()
     one_by_one: bool = False
     """Rows are run each alone."""
-    alike: bool = False
-    """One set of factors serves all rows; its gradient, [1, flat_size], is the sum over rows."""
+    summed: bool = False
+    """All rows go through the same parameters: the gradient, [1, flat_size], is the sum over rows."""
+    stock: bool = False
+    """Completions are written by transformers' own `generate`."""
 
     def train(self, batch: Sequence[tuple[list[int], list[int]]]) -> float:
         """Forward and backward pass of the mean loss; returns the loss."""
@@ -282,6 +284,10 @@ class Arm:
         rows = list(range(len(prompts)))
         written = []
         for part in [[row] for row in rows] if self.one_by_one else [rows]:
+            if self.stock:
+                with self.applied(part):
+                    written += stock_generate(self.lm, [prompts[row] for row in part], new, do_sample=False)
+                continue
             completions = generate(
                 self.lm,
                 [prompts[row] for row in part],
@@ -305,6 +311,25 @@ class Arm:
         return torch.cat(found).float()
 
 
+@torch.inference_mode()
+def stock_generate(lm: LM, prompts: Sequence[list[int]], new: int, **sampling: Any) -> list[list[int]]:
+    """What transformers' `generate` writes after prompts padded on the left, as one batch."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), PAD)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    written = cast(Any, lm.model).generate(
+        ids.to(lm.device),
+        attention_mask=mask.to(lm.device),
+        max_new_tokens=new,
+        suppress_tokens=lm.suppressed_ids,
+        **sampling,
+    )
+    return written[:, width:].tolist()
+
+
 def lora_arms(bench: Bench, shape: Shape, lm: LM) -> tuple[PerQueryLoRA, dict[str, Arm], dict[str, str]]:
     """The ways to run factors on all linears of one model, sharing its weights, and why others are left out."""
     lora = PerQueryLoRA(lm.model, rank=shape.rank, scale=SCALE)
@@ -319,6 +344,7 @@ def lora_arms(bench: Bench, shape: Shape, lm: LM) -> tuple[PerQueryLoRA, dict[st
         "shared": _shared(lm, lora, values),
         "adapter_names": _adapter_names(lm, lora, values),
         "loop": replace(ours, one_by_one=True),
+        "loop_peft": _loop_peft(lm, lora, values),
     }
     skipped = {}
     copies = sum(site.d_in * site.d_out for site in lora.sites) * shape.batch * values.element_size()
@@ -364,7 +390,26 @@ def _peft(lm: LM, lora: PerQueryLoRA, values: Tensor, names: Sequence[str]) -> t
 
 def _shared(lm: LM, lora: PerQueryLoRA, values: Tensor) -> Arm:
     """Stock PEFT: one LoRA for all rows."""
-    return replace(_peft(lm, lora, values[:1].expand_as(values), ["shared"])[1], alike=True)
+    return replace(_peft(lm, lora, values[:1].expand_as(values), ["shared"])[1], summed=True)
+
+
+def _loop_peft(lm: LM, lora: PerQueryLoRA, values: Tensor) -> Arm:
+    """A loop with stock tools: one PEFT adapter that takes each query's factors in turn, and `model.generate`."""
+    wrapped, arm = _peft(lm, lora, values, ["query"])
+    parameters = dict(wrapped.named_parameters())
+    exported = [
+        {key.replace(".weight", ".query.weight"): value for key, value in lora.export_factors(row).items()}
+        for row in values
+    ]
+
+    @contextmanager
+    def applied(rows: list[int]) -> Iterator[None]:
+        (row,) = rows
+        for key, value in exported[row].items():
+            parameters[key].data = value
+        yield None
+
+    return replace(arm, applied=applied, one_by_one=True, summed=True, stock=True)
 
 
 def _adapter_names(lm: LM, lora: PerQueryLoRA, values: Tensor) -> Arm:
@@ -437,7 +482,7 @@ def training(bench: Bench, name: str, shape: Shape) -> Measurement:
         expected = ours.train(batch)
         _check(arm_name, "losses", abs(arm.train(batch) - expected) / expected, bench.dtype)
         if arm.gradient is not None and ours.gradient is not None:
-            gradient = ours.gradient().sum(0, keepdim=True) if arm.alike else ours.gradient()
+            gradient = ours.gradient().sum(0, keepdim=True) if arm.summed else ours.gradient()
             _check(arm_name, "gradients", deviation(arm.gradient(), gradient), bench.dtype)
         arm.clear()
 
@@ -602,24 +647,11 @@ def rollouts(bench: Bench, name: str, shape: Shape) -> Measurement:
     size = math.ceil(count / len(sorted_batches))
     arrived = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
-    @torch.inference_mode()
-    def stock(batches: Sequence[Sequence[int]], sampling: Mapping[str, Any]) -> list[list[int]]:
+    def stock(batches: Sequence[Sequence[int]], **sampling: Any) -> list[list[int]]:
         found: dict[int, list[int]] = {}
         for batch in batches:
-            width = max(lengths[index] for index in batch)
-            ids = torch.full((len(batch), width), PAD)
-            mask = torch.zeros_like(ids)
-            for row, index in enumerate(batch):
-                ids[row, width - lengths[index] :] = torch.tensor(prompts[index])
-                mask[row, width - lengths[index] :] = 1
-            written = cast(Any, lm.model).generate(
-                ids.to(lm.device),
-                attention_mask=mask.to(lm.device),
-                max_new_tokens=shape.new,
-                suppress_tokens=lm.suppressed_ids,
-                **sampling,
-            )
-            found.update(zip(batch, written[:, width:].tolist(), strict=True))
+            written = stock_generate(lm, [prompts[index] for index in batch], shape.new, **sampling)
+            found.update(zip(batch, written, strict=True))
         return [found[index] for index in range(count)]
 
     def ours(**sampling: Any) -> list[list[int]]:
@@ -628,7 +660,7 @@ def rollouts(bench: Bench, name: str, shape: Shape) -> Measurement:
 
     if bench.dtype == "float32":
         for arm_name, batches in {"model.generate": sorted_batches, "model.generate, as they come": arrived}.items():
-            pairs = list(zip(ours(), stock(batches, {"do_sample": False}), strict=True))
+            pairs = list(zip(ours(), stock(batches, do_sample=False), strict=True))
             differing = sum(a != b[: len(a)] for a, b in pairs)
             _check(arm_name, "greedy completions", differing / count, bench.dtype)
     sampled = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -638,8 +670,8 @@ def rollouts(bench: Bench, name: str, shape: Shape) -> Measurement:
     measured.seconds = bench.time(
         {
             "generate": lambda: ours(temperature=1.0, seeds=range(count)),
-            "model.generate": lambda: stock(sorted_batches, sampled),
-            "model.generate, as they come": lambda: stock(arrived, sampled),
+            "model.generate": lambda: stock(sorted_batches, **sampled),
+            "model.generate, as they come": lambda: stock(arrived, **sampled),
         }
     )
     for arm_name, times in measured.seconds.items():

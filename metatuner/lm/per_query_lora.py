@@ -227,17 +227,26 @@ class _Group:
         assert self.a is not None
         if x.ndim != 3 or len(x) != len(self.a):
             raise ValueError(f"per-query LoRA holds factors for {len(self.a)} rows, the input is {list(x.shape)}")
+        a, bs = self.a, self.bs
         weights: list[Tensor] = [member.weight for member in self.members]
         biases: list[Tensor | None] = [member.bias for member in self.members]
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        # Without autocast all of these have the input's precision already, and `to` returns them as they are.
-        x, a = x.to(dtype), self.a.to(dtype)
-        weights, bs = [weight.to(dtype) for weight in weights], [b.to(dtype) for b in self.bs]
+        if not torch.is_autocast_enabled(x.device.type):
+            return _run(self.scale, x, a, weights, biases, bs)
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, a = x.to(dtype), a.to(dtype)
+        weights, bs = [weight.to(dtype) for weight in weights], [b.to(dtype) for b in bs]
         biases = [None if bias is None else bias.to(dtype) for bias in biases]
         with torch.autocast(x.device.type, enabled=False):
-            if torch.is_grad_enabled():
-                return _GroupedLoRA.apply(self.scale, x, a, *weights, *biases, *bs)
-            return _forward(self.scale, x, a, weights, biases, bs)[1]
+            return _run(self.scale, x, a, weights, biases, bs)
+
+
+def _run(
+    scale: float, x: Tensor, a: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bs: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Each site's output; all tensors are of one precision."""
+    if torch.is_grad_enabled():
+        return _GroupedLoRA.apply(scale, x, a, *weights, *biases, *bs)
+    return _forward(scale, x, a, weights, biases, bs)[1]
 
 
 def _forward(
