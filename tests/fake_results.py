@@ -37,23 +37,27 @@ def plan_rows(config: Config) -> list[dict[str, Any]]:
     rows = []
     for name, experiment in config.experiments.items():
         for method in experiment.methods:
-            for benchmark in experiment.benchmarks:
-                for seed in experiment.seeds:
-                    fit = hash_value([method, benchmark, seed])
-                    rows.append(
-                        {
-                            "experiment": name,
-                            "method": method,
-                            "variant": "default",
-                            "benchmark": benchmark,
-                            "trained_on": benchmark,
-                            "generator": "large" if method in ("opro", "metatuner_j") else "",
-                            "seed": seed,
-                            "cell": hash_value([fit, "cell"]),
-                            "fit": fit,
-                            "tuned": "none",
-                        }
-                    )
+            for variant in experiment.variants.get(method) or ["default"]:
+                for generator in experiment.generators if method in ("opro", "metatuner_j") else [""]:
+                    for benchmark in experiment.benchmarks:
+                        for seed in experiment.seeds:
+                            # The first generator's default has the same key in every experiment.
+                            other = [variant] * (variant != "default") + [generator] * (generator == "small")
+                            fit = hash_value([method, *other, benchmark, seed])
+                            rows.append(
+                                {
+                                    "experiment": name,
+                                    "method": method,
+                                    "variant": variant,
+                                    "benchmark": benchmark,
+                                    "trained_on": benchmark,
+                                    "generator": generator,
+                                    "seed": seed,
+                                    "cell": hash_value([fit, "cell"]),
+                                    "fit": fit,
+                                    "tuned": "none",
+                                }
+                            )
     return rows
 
 
@@ -95,7 +99,11 @@ def write_cells(
     rows = plan_rows(config)
     for row in rows:
         if (outcomes or {}).get(row["cell"], ("ok", ""))[0] == "ok":
-            scores = fake_scores(row["method"], row["benchmark"], row["seed"], n, chances)
+            if (Path(config.results) / "cells" / row["cell"]).exists():  # another experiment's too
+                continue
+            name = row["method"] if row["variant"] == "default" else f"{row['method']}.{row['variant']}"
+            name += " small" * (row["generator"] == "small")
+            scores = fake_scores(name, row["benchmark"], row["seed"], n, chances)
             write_cell(
                 Path(config.results),
                 row["cell"],

@@ -77,13 +77,18 @@ def draw_grid(config: Config, experiment: str, comparisons: Sequence[Comparison]
     series = _series(config, experiment, comparisons, values)
     labels = [value_title(setting, value) for value in values]
     note = _note(config, experiment, comparisons, ["Points: mean over seeds and test queries"])
-    figure, rows = _panels(
-        comparisons, len(series) > 1, len(note), 0.28 if any("\n" in each for each in labels) else 0.15
-    )
+    slanted = not numbers and _shape(comparisons)[0] > 2
+    labels = [label.replace("\n", " ") for label in labels] if slanted else labels
+    ticks = 0.55 if slanted else 0.28 if any("\n" in label for label in labels) else 0.15
+    figure, rows = _panels(comparisons, len(series) > 1, len(note), ticks)
     for (generator, benchmark), axes in rows.items():
         found = [(each.title, each.points[generator, benchmark]) for each in series]
         _draw_points(axes, labels, found, joined=numbers)
-        axes.set_xlabel(SETTINGS.get(setting, setting))
+        if slanted:
+            axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor", fontsize=7)
+    width, height = figure.get_size_inches()
+    foot = (0.16 + NOTE_HEIGHT * len(note)) / height
+    figure.text(0.5 + 0.2 / width, foot, SETTINGS.get(setting, setting), ha="center", va="bottom")
     _finish(figure, rows, comparisons, note)
     return figure
 
@@ -183,14 +188,14 @@ def draw_objectives(
         ["Above: mean over seeds and test queries"],
         "Below: the task loss of training, each line the mean over seeds of running means over a twentieth of the steps"
         + (" (band: from the lowest seed to the highest)" if _most_seeds(comparisons) > 1 else "")
-        + ". ",
+        + "; colours as above.",
     )
     figure, rows = _panels(comparisons[:1], False, len(note), 0.28, below=True)
     for (_, benchmark), axes in rows.items():
         for place, method in enumerate(comparison.methods):
             if (method, benchmark) in comparison.entries:
                 _draw_entry(axes, place, comparison.entries[method, benchmark], place)
-        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xticks(range(len(labels)), labels, fontsize=7)
         axes.set_xlim(-0.6, len(labels) - 0.4)
         axes.grid(axis="y")
     lower = figure.axes[len(rows) :]
@@ -237,7 +242,8 @@ def _panels(
     keys = [(each.generator, benchmark) for each in comparisons for benchmark in each.benchmarks]
     columns, width = _shape(comparisons)
     rows = -(-len(keys) // columns) + below
-    top, bottom, gap = 0.5 + 0.24 * legend, 0.36 + ticks + NOTE_HEIGHT * note, 0.62 + ticks
+    top, bottom, gap = 0.5 + 0.24 * legend, 0.38 + ticks + NOTE_HEIGHT * note, (0.2 if below else 0.62) + ticks
+    bottom += (0.15 - ticks) * below  # a line of tick labels, whatever is above
     height = top + rows * PANEL_HEIGHT + (rows - 1) * gap + bottom
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -310,18 +316,15 @@ def _finish(
 ) -> None:
     """Titles, sizes, units, a legend where there is something to tell apart, and the note."""
     by_generator = {each.generator: each for each in comparisons}
-    bottom = min(axes.get_position().y0 for axes in panels.values())
     for (generator, benchmark), axes in panels.items():
         comparison = by_generator[generator]
         entries = comparison.of(benchmark)
-        which = f", {generator} generator" if len(comparisons) > 1 else ""
-        axes.set_title(comparison.titles[benchmark] + which, loc="left", fontweight="bold", pad=13)
+        which = f"{generator}: " if len(comparisons) > 1 else ""
+        axes.set_title(comparison.titles[benchmark], loc="left", fontweight="bold", pad=13)
         n, seeds = max(entry.n for entry in entries), max(len(entry.seeds) for entry in entries)
-        axes.text(0, 1.01, size(n, seeds), transform=axes.transAxes, fontsize=7, color="#555555", va="bottom")
+        axes.text(0, 1.01, which + size(n, seeds), transform=axes.transAxes, fontsize=7, color="#555555", va="bottom")
         metric = next((entry.metric for entry in entries if entry.metric), "score")
         axes.set_ylabel(f"{METRICS.get(metric, metric)} (%)")
-        if axes.get_position().y0 > bottom + 0.01:
-            axes.set_xlabel("")
     handles, labels = next(iter(panels.values())).get_legend_handles_labels()
     width, height = figure.get_size_inches()
     if len(labels) > 1:
@@ -353,13 +356,16 @@ def _note(
     warnings = dict.fromkeys(filter(None, map(unequal_tuning, comparisons)))
     worlds = dict.fromkeys(describe_world(config, experiment, each.generator) for each in comparisons)
     stated = STATED.get(experiment, "")
+    models = ", ".join(f"{each.generator} ({config.models.generators[each.generator].path})" for each in comparisons)
     text = " ".join(
         [
             f"{'; '.join([*opening, whiskers(entries)])}.",
-            *filter(None, [more.strip()]),
+            *filter(None, [more]),
+            *([f"Generators: {models}."] if len(comparisons) > 1 else []),
+            f"The points of a panel share their test queries: paired tests are in table_{experiment}.",
             *(["no result: see scores.csv for the reason."] if any(not entry.mean for entry in entries) else []),
             *warnings,
-            *filter(None, [stated and f"{stated} Its values are not public."]),
+            *filter(None, [stated]),
             *worlds,
         ]
     )

@@ -68,8 +68,8 @@ SETTINGS = {
 
 VALUES = {
     ("metatuner_warmup.d2", "best"): "best\nrollout",
-    ("metatuner_warmup.d2", "threshold"): "rollouts above\na threshold",
-    ("metatuner_warmup.d2", "expert"): "generator's\ngreedy rewrite",
+    ("metatuner_warmup.d2", "threshold"): "above\nthreshold",
+    ("metatuner_warmup.d2", "expert"): "greedy\nrewrite",
     ("metatuner_warmup.d2", "initial"): "p~\nitself",
     ("metatuner_warmup.trainable", "full"): "all weights",
     ("metatuner_warmup.trainable", "lora"): "LoRA",

@@ -17,10 +17,10 @@ TABLES = {"large": "main_7b"}
 MODELS = {"main_7b": ("Qwen2.5-7B", "Qwen2.5-3B")}
 """Generator and actor of each table."""
 STATED = {
-    "sharing": "Best, as the paper states, at K/4 for its 7B generator and at 3K/4 for its 3B one.",
-    "regularisation": "The paper states that Gumbel-Softmax is much worse.",
+    "sharing": "The paper has its best at K/4 for the 7B generator, at 3K/4 for the 3B one; its values are not public.",
+    "regularisation": "The paper states that Gumbel-Softmax is much worse; its values are not public.",
     "d2": "The paper compares ways of making D2; which, and with what scores, is not public.",
-    "rollouts": "The paper states that too many rollouts hurt.",
+    "rollouts": "The paper states that too many rollouts hurt; its values are not public.",
 }
 """What is public about the paper's figures, by experiment: not the values behind them."""
 COLUMNS = ["method", "variant", "benchmark", "score", "standing", "note"]

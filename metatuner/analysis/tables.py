@@ -182,7 +182,7 @@ def as_latex(comparison: Comparison, paper: PaperTable, caption: str, world: str
             for benchmark in benchmarks:
                 entry = comparison.entries.get(((method, variant), benchmark))
                 row.append(_latex_cell(entry, comparison) if entry else "")
-                row.append(_published_cell(paper, comparison, method, variant, benchmark))
+                row.append(escape_latex(_published_cell(paper, comparison, method, variant, benchmark)))
             lines.append(_latex_row(row))
     lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip\footnotesize\raggedright"]
     # The legend's own marks are LaTeX: put in after escaping.
@@ -326,7 +326,8 @@ def _signed(difference: Difference) -> str:
 def _published_cell(paper: PaperTable, comparison: Comparison, method: str, variant: str, benchmark: str) -> str:
     published = paper.of(method, variant, benchmark)
     fallen = _published_difference(paper, comparison, method, variant, benchmark)
-    return (f"{published.score:.2f}" if published else "") + (f" ({fallen:+.2f})" if fallen is not None else "")
+    behind = "" if fallen is None else f" ({fallen:+.2f})".replace("-", "−")
+    return (f"{published.score:.2f}" if published else "") + behind
 
 
 def _published_difference(
@@ -375,8 +376,8 @@ def _legend(comparison: Comparison, paper: PaperTable, *, best: str, tied: str, 
         yield f"Rows that share a context are drawn together: {', '.join(grouped)}."
     if detectable := [text for benchmark in comparison.benchmarks if (text := _detectable(comparison, benchmark))]:
         yield (
-            f"Smallest difference from {'it' if comparison.reference else 'the best'} that one paired test finds with "
-            "80 % probability, in points (median "
+            f"Smallest difference from {method_title(*comparison.reference) if comparison.reference else 'the best'} "
+            "that one paired test finds with 80 % probability, in points (median "
             f"over methods, from the choice of test queries alone, before correction): {', '.join(detectable)}."
         )
     if any(entry.tuned for entry in entries):

@@ -364,8 +364,11 @@ def read_config(path: Path) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """A config as indented JSON, the form `read_config` takes."""
-    return json.dumps(config.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    """A config as indented JSON, the form `read_config` takes.
+
+    Keys stay in the config's order, in which cells are packed and variants stand in tables.
+    """
+    return json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 
 
 def expand_path(text: str, key: str) -> Path:
