@@ -30,8 +30,7 @@ class MetaTunerWarmUp(Method):
     internal = True
 
     def fit(self, lab: Lab) -> "WarmUpPolicy":
-        from metatuner.method.rollouts import collect_rewrites
-        from metatuner.method.training import warm_up_actor, warm_up_generator
+        from metatuner.method.training import collect_rewrites, warm_up_actor, warm_up_generator
         from metatuner.method.tuned import merged
 
         config: WarmUpConfig = self.settings

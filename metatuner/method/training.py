@@ -17,6 +17,7 @@ from metatuner.method.config import MetaTunerConfig, WarmUpConfig
 from metatuner.method.data import Example, Rewrite, draw_seeds, shuffled_batches
 from metatuner.method.model import MetaTuner
 from metatuner.method.optimising import Log, Phase, Term, log_of_first, optimise
+from metatuner.method.rollouts import collect_rewrites as collect_rewrites
 from metatuner.method.rollouts import sample_prompts
 from metatuner.method.tuned import to_train, trainable
 
