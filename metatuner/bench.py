@@ -158,11 +158,11 @@ class Bench:
     least_seconds: float = LEAST_SECONDS
 
     def time(self, arms: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-        """Seconds a run of each arm, by round. A run of each arm beforehand warms up and shows how often to repeat it."""
+        """Seconds a run of each arm, by round; a run of each beforehand warms up and sets how often it is repeated."""
         times: dict[str, list[float]] = {name: [] for name in arms}
         inner: dict[str, int] = {}
         for name, run in arms.items():
-            inner[name] = math.ceil(self.least_seconds / self._seconds(run, 1))
+            inner[name] = max(1, math.ceil(self.least_seconds / self._seconds(run, 1)))
         for _ in range(self.repeats):
             for name, run in arms.items():
                 times[name].append(self._seconds(run, inner[name]))

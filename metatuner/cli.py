@@ -66,6 +66,20 @@ def _parser() -> argparse.ArgumentParser:
     add("usage", "where the run's CPU time went, process start and imports apart")
     resume = add("resume", "take up an interrupted run, once the old one and its children are gone")
     resume.add_argument("--cores", default="all")
+    bench = commands.add_parser(
+        "bench",
+        help="time per-query LoRA, the joint step and rollouts against other ways, at random weights",
+        description="Ratios of times measured interleaved in one process, at random weights. docs/performance.md says "
+        "what is compared.",
+    )
+    bench.add_argument("--device", default="auto", help="cpu, cuda or auto (cuda where there is one)")
+    bench.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    bench.add_argument("--shape", help="nano, d512, 3b or 7b: make every measurement at this one")
+    for option in ("width", "layers", "batch", "rank"):
+        bench.add_argument(f"--{option}", type=int, help="in place of the shape's own")
+    bench.add_argument("--repeats", type=int, default=9, help="rounds, at least 9")
+    bench.add_argument("--only", help="training, generation, joint or rollouts")
+    bench.add_argument("--json", type=Path, dest="json_file", metavar="FILE", help="write all times there too")
     lm_eval = commands.add_parser("lm-eval", help="lm-eval's command line with our policies as a model", add_help=False)
     lm_eval.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser

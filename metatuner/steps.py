@@ -25,7 +25,7 @@ from metatuner.plan import Cell, Fit, Plan
 def run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Run the command that the arguments name; returns the exit status."""
     step = STEPS[arguments.command]
-    if arguments.command == "lm-eval":
+    if arguments.command in ("lm-eval", "bench"):  # these need no config
         return step(arguments) or 0
     if arguments.config is not None and overrides:
         raise UserError("give either --config or key=value overrides, not both")
@@ -660,6 +660,17 @@ def open_policy(*, config: str, cell: str) -> Any:
     return shop.open_policy(shop.plan.cells[cell].fit, share=True)
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    """Measure speed and memory at random weights."""
+    import warnings
+
+    # transformers warns that PEFT uses names that it will drop.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    from metatuner.bench import run as run_bench
+
+    run_bench(**{name: value for name, value in vars(arguments).items() if name != "command"})
+
+
 STEPS: dict[str, Callable[..., int | None]] = {
     "config": show_config,
     "methods": methods,
@@ -680,5 +691,6 @@ STEPS: dict[str, Callable[..., int | None]] = {
     "verdict": verdict,
     "usage": show_usage,
     "resume": resume,
+    "bench": bench,
     "lm-eval": lm_eval,
 }
