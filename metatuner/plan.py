@@ -371,8 +371,12 @@ class Plan:
 
     def _checked(self, method: str, values: Mapping[str, Any], where: str) -> str:
         """Settings of a method and of those it requires as canonical JSON; the method's own are complete."""
+        return self._checked_json(method, canonical(values), where)
+
+    @cache
+    def _checked_json(self, method: str, values: str, where: str) -> str:
         cls = self.registry[method].cls
-        own, required = self._split(method, values)
+        own, required = self._split(method, json.loads(values))
         known = [field.name for field in fields(cls.Settings)] + list(cls.requires)
         for name in own:
             if name not in known:

@@ -33,6 +33,24 @@ def test_a_preset_extends_its_base_key_by_key():
     assert full.models == nano.models
 
 
+def test_an_experiment_or_variant_that_is_null_is_left_out():
+    without = c.load_config(
+        "nano", {"experiments": {"d2": None, "rollouts": {"variants": {"metatuner_j": {"n1": None}}}}}
+    )
+    whole = c.load_config("nano")
+    assert whole.experiments.keys() - without.experiments.keys() == {"d2"}
+    assert list(without.experiments["rollouts"].points.values()) == [2, 4, 8, 16]
+    with pytest.raises(UserError, match="config key 'experiments'"):
+        c.load_config("nano", {"experiments": dict.fromkeys(whole.experiments)})
+
+
+def test_points_are_the_values_of_the_axis_by_method_and_variant():
+    experiments = c.load_config("nano").experiments
+    assert experiments["d2"].points["metatuner_j", "expert"] == "expert"
+    assert experiments["sharing"].points["metatuner_j", "all_fixed"] == 1.0
+    assert experiments["main"].points == {}
+
+
 def test_overrides_may_be_nested_or_dotted():
     nested = c.load_config("nano", {"tuning": {"trials": 3}})
     dotted = c.load_config("nano", {"tuning.trials": 3})
@@ -58,6 +76,13 @@ def test_paper_test_sizes_are_the_papers():
         ({"experiments": {"main": {"seeds": [1000]}}}, "1000 is tuning.seed; report other seeds"),
         ({"experiments": {"main": {"seeds": [0, 0]}}}, "experiments.main.seeds: 0 stands there twice"),
         ({"experiments": {"main": {"methods": ["sft", "sft"]}}}, "'sft' stands there twice"),
+        ({"experiments": {"main": {"generator": ["large", "smal"]}}}, "unknown generator 'smal'; did you mean small?"),
+        (
+            {"experiments": {"main": {"generator": ["large", "large"]}}},
+            "experiments.main.generator: 'large' stands there",
+        ),
+        ({"experiments": {"main": {"axis": "alpha"}}}, "experiments.main.axis: no variant sets 'alpha'"),
+        ({"experiments": {"my grid": {"methods": ["sft"]}}}, "my grid"),
         ({"models": {"actor": {"device": "gpu"}}}, "device 'gpu' is none"),
         ({"models": {"actor": {"rewrite_user": "x"}}}, "must hold {query} once"),
         ({"methods": {"sft": {"search": {"learning_rate": {"low": 0.0}}}}}, "needs `low` > 0"),

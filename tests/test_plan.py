@@ -1,17 +1,38 @@
 """Plans: what is computed, in which jobs, and what a key depends on."""
 
+import json
+
 import pytest
 
 from metatuner.errors import UserError
-from metatuner.harness.config import load_config
+from metatuner.harness.config import dump_config, load_config, read_config
 from metatuner.plan import Plan
+
+OTHERS = ("ablation", "sharing", "regularisation", "d2", "rollouts")
 
 
 def plan(overrides=None, preset="nano"):
-    return Plan(load_config(preset, {"tuning.winners": None, **(overrides or {})}))
+    """Of the main experiment alone."""
+    alone = {f"experiments.{name}": None for name in OTHERS}
+    return Plan(load_config(preset, {"tuning.winners": None, **alone, **(overrides or {})}))
 
 
-MAIN = "experiments.main"
+def plan_of(method="metatuner_j", variants=None, **keys):
+    """Of one more experiment, `grid`, on one benchmark with one seed."""
+    grid = {"methods": [method], "benchmarks": ["gsm8k"], "seeds": [0], "generator": "large"}
+    grid |= {"variants": {method: variants or {}}}
+    overrides = {name.replace("__", "."): value for name, value in keys.items() if "__" in name}
+    return plan({"experiments.grid": grid | {k: v for k, v in keys.items() if "__" not in k}, **overrides})
+
+
+def fits_of(made, experiment="grid"):
+    """The fit of each variant (and generator, where there are several) of a plan's experiment."""
+    rows = [row for row in made.rows if row.experiment == experiment]
+    several = len({row.generator for row in rows if row.generator}) > 1
+    return {(row.variant, row.generator) if several else row.variant: made.fits[row.fit] for row in rows}
+
+
+ALL = {"zero_shot", "few_shot", "opro", "sft", "metatuner_i", "metatuner_j"}
 
 
 def test_a_cell_is_computed_once_for_all_experiments_that_need_it():
@@ -55,9 +76,9 @@ def test_every_cell_is_in_exactly_one_pack_whose_fits_come_before():
     ("override", "changes"),
     [
         ({"methods.sft.settings.rank": 4}, {"sft"}),
-        ({"methods.metatuner_warmup.settings.rollouts": 4}, {"metatuner_j"}),
-        ({"nano.world_seed": 1}, {"zero_shot", "few_shot", "opro", "sft", "metatuner_j"}),
-        ({"budgets.default.lm_calls": 30000}, {"zero_shot", "few_shot", "opro", "sft", "metatuner_j"}),
+        ({"methods.metatuner_warmup.settings.rollouts": 4}, {"metatuner_i", "metatuner_j"}),
+        ({"nano.world_seed": 1}, ALL),
+        ({"budgets.default.lm_calls": 30000}, ALL),
         ({"batch_tokens": 8192}, set()),
         ({"pack": 3}, set()),
         ({"threads": 2}, set()),
@@ -112,6 +133,138 @@ def test_a_stored_winner_is_used_while_its_key_is_current_and_has_expired_after(
     assert changed.expired == {("sft", "gsm8k")}
 
 
+# ---- variants ------------------------------------------------------------------------------------------------------
+
+
+def test_a_variant_reaches_what_its_method_builds_on_and_equal_settings_share_fits():
+    made = plan_of(
+        variants={
+            "own": {"metatuner_warmup": {"rollouts": 8}},
+            "fewer": {"metatuner_warmup": {"rollouts": 2}},
+            "alpha": {"alpha": 2.0},
+        }
+    )
+    fits = fits_of(made)
+    (own,), (fewer,), (alpha,) = (fits[name].requires for name in ("own", "fewer", "alpha"))
+    main = {row.cell for row in made.rows if row.experiment == "main"}
+    shared = [row.variant for row in made.rows if row.experiment == "grid" and row.cell in main]
+    assert shared == ["own"]  # 8 is what the preset says
+    assert '"rollouts":2' in fewer.settings
+    assert fewer.key != own.key == alpha.key
+    assert fits["fewer"].settings == fits["own"].settings
+    assert len({fit.key for fit in fits.values()}) == 3
+    # Rows say what their variant sets of the other method; fits have their own settings alone.
+    (row,) = [row for row in made.rows if row.variant == "fewer"]
+    assert json.loads(row.settings)["metatuner_warmup"] == {"rollouts": 2}
+    assert "metatuner_warmup" not in json.loads(fits["fewer"].settings)
+
+
+def test_all_experiments_of_the_default_preset_share_what_they_can():
+    made = Plan(load_config("nano", {"tuning.winners": None}))
+    main = {row.fit for row in made.rows if row.experiment == "main"}
+    anew = {
+        name: len({row.fit for row in made.rows if row.experiment == name} - main) for name in made.config.experiments
+    }
+    # Untuned, variants under their own tuned settings are those under the whole method's.
+    assert anew == {"main": 0, "ablation": 20, "sharing": 15, "regularisation": 4, "d2": 3, "rollouts": 4}
+    sharing = fits_of(made, "sharing")
+    assert sharing["none", "large"].key in {row.fit for row in made.rows if row.variant == "without_s"}
+    assert sharing["half", "large"].key in main
+
+
+def test_an_experiment_runs_with_each_of_its_generators():
+    made = plan_of(
+        method="metatuner_j",
+        methods=["sft", "metatuner_j"],
+        generator=["large", "small"],
+        variants={"default": {}, "other": {"alpha": 2.0, "generator": "small"}},
+    )
+    rows = [(row.method, row.variant, row.generator) for row in made.rows if row.experiment == "grid"]
+    assert rows == [
+        ("sft", "default", ""),
+        ("metatuner_j", "default", "large"),
+        ("metatuner_j", "default", "small"),
+        ("metatuner_j", "other", "small"),
+    ]
+
+
+def test_jobs_read_the_plan_that_the_dag_was_built_from(tmp_path):
+    config = load_config("nano_full", {"tuning.winners": None})
+    (tmp_path / "config.json").write_text(dump_config(config))
+    before, after = Plan(config), Plan(read_config(tmp_path / "config.json"))
+    assert before.rows == after.rows
+    assert before.fit_packs == after.fit_packs
+    assert before.evaluate_packs == after.evaluate_packs
+    assert before.tunable == after.tunable
+
+
+def test_a_variant_tuned_on_its_own_has_its_own_winner_and_others_inherit(tmp_path, monkeypatch):
+    import metatuner.plan as module
+    from metatuner.harness.tuning import Winner, write_winners
+
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    variants = {
+        "same": {"alpha": 1.0},
+        "without_p": {"prompt_branch": False},
+        "tuned": {"tuned_as": "without_p"},
+        "on_top": {"tuned_as": "without_p", "alpha": 3.0},
+    }
+    free = plan_of(variants=variants)
+    assert ("metatuner_j.without_p", "gsm8k") in free.tunable
+    assert ("metatuner_j.without_p", "math") not in free.tunable  # no experiment has it there
+    assert ("metatuner_j.without_s", "gsm8k") not in free.tunable
+    winners = [
+        Winner(name, "gsm8k", {"epochs": epochs}, 50.0, 8, 0, (), free.tuning_key(name, "gsm8k"))
+        for name, epochs in (("metatuner_j", 3), ("metatuner_j.without_p", 6))
+    ]
+    assert winners[0].key != winners[1].key
+    write_winners(tmp_path / "winners.json", winners)
+    made = plan_of(variants=variants, tuning__winners="winners.json")
+    rows = {row.variant: row for row in made.rows if row.experiment == "grid"}
+    assert {name: row.tuned for name, row in rows.items()} == {
+        "same": "winner",
+        "without_p": "inherited",
+        "tuned": "winner",
+        "on_top": "inherited",
+    }
+    settings = {name: json.loads(row.settings) for name, row in rows.items()}
+    assert [settings[name]["epochs"] for name in rows] == [3, 3, 6, 6]
+    assert [settings[name]["prompt_branch"] for name in rows] == [True, False, False, False]
+    assert made.expired == set()
+    # Its trials start from its own settings, and its key changes with them.
+    assert made.trials("metatuner_j.without_p", "gsm8k")[0] == {}
+    changed = plan_of(variants=variants, methods__metatuner_j__variants__without_p__settings__rank=1)
+    assert changed.tuning_key("metatuner_j.without_p", "gsm8k") != winners[1].key
+    assert changed.tuning_key("metatuner_j", "gsm8k") == winners[0].key
+
+
+def test_the_drawing_knows_the_settings_and_the_generators_depth():
+    framework = plan().framework
+    assert framework["layers"] == 8
+    assert framework["settings"]["pooling"] == "mean"
+    assert plan({"experiments.main.methods": ["sft"]}).framework is None
+    assert Plan(load_config("paper", {"tuning.winners": None})).framework["layers"] is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ({"alhpa": 1.0}, "experiments.grid.variants.metatuner_j.x: unknown setting 'alhpa'"),
+        ({"metatuner_warmpu": {}}, "of method metatuner_j; did you mean metatuner_warmup?"),
+        ({"metatuner_warmup": {"rolouts": 2}}, "x.metatuner_warmup: unknown setting 'rolouts'"),
+        ({"metatuner_warmup": {"rollouts": "2"}}, "x.metatuner_warmup.rollouts: Input should be a valid integer"),
+        ({"metatuner_warmup": 2}, "x.metatuner_warmup: must be a mapping"),
+        ({"tuned_as": "witout_p"}, "x.tuned_as: no 'witout_p' in methods.metatuner_j.variants; did you mean without_p"),
+        ({"generator": "small"}, "x.generator: 'small' is not among the experiment's"),
+    ],
+)
+def test_a_wrong_variant_is_named_with_its_place(variant, message):
+    with pytest.raises(UserError) as error:
+        _ = plan_of(variants={"x": variant}).rows
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -126,6 +279,11 @@ def test_a_stored_winner_is_used_while_its_key_is_current_and_has_expired_after(
         ({"methods.metatuner_j.settings.rank": 0}, "rank"),
         ({"methods.sft.search.rnk": {"values": [1]}}, "unknown setting 'rnk'"),
         ({"methods.metatuner_warmup.search.rollouts": {"values": [1]}}, "is not tuned; leave it out"),
+        (
+            {"methods.metatuner_j.variants.x": {"settings": {"rnk": 1}}},
+            "methods.metatuner_j.variants.x.settings: unknown setting 'rnk'",
+        ),
+        ({"methods.metatuner_warmup.variants.x": {}}, "is not tuned; leave it out"),
         ({"models.actor.path": "./no/such/folder"}, "no folder no/such/folder"),
         ({"benchmarks.gsm8k.sizes.test": None}, "the nano world has no end"),
         ({"extra_methods": ["nowhere.py"]}, "extra_methods: no file"),

@@ -1,0 +1,307 @@
+"""Tables and figures of experiments: Table 3 against the whole method, grids over an axis, the drawn framework."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_results import CHANCES, fake_config, fake_run
+from scipy import stats
+
+from metatuner.analysis.comparison import compare
+from metatuner.analysis.figures import EXPERIMENTS, FIGURES, figures_of
+from metatuner.analysis.framework import Design, draw_framework, figure_2
+from metatuner.analysis.grids import draw_grid, draw_objectives, read_curves
+from metatuner.analysis.published import read_published
+from metatuner.analysis.scores import read_query_scores
+from metatuner.analysis.statistics import holm
+from metatuner.analysis.tables import TABLES, tables_of
+from metatuner.errors import UserError
+from metatuner.harness.config import Config, load_config
+from metatuner.hashing import ROOT
+from metatuner.method.config import MetaTunerConfig
+
+NANO = load_config("nano").model_dump(mode="json")["experiments"]
+GENERATORS = {"large": {"path": "nano:generator"}, "small": {"path": "nano:generator_small"}}
+
+
+def config_of(tmp_path: Path, *names: str, **changes: Any) -> Config:
+    """A fake preset with experiments of the default one, on two benchmarks."""
+    experiments = {name: {**NANO[name], "benchmarks": ["math", "gsm8k"], **changes} for name in names}
+    config = fake_config(tmp_path, methods=[*CHANCES, "rewriter_sft"])
+    values = {**config.model_dump(mode="json"), "experiments": experiments}
+    values["models"]["generators"] = GENERATORS
+    values["methods"]["metatuner_j"]["variants"] = {"gumbel": {}}
+    return Config.model_validate(values)
+
+
+def scores_of(config: Config, row: dict[str, Any]) -> np.ndarray:
+    answers = read_query_scores(Path(config.results), row["cell"])
+    return np.array([answers[name].score for name in sorted(answers)])
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+# ---- table 3 -------------------------------------------------------------------------------------------------------
+
+
+def test_table_3_pairs_every_row_with_the_whole_method_in_the_configs_order(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "ablation")
+    rows = fake_run(config, n=80, chances={**CHANCES, "metatuner_j.without_f": 0.2})
+    lines = read_table(TABLES["table_3"](config)[0])
+    order = list(dict.fromkeys((line["method"], line["variant"]) for line in lines))
+    assert order == [("metatuner_j", name) for name in NANO["ablation"]["variants"]["metatuner_j"]] + [
+        ("rewriter_sft", "default")
+    ]
+    for benchmark in ("math", "gsm8k"):
+        own = {(row["method"], row["variant"]): row for row in rows if row["benchmark"] == benchmark}
+        whole = scores_of(config, own["metatuner_j", "default"])
+        found = {(line["method"], line["variant"]): line for line in lines if line["benchmark"] == benchmark}
+        p_values = {}
+        for key, row in own.items():
+            if key == ("metatuner_j", "default"):
+                assert found[key]["difference"] == ""
+                continue
+            gaps = scores_of(config, row) - whole
+            assert float(found[key]["difference"]) == pytest.approx(100 * gaps.mean(), abs=0.005)
+            assert float(found[key]["difference_low"]) <= 100 * gaps.mean() <= float(found[key]["difference_high"])
+            p_values[key] = stats.binomtest(int((gaps > 0).sum()), int((gaps != 0).sum())).pvalue
+        for key, p_value in zip(p_values, holm(list(p_values.values())), strict=True):
+            assert float(found[key]["p_holm"]) == pytest.approx(p_value, rel=0.01)
+            assert found[key]["mark"] == ("differs" if p_value <= 0.05 else "")
+        assert found["metatuner_j", "without_f"]["mark"] == "differs"
+
+
+def test_table_3_has_the_papers_ablation_beside_and_its_differences(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "ablation")
+    fake_run(config)
+    csv_file, markdown, latex = TABLES["table_3"](config)
+    published = read_published()
+    found = {
+        (line["variant"], line["benchmark"]): line for line in read_table(csv_file) if line["method"] != "rewriter_sft"
+    }
+    for variant in ("without_f", "without_p", "without_s"):
+        paper = published["metatuner", variant, "math"].score
+        assert float(found[variant, "math"]["published"]) == paper
+        assert float(found[variant, "math"]["published_difference"]) == pytest.approx(paper - 48.67)
+        assert "not public whether -I or -J" in found[variant, "math"]["published_note"]
+        assert found[f"{variant}_tuned", "math"]["published"] == ""  # which settings the paper's rows had is not known
+    text = markdown.read_text(encoding="utf-8")
+    assert "| 48.00 (−0.67) |" in text
+    assert "48.00 ($-$0.67)" in latex.read_text(encoding="utf-8")
+    assert "1 seed: intervals are over queries only" in text
+    assert "the paired difference from MetaTuner-J in points" in text
+    assert "MetaTuner-J (w/o F, tuned on its own)" in text
+    assert "†" not in text
+
+
+# ---- every experiment has its table --------------------------------------------------------------------------------
+
+
+def test_a_preset_has_the_tables_and_figures_of_its_experiments_and_no_others(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "sharing", "rollouts")
+    assert list(tables_of(config)) == ["table_sharing", "table_rollouts"]
+    assert list(figures_of(config)) == ["figure_3", "figure_6"]
+    main = fake_config(tmp_path)
+    assert (list(tables_of(main)), list(figures_of(main))) == (["table_1"], ["figure_main"])
+    full = load_config("nano_full")
+    assert {"table_alpha", "table_rank", "table_small_generator"} <= tables_of(full).keys()
+    assert {"figure_alpha", "figure_sync", "figure_rank", "figure_scale", "figure_trainable"} <= figures_of(full).keys()
+    assert FIGURES.keys() == EXPERIMENTS.keys() <= figures_of(full).keys()
+
+
+def test_a_table_of_several_generators_keeps_them_apart(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "sharing")
+    rows = fake_run(config, n=30)
+    made = tables_of(config)["table_sharing"](config)
+    lines = read_table(made[0])
+    assert {(line["generator"], line["variant"]) for line in lines} == {
+        (generator, variant) for generator in GENERATORS for variant in NANO["sharing"]["variants"]["metatuner_j"]
+    }
+    for line in lines:
+        (row,) = [row for row in rows if all(row[key] == line[key] for key in ("generator", "variant", "benchmark"))]
+        assert float(line["mean"]) == pytest.approx(100 * scores_of(config, row).mean(), abs=0.005)
+    text = made[1].read_text(encoding="utf-8")
+    assert "# Experiment sharing, generator large" in text
+    assert "# Experiment sharing, generator small" in text
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def drawn_points(axes: Any) -> dict[str, dict[float, float]]:
+    """What the axes' labelled lines go through, by label."""
+    return {
+        str(line.get_label()): dict(zip(map(round, line.get_xdata()), line.get_ydata(), strict=True))
+        for line in axes.lines
+        if not str(line.get_label()).startswith("_")
+    }
+
+
+def test_figure_3_draws_each_mean_and_the_control_through_what_it_shares(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "sharing")
+    rows = fake_run(config, n=30)
+    comparisons = [compare(config, "sharing", generator=name) for name in GENERATORS]
+    figure = draw_grid(config, "sharing", comparisons)
+    assert len(figure.axes) == 4
+    for axes, (generator, benchmark) in zip(
+        figure.axes, [(g, b) for g in GENERATORS for b in ("math", "gsm8k")], strict=True
+    ):
+        own = {
+            row["variant"]: 100 * scores_of(config, row).mean()
+            for row in rows
+            if (row["generator"], row["benchmark"]) == (generator, benchmark)
+        }
+        follows = ["none", "quarter", "half", "three_quarters", "all"]
+        fixed = ["none", "quarter_fixed", "half", "three_quarters_fixed", "all_fixed"]
+        assert drawn_points(axes) == {
+            "h read where sharing ends": pytest.approx({place: own[name] for place, name in enumerate(follows)}),
+            "control: h read at K/2": pytest.approx({place: own[name] for place, name in enumerate(fixed)}),
+        }
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "K/4", "K/2", "3K/4", "K"]
+        assert axes.get_ylabel() == "Accuracy (%)"
+        assert f"{generator}: n = 30, 1 seed" in {text.get_text() for text in axes.texts}
+    note = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
+    assert "1 seed: intervals are over queries only" in note
+    assert "Shared decoder layers k" in note
+    assert "K/4 for the 7B generator" in note
+    assert "large (nano:generator), small (nano:generator_small)" in note
+
+
+def test_ways_are_not_joined_and_numbers_are_in_order(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "d2", "rollouts", seeds=[0, 1, 2, 3, 4])
+    fake_run(config, n=20)
+    ways = draw_grid(config, "d2", [compare(config, "d2")]).axes[0]
+    counts = draw_grid(config, "rollouts", [compare(config, "rollouts")])
+    assert all(line.get_linewidth() == 0 for line in ways.lines if not str(line.get_label()).startswith("_"))
+    assert [label.get_text() for label in ways.get_xticklabels()][:1] == ["best\nrollout"]
+    assert [label.get_text() for label in counts.axes[0].get_xticklabels()] == ["1", "2", "4", "8", "16"]
+    note = " ".join(text.get_text().replace("\n", " ") for text in counts.texts)
+    assert "interval over test queries and seeds" in note
+    assert "too many rollouts hurt" in note
+
+
+def test_a_hole_in_a_grid_is_said(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "rollouts")
+    cells = {row["variant"]: row["cell"] for row in fake_run(config_of(tmp_path / "other", "rollouts"), n=5)}
+    fake_run(config, n=5, outcomes={cells["n16"]: ("failed", "budget")})
+    figure = draw_grid(config, "rollouts", [compare(config, "rollouts")])
+    drawn = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert ["no result" in texts for texts in drawn].count(True) >= 1
+    assert any("no result: see scores.csv" in text.get_text().replace("\n", " ") for text in figure.texts)
+
+
+def with_logs(config: Config, rows: list[dict[str, Any]], steps: int = 40) -> None:
+    """Logs of training: a task loss that falls from 2 to 1, or, for Gumbel-Softmax, stays at 3 as the only loss."""
+    root = Path(config.results)
+    for row in rows:
+        (root / "cells" / row["cell"] / "cell.json").write_text(json.dumps({"fit": row["fit"]}))
+        folder = root / "fits" / row["fit"]
+        folder.mkdir(parents=True, exist_ok=True)
+        events: list[dict[str, Any]] = [{"event": "dev", "epoch": 1, "reward": 0.5}]
+        for step in range(steps):
+            task = (
+                {"loss": 3.0}
+                if row["variant"] == "gumbel"
+                else {"loss": 9.0, "task": 2 - step / (steps - 1), "prompt": 7.0}
+            )
+            events.append({"event": "joint", "step": step, **task})
+        (folder / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def test_figure_4_shows_scores_and_the_task_loss_of_the_same_fits(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "regularisation", seeds=[0, 1])
+    with_logs(config, fake_run(config, n=20))
+    curves = read_curves(config, "regularisation")
+    assert {(curve.variant, curve.benchmark, curve.seed) for curve in curves} == {
+        (variant, benchmark, seed)
+        for variant in ("default", "gumbel")
+        for benchmark in ("math", "gsm8k")
+        for seed in (0, 1)
+    }
+    figure = draw_objectives(config, "regularisation", [compare(config, "regularisation")], curves)
+    assert len(figure.axes) == 4
+    for axes in figure.axes[2:]:
+        joint, gumbel = axes.lines
+        # A twentieth of 40 steps is two: the first mean is of the first two steps, the last of the last two.
+        assert (joint.get_ydata()[0], joint.get_ydata()[-1]) == pytest.approx((2 - 0.5 / 39, 1 + 0.5 / 39))
+        assert set(gumbel.get_ydata()) == {3.0}
+        assert axes.get_xlabel() == "Training steps (%)"
+    assert figure.axes[2].get_ylabel() == "Task loss (nats a token)"
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [
+        "Supervised\nregularisation",
+        "Gumbel-\nSoftmax",
+    ]
+
+
+def test_figure_4_is_drawn_without_logs_and_refuses_broken_ones(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "regularisation")
+    rows = fake_run(config, n=10)
+    assert all(path.stat().st_size > 0 for path in FIGURES["figure_4"](config))
+    assert read_curves(config, "regularisation") == []
+    with_logs(config, rows)
+    log = tmp_path / "fits" / rows[0]["fit"] / "log.jsonl"
+    log.write_text('{"step": 0, "task": 1.0}\n{broken\n')
+    with pytest.raises(UserError, match=r"log.jsonl, line 2: not valid JSON"):
+        FIGURES["figure_4"](config)
+
+
+def test_grids_are_the_same_bytes_from_another_process(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "sharing", "regularisation")
+    with_logs(config, [row for row in fake_run(config, n=10) if row["experiment"] == "regularisation"])
+    design = Design(asdict(MetaTunerConfig()), "nano:generator", "nano:actor", 8)
+    names = ["figure_3", "figure_4"]
+    paths = [path for name in names for path in FIGURES[name](config)] + figure_2(config, design)
+    before = [path.read_bytes() for path in paths]
+    assert not any(b"CreationDate" in content for content in before)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    code = (
+        "import sys; from dataclasses import asdict; from pathlib import Path\n"
+        "from metatuner.harness.config import read_config; from metatuner.analysis.figures import FIGURES\n"
+        "from metatuner.analysis.framework import Design, figure_2\n"
+        "from metatuner.method.config import MetaTunerConfig\n"
+        "config = read_config(Path(sys.argv[1])); FIGURES['figure_3'](config); FIGURES['figure_4'](config)\n"
+        "figure_2(config, Design(asdict(MetaTunerConfig()), 'nano:generator', 'nano:actor', 8))"
+    )
+    environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT), "PATH": ""}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "config.json")], check=True, env=environment)
+    assert [path.read_bytes() for path in paths] == before
+
+
+# ---- the framework -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers", "there", "absent"),
+    [
+        ({}, 8, ["layers 1 to 4\n(k = 4 of K = 8)", "layers 5 to 8, LM head", "rank 8, scale 2"], ["private layers"]),
+        ({}, None, ["first k = K/2 of K layers", "the layers above, LM head"], ["K = 8"]),
+        ({"shared_layers": 0}, 8, ["private layers 1 to 4", "layers 1 to 8, LM head"], ["meta encoder"]),
+        ({"shared_layers": 0.25, "encoder_layers": 0.5}, 8, ["k = 2 of K = 8", "private layers 3 to 4"], []),
+        ({"shared_layers": 1.0}, 8, ["layers 1 to 8", "last norm, LM head"], ["layers 9"]),
+        ({"prompt_branch": False}, 8, ["no prompt branch", "the task term alone"], ["prompt decoder", "CE on D2"]),
+        ({"parameter_branch": "none"}, 8, ["prompt decoder"], ["parameter decoder", "rank"]),
+        ({"parameter_branch": "static"}, 8, ["one static LoRA"], ["bottleneck"]),
+        ({"pooling": "mean", "decoder": "layer_shared"}, 8, ["mean state", "shared by layers"], ["last token"]),
+        ({"objective": "gumbel"}, 8, ["Gumbel-Softmax"], ["CE on D2"]),
+        ({"objective": "alternating"}, 8, ["MetaTuner-I"], ["MetaTuner-J"]),
+        ({"target_modules": "all-linear", "rank": 4}, 8, ["all-linear", "rank 4"], ["q_proj"]),
+    ],
+)
+def test_the_framework_is_drawn_from_the_settings(
+    settings: dict[str, Any], layers: int | None, there: list[str], absent: list[str]
+) -> None:
+    design = Design(asdict(MetaTunerConfig(**settings)), "G-7B", "M-3B", layers)
+    figure = draw_framework(design, "nano")
+    texts = "\n".join(text.get_text() for text in [*figure.axes[0].texts, *figure.texts]).replace("from\n", "from ")
+    for words in ("G-7B", "M-3B", "nothing here is measured", *there):
+        assert words in texts or words in texts.replace("\n", " ")
+    assert not [words for words in absent if words in texts]
