@@ -177,7 +177,7 @@ class Dag:
     @property
     def confirm_inputs(self) -> list[Path]:
         """Splits of all benchmarks."""
-        return [self._split_file(name) for name in self.config.benchmarks]
+        return [self._split_file(name) for name in self.plan.config.benchmarks]
 
     @property
     def tune_files(self) -> list[Path]:
