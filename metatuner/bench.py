@@ -72,7 +72,7 @@ class Shape:
             return shape
         head = self.width // self.heads
         if width % head:
-            raise UserError(f"bench: --width {width} is no multiple of {head}, the width of a head; choose another")
+            raise UserError(f"--width {width} is no multiple of {head}, the width of a head; choose another")
         heads = width // head
         groups = self.key_value_heads if heads % self.key_value_heads == 0 else heads
         feed_forward = self.feed_forward * width // self.width
@@ -724,12 +724,12 @@ def run(
         ("measurement", only, MEASUREMENTS),
     ):
         if value is not None and value not in known:
-            raise UserError(f"bench: unknown {what} {value!r}; {suggest(value, known)}")
+            raise UserError(f"unknown {what} {value!r}; {suggest(value, known)}")
     if repeats < LEAST_REPEATS:
-        raise UserError(f"bench: --repeats {repeats}: a median of fewer than {LEAST_REPEATS} says little; raise it")
+        raise UserError(f"--repeats {repeats}: a median of fewer than {LEAST_REPEATS} says little; raise it")
     for option, size in (("width", width), ("layers", layers), ("batch", batch), ("rank", rank)):
         if size is not None and size < 1:
-            raise UserError(f"bench: --{option} must be at least 1, got {size}")
+            raise UserError(f"--{option} must be at least 1, got {size}")
     bench = Bench(_device(device), dtype, repeats)
     pairs = list(DEFAULT) if shape is None else [(name, shape) for name in MEASUREMENTS]
     if only is not None:
@@ -774,9 +774,9 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("bench: --device cuda asked, but torch sees no GPU; use cpu")
+        raise UserError("--device cuda asked, but torch sees no GPU; use cpu")
     if name not in ("cpu", "cuda"):
-        raise UserError(f"bench: unknown device {name!r}; use auto, cpu or cuda")
+        raise UserError(f"unknown device {name!r}; use auto, cpu or cuda")
     return torch.device(name)
 
 
