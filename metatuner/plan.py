@@ -461,7 +461,7 @@ class Plan:
         ]
 
     def trials(self, subject: str, benchmark: str) -> list[dict[str, Any]]:
-        """What random search tries: the preset's own settings first, then draws, none twice."""
+        """What random search tries: the preset's own settings first, then draws, none twice; in whatever order keys stand."""
         config, method = self.subject(subject), subject.partition(".")[0]
         rng = random.Random(derive_seed("tune", subject, benchmark, self.config.tuning.seed))
         own = json.loads(self._checked(method, config.settings, self._place(subject, "settings")))
@@ -470,7 +470,7 @@ class Plan:
         for _ in range(100 * self.config.tuning.trials):  # a small grid may hold fewer settings than trials
             if len(drawn) == self.config.tuning.trials:
                 break
-            trial = {name: _draw(space, rng) for name, space in config.search.items()}
+            trial = {name: _draw(space, rng) for name, space in sorted(config.search.items())}
             if trial not in seen:
                 seen.append(trial)
                 drawn.append(trial)
