@@ -461,7 +461,7 @@ class Plan:
         ]
 
     def trials(self, subject: str, benchmark: str) -> list[dict[str, Any]]:
-        """What random search tries: the preset's own settings first, then draws, none twice; in whatever order keys stand."""
+        """What random search tries: the preset's own settings, then draws, none twice; keys may stand in any order."""
         config, method = self.subject(subject), subject.partition(".")[0]
         rng = random.Random(derive_seed("tune", subject, benchmark, self.config.tuning.seed))
         own = json.loads(self._checked(method, config.settings, self._place(subject, "settings")))
