@@ -75,7 +75,7 @@ def test_table_3_pairs_every_row_with_the_whole_method_in_the_configs_order(tmp_
             assert float(found[key]["difference_low"]) <= 100 * gaps.mean() <= float(found[key]["difference_high"])
             p_values[key] = stats.binomtest(int((gaps > 0).sum()), int((gaps != 0).sum())).pvalue
         for key, p_value in zip(p_values, holm(list(p_values.values())), strict=True):
-            assert float(found[key]["p_holm"]) == pytest.approx(p_value, rel=0.01)
+            assert float(found[key]["p_holm"]) == pytest.approx(p_value, rel=0.05)  # two digits are written
             assert found[key]["mark"] == ("differs" if p_value <= 0.05 else "")
         assert found["metatuner_j", "without_f"]["mark"] == "differs"
 

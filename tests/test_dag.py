@@ -16,6 +16,9 @@ import pytest
 
 from metatuner.hashing import ROOT
 
+CELLS = 6 * 4 * 2 + 16
+"""Of the smoke preset: the main experiment's, and those that only the others have."""
+
 TIMED = {"cost.json", "timing.json", "usage", "logs"}
 """Names of files and folders that hold timings."""
 
@@ -71,11 +74,14 @@ def test_a_run_makes_scores_table_figure_and_verdict(finished):
     statuses = [line.split(",")[10] for line in lines[1:]]
     assert statuses
     assert set(statuses) == {"ok"}
-    tables = [f"tables/table_1.{suffix}" for suffix in ("csv", "md", "tex")]
-    for name in (*tables, "figures/figure_main.png", "world.md"):
+    tables = [
+        f"tables/{name}.{suffix}" for name in ("table_1", "table_3", "table_d2") for suffix in ("csv", "md", "tex")
+    ]
+    figures = [f"figures/figure_{name}.{suffix}" for name in ("main", *range(2, 7)) for suffix in ("png", "pdf")]
+    for name in (*tables, *figures, "world.md"):
         assert (results / name).stat().st_size > 0
     cells = list((results / "cells").iterdir())
-    assert len(cells) == 5 * 4 * 2
+    assert len(cells) == CELLS
     for cell in cells:
         metrics = json.loads((cell / "metrics.json").read_text())
         assert len((cell / "predictions.jsonl").read_text().splitlines()) == metrics["n"] == 12
@@ -107,7 +113,7 @@ def test_a_new_seed_computes_only_its_own_cells(finished, tmp_path):
     snakemake(folder, config=("experiments={main: {seeds: [0, 1, 2]}}",))
     after = {path.name: path.stat().st_mtime_ns for path in (folder / "results" / "smoke" / "cells").iterdir()}
     assert {name: after[name] for name in before} == before
-    assert len(after) == 5 * 4 * 3
+    assert len(after) == CELLS + 6 * 4
 
 
 def test_tables_and_figures_are_redrawn_from_files_alone(finished, tmp_path):
