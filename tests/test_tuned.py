@@ -17,7 +17,9 @@ def test_stored_winners_are_current_and_come_from_as_many_trials(preset):
     plan = Plan(load_config(preset))
     assert plan.rows
     assert plan.expired == set()
-    assert set(plan.winners) == set(plan.tunable)
+    assert set(plan.winners) <= set(plan.tunable)
+    # Every method of the main table is tuned; an ablation whose own search has not been run says so in its table.
+    assert all("." in subject for subject, _ in set(plan.tunable) - set(plan.winners))
     for winner in plan.winners.values():
         assert winner.trials == len(plan.trials(winner.method, winner.benchmark))
         assert winner.failed == 0
