@@ -1,11 +1,15 @@
 """Plans: what is computed, in which jobs, and what a key depends on."""
 
 import json
+import re
 
 import pytest
+import yaml
 
+from metatuner.analysis.figures import figures_of
 from metatuner.errors import UserError
 from metatuner.harness.config import dump_config, load_config, read_config
+from metatuner.hashing import ROOT
 from metatuner.plan import Plan
 
 OTHERS = ("ablation", "sharing", "regularisation", "d2", "rollouts")
@@ -196,6 +200,16 @@ def test_jobs_read_the_plan_that_the_dag_was_built_from(tmp_path):
     assert before.fit_packs == after.fit_packs
     assert before.evaluate_packs == after.evaluate_packs
     assert before.tunable == after.tunable
+
+
+def test_the_documented_experiment_shares_what_it_can_with_the_presets_own():
+    page = (ROOT / "docs" / "adding_an_experiment.md").read_text(encoding="utf-8")
+    block = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)[0])
+    made = plan({"experiments.bottleneck": block["experiments"]["bottleneck"]}, block["extends"])
+    main = {row.cell for row in made.rows if row.experiment == "main"}
+    shared = {(row.variant, row.generator) for row in made.rows if row.experiment == "bottleneck" and row.cell in main}
+    assert shared == {("b64", "large")}
+    assert "figure_bottleneck" in figures_of(made.config)
 
 
 def test_a_variant_tuned_on_its_own_has_its_own_winner_and_others_inherit(tmp_path, monkeypatch):

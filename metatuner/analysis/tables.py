@@ -364,7 +364,8 @@ def _legend(comparison: Comparison, paper: PaperTable, *, best: str, tied: str, 
         yield (
             f"Behind the semicolon: the paired difference from {method_title(*comparison.reference)} in points, with "
             f"its interval; {differs}: it differs from 0 (paired test, p ≤ {1 - LEVEL:.2f} after Holm's correction for "
-            "the differences of the column)."
+            "the differences of the column"
+            + ("; marks hold for these seeds' policies, other seeds may differ)." if few else ").")
         )
     elif means:
         yield (
