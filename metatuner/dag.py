@@ -15,7 +15,7 @@ from metatuner.errors import UserError
 from metatuner.harness.config import Config, dump_config, load_config
 from metatuner.harness.policy import write_atomically
 from metatuner.hashing import ROOT, hash_code, hash_value
-from metatuner.plan import Plan
+from metatuner.plan import Pack, Plan
 
 ANALYSIS = ROOT / "metatuner" / "analysis"
 
@@ -131,6 +131,10 @@ class Dag:
         return [self._split_file(benchmark) for benchmark in trained] + [
             self.fit_pack_file(need) for need in pack.needs
         ]
+
+    def first_packs(self, packs: dict[str, Pack]) -> str:
+        """A pattern of the names of the packs that the first experiment needs."""
+        return "|".join(name for name, pack in packs.items() if self.plan.comes_first(pack))
 
     def fit_keys(self, name: str) -> list[str]:
         """Keys of a fit pack."""

@@ -597,6 +597,17 @@ class Plan:
                 packs[name] = Pack(name, tuple(cell.key for cell in chunk), needs)
         return packs
 
+    @cached_property
+    def _first(self) -> set[str]:
+        first = next(iter(self.config.experiments))
+        cells = [cell for row, cell in self._grid if row.experiment == first]
+        needed = {each.key for cell in cells for each in (cell.fit, *cell.fit.requires)}
+        return needed | {cell.key for cell in cells}
+
+    def comes_first(self, pack: Pack) -> bool:
+        """Whether the first experiment needs something of a pack; such packs run before all others."""
+        return not self._first.isdisjoint(pack.keys)
+
     def row_dicts(self) -> list[dict[str, Any]]:
         """The rows as plain dicts."""
         return [asdict(row) for row in self.rows]

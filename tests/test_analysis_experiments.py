@@ -99,7 +99,7 @@ def test_table_3_has_the_papers_ablation_beside_and_its_differences(tmp_path: Pa
     assert "48.00 ($-$0.67)" in latex.read_text(encoding="utf-8")
     assert "1 seed: intervals are over queries only" in text
     assert "the paired difference from MetaTuner-J in points" in text
-    assert "MetaTuner-J (w/o F, tuned on its own)" in text
+    assert "MetaTuner-J (w/o F, own settings)" in text
     assert "†" not in text
 
 
@@ -161,10 +161,10 @@ def test_figure_3_draws_each_mean_and_the_control_through_what_it_shares(tmp_pat
             if (row["generator"], row["benchmark"]) == (generator, benchmark)
         }
         follows = ["none", "quarter", "half", "three_quarters", "all"]
-        fixed = ["none", "quarter_fixed", "half", "three_quarters_fixed", "all_fixed"]
+        fixed = ["none_fixed", "quarter_fixed", "half_fixed", "three_quarters_fixed", "all"]
         assert drawn_points(axes) == {
             "h read where sharing ends": pytest.approx({place: own[name] for place, name in enumerate(follows)}),
-            "control: h read at K/2": pytest.approx({place: own[name] for place, name in enumerate(fixed)}),
+            "control: h read at K": pytest.approx({place: own[name] for place, name in enumerate(fixed)}),
         }
         assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "K/4", "K/2", "3K/4", "K"]
         assert axes.get_ylabel() == "Accuracy (%)"

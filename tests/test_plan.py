@@ -12,7 +12,7 @@ from metatuner.harness.config import dump_config, load_config, read_config
 from metatuner.hashing import ROOT
 from metatuner.plan import Plan
 
-OTHERS = ("ablation", "sharing", "regularisation", "d2", "rollouts")
+OTHERS = ("ablation", "parts", "sharing", "regularisation", "d2", "rollouts")
 
 
 def plan(overrides=None, preset="nano"):
@@ -170,7 +170,7 @@ def test_all_experiments_of_the_default_preset_share_what_they_can():
         name: len({row.fit for row in made.rows if row.experiment == name} - main) for name in made.config.experiments
     }
     # Untuned, variants under their own tuned settings are those under the whole method's.
-    assert anew == {"main": 0, "ablation": 20, "sharing": 15, "regularisation": 4, "d2": 3, "rollouts": 4}
+    assert anew == {"main": 0, "ablation": 24, "parts": 64, "sharing": 17, "regularisation": 4, "d2": 3, "rollouts": 4}
     sharing = fits_of(made, "sharing")
     assert sharing["none", "large"].key in {row.fit for row in made.rows if row.variant == "without_s"}
     assert sharing["half", "large"].key in main
@@ -308,3 +308,14 @@ def test_what_is_wrong_is_said_in_one_line(override, message):
         _ = plan(override).rows
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_packs_of_the_first_experiment_are_told_from_the_others():
+    plan = Plan(load_config("nano"))
+    main = [row for row in plan.rows if row.experiment == "main"]
+    needed = {row.cell for row in main} | {row.fit for row in main}
+    needed |= {each.key for row in main for each in plan.fits[row.fit].requires}
+    for packs in (plan.fit_packs, plan.evaluate_packs):
+        first = [pack for pack in packs.values() if plan.comes_first(pack)]
+        assert first == [pack for pack in packs.values() if needed & set(pack.keys)]
+        assert 0 < len(first) < len(packs)

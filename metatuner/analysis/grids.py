@@ -31,8 +31,20 @@ if TYPE_CHECKING:
 NARROWEST, PANEL, PANEL_HEIGHT = 5.2, 2.3, 1.75
 """Inches: a figure's least width, a panel's width where there are few, a panel's height."""
 
-CONTROL = 0.5
+CONTROL = 1.0
 """The depth at which h_i is read in the control of the sharing experiment, as a share of K."""
+
+CAVEATS = {
+    "sharing": "At k = 0 F reads its own copy of the first half of the layers. F's own layers train at the parameter "
+    "decoder's rate, shared ones at the generator's. Rates were searched at K/2; other points inherit them.",
+    "d2": "Rates were searched with the best rollouts; other ways inherit them. The ways differ in the size of D2 too, "
+    "and so in the generator's warm-up steps.",
+    "rollouts": "Rates were searched with the preset's number; other points inherit them. D2 grows with the rollouts, "
+    "and so does the generator's warm-up.",
+    "regularisation": "Prompts in training: with supervised regularisation written at prompt_temperature, with "
+    "Gumbel-Softmax sampled in each step at 1; the two task losses, and numbers of steps, are not alike.",
+}
+"""What a reader of an experiment's figure must know beside its numbers."""
 
 MARKERS = "osD^vP"
 
@@ -113,10 +125,10 @@ def _series_titles(config: Config, experiment: str, method: str, variant: str) -
     design = config.experiments[experiment]
     over = design.variants[method][variant]
     if design.axis == "shared_layers":
-        # With nothing shared, and with the control's depth shared, following k and the fixed depth are one.
+        # With the control's depth shared, following k and the fixed depth are one.
         share, depth = over["shared_layers"], over.get("encoder_layers")
-        follows, fixed = depth is None, depth == CONTROL or (depth is None and share in (0, CONTROL))
-        return ["h read where sharing ends"] * follows + ["control: h read at K/2"] * fixed
+        follows, fixed = depth is None, depth == CONTROL or (depth is None and share == CONTROL)
+        return ["h read where sharing ends"] * follows + ["control: h read at K"] * fixed
     *required, setting = str(design.axis).split(".")
     rest = {key: value for key, value in over.items() if key not in (setting, *required, "generator")}
     others = ", ".join(f"{key} = {value}" for key, value in rest.items())
@@ -365,7 +377,7 @@ def _note(
             f"The points of a panel share their test queries: paired tests are in table_{experiment}.",
             *(["no result: see scores.csv for the reason."] if any(not entry.mean for entry in entries) else []),
             *warnings,
-            *filter(None, [stated]),
+            *filter(None, [CAVEATS.get(experiment), stated]),
             *worlds,
         ]
     )

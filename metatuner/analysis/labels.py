@@ -47,11 +47,12 @@ VARIANTS = {
     "without_f": "w/o F",
     "without_p": "w/o P",
     "without_s": "w/o S",
-    "without_f_tuned": "w/o F, tuned on its own",
-    "without_p_tuned": "w/o P, tuned on its own",
-    "without_s_tuned": "w/o S, tuned on its own",
-    "static_lora": "one static LoRA for F, tuned on its own",
-    "gumbel": "Gumbel-Softmax, tuned on its own",
+    "without_f_long": "w/o F, actor warmed up longer",
+    "without_f_tuned": "w/o F, own settings",
+    "without_p_tuned": "w/o P, own settings",
+    "without_s_tuned": "w/o S, own settings",
+    "static_lora": "one static LoRA for F, own settings",
+    "gumbel": "Gumbel-Softmax, own settings",
 }
 
 SETTINGS = {

@@ -49,10 +49,20 @@ def table_3(config: Config) -> list[Path]:
     return _make(config, "table_3", "ablation", "Table 3: ablation", caption, ("metatuner_j", DEFAULT_VARIANT))
 
 
-TABLES: dict[str, Callable[[Config], list[Path]]] = {"table_1": table_1, "table_3": table_3}
-"""What makes each of the paper's tables, by name."""
+def table_parts(config: Config) -> list[Path]:
+    """The whole method against SFT, -I and each branch alone: `tables/table_parts.{csv,md,tex}`; the paths written."""
+    caption = "MetaTuner-J against each of its branches alone, MetaTuner-I and SFT."
+    return _make(config, "table_parts", "parts", "The whole and its parts", caption, ("metatuner_j", DEFAULT_VARIANT))
 
-EXPERIMENTS = {"table_1": "main", "table_3": "ablation"}
+
+TABLES: dict[str, Callable[[Config], list[Path]]] = {
+    "table_1": table_1,
+    "table_3": table_3,
+    "table_parts": table_parts,
+}
+"""What makes the tables that have a form of their own, by name."""
+
+EXPERIMENTS = {"table_1": "main", "table_3": "ablation", "table_parts": "parts"}
 """The experiment that each of them shows."""
 
 
@@ -363,8 +373,8 @@ def _legend(comparison: Comparison, paper: PaperTable, *, best: str, tied: str, 
     if means and comparison.reference:
         yield (
             f"Behind the semicolon: the paired difference from {method_title(*comparison.reference)} in points, with "
-            f"its interval; {differs}: it differs from 0 (paired test, p ≤ {1 - LEVEL:.2f} after Holm's correction for "
-            "the differences of the column"
+            f"its interval (uncorrected); {differs}: it differs from 0 (paired test, p ≤ {1 - LEVEL:.2f} after Holm's "
+            "correction for the differences of the column"
             + ("; marks hold for these seeds' policies, other seeds may differ)." if few else ").")
         )
     elif means:

@@ -1,5 +1,9 @@
 # Fits and evaluations, a pack of them a job. A pack's file lists its keys; what is complete lies in fits/ and cells/ and is
-# never computed twice. `retry` changes after a failure, so that failed keys are tried again.
+# never computed twice. `retry` changes after a failure, so that failed keys are tried again. What the first experiment (the
+# main table) needs has rules of its own, the same but for their priority.
+
+FIRST_FITS = BENCH.first_packs(BENCH.plan.fit_packs)
+FIRST_EVALUATIONS = BENCH.first_packs(BENCH.plan.evaluate_packs)
 
 rule warmup:
     # What other methods build on (fits of internal methods); they come first.
@@ -12,6 +16,8 @@ rule warmup:
         config=CONFIG,
         cells=lambda wildcards: BENCH.fit_keys(wildcards.pack),
         retry=lambda wildcards: BENCH.retry("warmup", wildcards.pack),
+    wildcard_constraints:
+        pack=FIRST_FITS,
     log:
         usage_log("warmup", "{pack}"),
     conda:
@@ -19,6 +25,12 @@ rule warmup:
     priority: 50
     shell:
         "metatuner fit --config {params.config:q} --pack {wildcards.pack} --log {log:q}"
+
+
+use rule warmup as warmup_later with:
+    wildcard_constraints:
+        pack=rf"(?!(?:{FIRST_FITS})\.)[a-z0-9_]+-[0-9]+",  # followed by .json
+    priority: 30
 
 
 rule fit:
@@ -31,13 +43,21 @@ rule fit:
         config=CONFIG,
         cells=lambda wildcards: BENCH.fit_keys(wildcards.pack),
         retry=lambda wildcards: BENCH.retry("fit", wildcards.pack),
+    wildcard_constraints:
+        pack=FIRST_FITS,
     log:
         usage_log("fit", "{pack}"),
     conda:
         "../../envs/metatuner.yaml"
-    priority: 20
+    priority: 40
     shell:
         "metatuner fit --config {params.config:q} --pack {wildcards.pack} --log {log:q}"
+
+
+use rule fit as fit_later with:
+    wildcard_constraints:
+        pack=rf"(?!(?:{FIRST_FITS})\.)[a-z0-9_]+-[0-9]+",  # followed by .json
+    priority: 20
 
 
 rule evaluate:
@@ -50,10 +70,18 @@ rule evaluate:
         config=CONFIG,
         cells=lambda wildcards: BENCH.evaluate_keys(wildcards.pack),
         retry=lambda wildcards: BENCH.retry("evaluate", wildcards.pack),
+    wildcard_constraints:
+        pack=FIRST_EVALUATIONS,
     log:
         usage_log("evaluate", "{pack}"),
     conda:
         "../../envs/metatuner.yaml"
-    priority: 10
+    priority: 35
     shell:
         "metatuner evaluate --config {params.config:q} --pack {wildcards.pack} --log {log:q}"
+
+
+use rule evaluate as evaluate_later with:
+    wildcard_constraints:
+        pack=rf"(?!(?:{FIRST_EVALUATIONS})\.)[a-z0-9_]+-[0-9]+",  # followed by .json
+    priority: 10
