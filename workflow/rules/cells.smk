@@ -20,6 +20,8 @@ rule warmup:
         pack=FIRST_FITS,
     log:
         usage_log("warmup", "{pack}"),
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
     conda:
         "../../envs/metatuner.yaml"
     priority: 50
@@ -47,6 +49,8 @@ rule fit:
         pack=FIRST_FITS,
     log:
         usage_log("fit", "{pack}"),
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
     conda:
         "../../envs/metatuner.yaml"
     priority: 40
@@ -74,6 +78,8 @@ rule evaluate:
         pack=FIRST_EVALUATIONS,
     log:
         usage_log("evaluate", "{pack}"),
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
     conda:
         "../../envs/metatuner.yaml"
     priority: 35

@@ -11,6 +11,8 @@ rule tune_one:
         key=lambda wildcards: BENCH.plan.tuning_key(wildcards.method, wildcards.benchmark),
     log:
         usage_log("tune", "{method}-{benchmark}"),
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
     conda:
         "../../envs/metatuner.yaml"
     shell:
@@ -39,6 +41,8 @@ rule confirm:
         config=CONFIG,
     log:
         usage_log("tune", "confirm"),
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
     conda:
         "../../envs/metatuner.yaml"
     shell:
