@@ -11,6 +11,7 @@ import pytest
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark, load_rows
 from metatuner.harness.rows import normalise_text
+from metatuner.hashing import ROOT
 from metatuner.nano import SPLITS, World, model_key, raw_rows, words, world_key, write_rows
 from metatuner.nano.constants import constants, constants_hash, frozen
 from metatuner.nano.corpus import actor_rows, generator_rows
@@ -221,3 +222,9 @@ def test_constants_are_those_that_were_frozen():
     assert {"RECIPES", "ACTOR_MIX"} <= set(constants()["recipe"])
     assert INITIAL_PROMPTS["gsm8k"] in str(constants())
     assert Path(words.__file__).parent.joinpath("frozen.json").is_file()
+
+
+def test_the_snapshot_is_of_the_world_as_it_is():
+    world = json.loads((ROOT / "results" / "snapshot" / "nano" / "world.json").read_text(encoding="utf-8"))
+    assert world["constants"] == frozen()["constants"]
+    assert world["met"]
