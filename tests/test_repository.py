@@ -110,7 +110,8 @@ def test_execution_profiles_name_rules_and_options_that_exist() -> None:
 
     options = {option.lstrip("-") for action in get_argument_parser()._actions for option in action.option_strings}
     rule_files = [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")]
-    rules = set(re.findall(r"^\s*rule (\w+):", "\n".join(file.read_text() for file in rule_files), flags=re.MULTILINE))
+    named = re.compile(r"^\s*(?:use rule \w+ as|rule) (\w+)(?: with)?:", flags=re.MULTILINE)
+    rules = set(named.findall("\n".join(file.read_text() for file in rule_files)))
     profiles = sorted((ROOT / "workflow" / "profiles").glob("*/config.yaml"))
     assert profiles
     for file in profiles:
