@@ -160,11 +160,17 @@ class Dag:
         attempts = self.layout.attempts(step, name)
         token = attempts.read_text(encoding="utf-8") if attempts.is_file() else ""
         if path.is_file():
-            place = self.layout.cell if step == "evaluate" else self.layout.fit
             outcomes = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
-            gone = [each["key"] for each in outcomes if each["status"] == "ok" and not place(each["key"]).is_dir()]
+            keys = [outcome["key"] for outcome in outcomes if outcome["status"] == "ok"]
+            gone = [key for key in keys if not self._is_there(step, key)]
             token += "".join(f" without {key}" for key in gone)
         return token
+
+    def _is_there(self, step: str, key: str) -> bool:
+        if step == "evaluate":
+            return self.layout.cell(key).is_dir()
+        # A key that is no longer in the plan makes its pack run anyway.
+        return key not in self.plan.fits or self.plan.is_complete(self.plan.fits[key])
 
     @property
     def pack_files(self) -> list[Path]:

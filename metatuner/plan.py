@@ -604,6 +604,33 @@ class Plan:
         needed = {each.key for cell in cells for each in (cell.fit, *cell.fit.requires)}
         return needed | {cell.key for cell in cells}
 
+    @cached_property
+    def _uses(self) -> dict[str, tuple[list[Cell], list[Fit]]]:
+        """What is made from each fit: its cells, and the fits that require it."""
+        uses: dict[str, tuple[list[Cell], list[Fit]]] = {key: ([], []) for key in self.fits}
+        for cell in self.cells.values():
+            uses[cell.fit.key][0].append(cell)
+        for fit in self.fits.values():
+            for needed in fit.requires:
+                uses[needed.key][1].append(fit)
+        return uses
+
+    def is_complete(self, fit: Fit) -> bool:
+        """Whether a fit is there; without its policy (see `keep`) it is while all that is made from it is there."""
+        folder = self.layout.fit(fit.key)
+        if not folder.is_dir() or (folder / "policy").is_dir():
+            return folder.is_dir()
+        cells, fits = self._uses.get(fit.key, ((), ()))
+        return all(self.layout.cell(cell.key).is_dir() for cell in cells) and all(map(self.is_complete, fits))
+
+    @property
+    def spare_policies(self) -> list[Path]:
+        """The policies that `keep` does not want once all cells are there."""
+        if self.config.keep == "all":
+            return []
+        kept = {cell.fit.key for cell in self.cells.values() if cell.key in self._first}
+        return [self.layout.fit(key) / "policy" for key in self.fits if key not in kept]
+
     def comes_first(self, pack: Pack) -> bool:
         """Whether the first experiment needs something of a pack; such packs run before all others."""
         return not self._first.isdisjoint(pack.keys)

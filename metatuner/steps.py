@@ -233,9 +233,10 @@ class Workshop:
         from metatuner.harness.method import make_settings
 
         folder = self.layout.fit(fit.key)
-        if folder.is_dir():
+        if self.plan.is_complete(fit):
             return Outcome(fit.key, "ok")
-        missing = [needed for needed in fit.requires if not self.layout.fit(needed.key).is_dir()]
+        shutil.rmtree(folder, ignore_errors=True)  # its policy was removed, and is needed again
+        missing = [needed for needed in fit.requires if not self.plan.is_complete(needed)]
         if missing:
             return Outcome(
                 fit.key, "failed", f"it builds on {missing[0].method}, which has no result (fit {missing[0].key})"
@@ -379,7 +380,7 @@ def fit(config: Config, arguments: argparse.Namespace) -> None:
         plan.fit_step(arguments.pack),
         arguments.pack,
         fits,
-        lambda item: layout.fit(item.key).is_dir(),
+        plan.is_complete,
         lambda item, last: shop.fit(item, share=last),
     )
 
@@ -618,7 +619,7 @@ def provenance(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def verdict(config: Config, arguments: argparse.Namespace) -> int:
-    """Fail if any cell failed."""
+    """Fail if any cell failed; else remove the policies that the preset does not keep."""
     from metatuner.analysis.verdict import write_verdict
 
     plan = Plan(config)
@@ -630,6 +631,8 @@ def verdict(config: Config, arguments: argparse.Namespace) -> int:
             f"{len(failed)} cells failed; tracebacks are in {plan.layout.logs / 'failed'}; run again to retry them"
         )
         return 1
+    for policy in plan.spare_policies:
+        shutil.rmtree(policy, ignore_errors=True)
     progress.say(f"all {len(plan.cells)} cells are there; see {plan.layout.root / 'tables' / 'table_1.md'}")
     return 0
 

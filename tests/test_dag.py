@@ -235,12 +235,23 @@ def test_a_failing_method_leaves_a_hole_with_its_reason_and_is_tried_again(finis
     assert "Nothing to be done" in snakemake(folder, config=config).stderr
 
 
-def test_a_result_that_was_removed_is_computed_again(finished, tmp_path):
+def test_policies_beyond_the_first_experiment_go_and_come_back_when_they_are_needed(finished, tmp_path):
     folder = tmp_path / "removed"
     shutil.copytree(finished, folder)
     before = contents(folder)
-    cell = next((folder / "results" / "smoke" / "cells").iterdir())
-    shutil.rmtree(cell)
+    results = folder / "results" / "smoke"
+    with open(results / "scores.csv", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    first = {row["cell"] for row in rows if row["experiment"] == "main"}
+    fit_of = {
+        row["cell"]: json.loads((results / "cells" / row["cell"] / "cell.json").read_text())["fit"] for row in rows
+    }
+    kept = {path.parent.name for path in (results / "fits").glob("*/policy")}
+    assert kept == {fit_of[cell] for cell in first}
+    # A cell of the first experiment, and one whose policy, and the warm-up it builds on, are not there any more.
+    later = next(row["cell"] for row in rows if row["cell"] not in first and row["method"] == "metatuner_j")
+    for cell in (next(iter(first)), later):
+        shutil.rmtree(results / "cells" / cell)
     snakemake(folder)
     assert contents(folder) == before
 

@@ -45,6 +45,9 @@ STYLE: Any = {
     "ytick.major.size": 0,
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.columnspacing": 1.4,
+    "legend.borderaxespad": 0.0,
     "pdf.fonttype": 42,
 }
 

@@ -85,11 +85,8 @@ def draw_bars(comparison: Comparison, world: str) -> "Figure":
         bbox_to_anchor=(left / WIDTH, 1 - 0.06 / height),
         bbox_transform=figure.transFigure,
         ncols=len(families),
-        frameon=False,
         handlelength=1.0,
         handleheight=0.9,
-        columnspacing=1.4,
-        borderaxespad=0.0,
         borderpad=0.0,
     )
     write_note(figure, note)

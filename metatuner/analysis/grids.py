@@ -348,10 +348,7 @@ def _finish(
             loc="upper left",
             bbox_to_anchor=(0.5 / width, 1 - 0.04 / height),
             ncols=len(labels),
-            frameon=False,
             handlelength=2.4,
-            columnspacing=1.4,
-            borderaxespad=0.0,
             borderpad=0.2,
         )
     write_note(figure, note)

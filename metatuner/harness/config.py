@@ -186,6 +186,11 @@ class Config(_Part):
     threads: int = Field(1, ge=1, description="torch threads a job; part of no key, but of the machine's rounding")
     batch_tokens: int = Field(16384, ge=64, description="padded tokens a generation batch may hold")
     pack: int = Field(12, ge=1, description="fits or evaluations a job")
+    keep: Literal["all", "first"] = Field(
+        "all",
+        description="first: when all cells are there, only policies with cells in the first experiment stay on disk; "
+        "others are fitted again if they are needed again",
+    )
     nano: NanoConfig = NanoConfig()  # type: ignore[call-arg]
     models: ModelsConfig
     benchmarks: dict[BenchmarkId, BenchmarkConfig]

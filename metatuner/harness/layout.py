@@ -29,7 +29,7 @@ class Layout:
         return self.cache / "models" / f"{role}-{key}"
 
     def fit(self, key: str) -> Path:
-        """Folder of a fit: policy/, fit.json, cost.json, log.jsonl. It exists if and only if it is complete."""
+        """Folder of a fit: policy/ (while it is kept), fit.json, cost.json, log.jsonl. It appears complete."""
         return self.root / "fits" / key
 
     def cell(self, key: str) -> Path:
