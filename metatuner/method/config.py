@@ -127,9 +127,10 @@ class MetaTunerConfig(TrainingConfig):
     epochs: int = 3
     """Passes over D1 of joint training. Silent."""
     hyper_learning_rate: float = 1e-3
-    """Learning rate of the parameter decoder and the layers private to its branch (phi_q). Silent."""
+    """Learning rate of the parameter decoder (phi_q). Silent."""
     generator_learning_rate: float = 5e-5
-    """Learning rate of the generator (phi_s and phi_p). Silent."""
+    """Learning rate of the generator (phi_s and phi_p) and of copies of its layers private to the parameter branch.
+    Silent."""
     sync_epochs: float = 1.0
     """phi_p', the frozen copy that writes the prompts of the first loss term, is copied from phi_p each time this many
     passes over D1 have gone by (fixed intervals: paper; length: silent)."""

@@ -204,7 +204,8 @@ class _Joint(Phase):
         self.schedule = schedule(self.turns, config.alternation_steps if alternates else None)
         self.steps = len(self.schedule)
 
-        rates = {"phi_s": config.generator_learning_rate, "phi_p": config.generator_learning_rate}
+        # Layers private to F train as shared ones do: whether they are shared changes nothing else.
+        rates = dict.fromkeys(("phi_s", "phi_p", "private"), config.generator_learning_rate)
         rates |= {"phi_q": config.hyper_learning_rate, "actor": config.actor_learning_rate}
         self.groups = {name: (group, rates[name]) for name, group in tuner.parameters.items()}
         self.layers = _layers(tuner.generator.decoder, tuner.actor.decoder, tuner.meta_encoder)
