@@ -131,7 +131,7 @@ def export_adapter(tuner: "MetaTuner", query: str, folder: Path, initial: str) -
             part[name] if name in part else (torch.zeros(rank, d_in), torch.zeros(d_out, rank))
             for part, rank in zip(parts, ranks, strict=True)
         ]
-        dtype = tuner.actor.model.dtype
+        dtype = torch.promote_types(tuner.actor.model.dtype, torch.float32)
         tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat([a.cpu().to(dtype) for a, _ in pairs])
         tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat([b.cpu().to(dtype) for _, b in pairs], 1)
     save_tensors(tensors, folder / "adapter_model.safetensors")

@@ -41,7 +41,10 @@ def private_copy(module: nn.Module) -> nn.Module:
 
 
 def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int) -> LM:
-    """A private version of the model to train: all its weights (then copied), or a new LoRA on all its linears."""
+    """A private version of the model to train: all its weights (then copied), or a new LoRA on all its linears.
+
+    A LoRA is at least in float32: steps smaller than a half-precision weight can show would be lost.
+    """
     if what == "full":
         trained = frozen_view(lm, own=lambda name: True)
         trained.model.requires_grad_(True)
@@ -52,15 +55,21 @@ def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int) -> LM:
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
         inject_adapter_in_model(config, trained.model, adapter_name=ADAPTER)
+    for parameter in lora_parameters(trained).values():
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     return trained
 
 
 def merged(lm: LM) -> LM:
-    """The model with its LoRA, if any, added to the weights: only the linears that carry one are copied."""
+    """The model with its LoRA, if any, added to the weights: only the linears that carry one are copied.
+
+    Sums are made in the LoRA's precision and rounded to the weights' own.
+    """
     view = frozen_view(lm)
     for name, module in lora_linears(view).items():
         linear = cast(nn.Linear, module.get_base_layer())
-        linear.weight = nn.Parameter(linear.weight + module.get_delta_weight(ADAPTER), requires_grad=False)
+        total = linear.weight + module.get_delta_weight(ADAPTER)
+        linear.weight = nn.Parameter(total.to(linear.weight.dtype), requires_grad=False)
         view.model.set_submodule(name, linear)
     return view
 
