@@ -269,6 +269,13 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> No
         tuner(**settings)
 
 
+def test_models_on_two_devices_are_refused() -> None:
+    elsewhere = actor()
+    elsewhere.model.to("meta")
+    with pytest.raises(UserError, match=r"generator is on cpu, the actor on meta; put both .* \(models\.\*\.device\)"):
+        MetaTuner(generator(), elsewhere, MetaTunerConfig())
+
+
 @pytest.mark.parametrize("name", method.__all__)
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(method, name).__name__ == name

@@ -72,8 +72,13 @@ class MetaTuner:
             initial_prompt: p~ of `generate` and `export_adapter`, where none is given.
 
         Raises `UserError` for depths that the generator does not have, for target modules or ranks that the actor does
-        not allow, and for `actor: lora` with an actor that carries none.
+        not allow, for models on two devices, and for `actor: lora` with an actor that carries none.
         """
+        if generator.device != actor.device:
+            raise UserError(
+                f"MetaTuner: the generator is on {generator.device}, the actor on {actor.device}; put both on one "
+                "device (models.*.device)"
+            )
         self.config, self.max_prompt_tokens, self.initial_prompt = config, max_prompt_tokens, initial_prompt
         self.generator = generator
         if config.actor == "lora":

@@ -9,7 +9,6 @@ actor_lora.safetensors          in its place with `actor: lora`
 generator/, actor/              the base models, if included
 """
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from metatuner.lm import LM, ModelSpec, load_lm
 from metatuner.method.config import MetaTunerConfig
 from metatuner.method.tuned import (
     ADAPTER,
+    digest,
     load_tensors,
     lora_linears,
     lora_parameters,
@@ -159,11 +159,7 @@ def _factors(module: LoRALinear) -> tuple[Tensor, Tensor]:
 
 def fingerprint(lm: LM) -> str:
     """SHA-256 of the model's weights with their names, types and shapes; a LoRA added to it does not count."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(without_lora(lm).model.named_parameters()):
-        digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest(sorted(without_lora(lm).model.named_parameters()))
 
 
 def _described(lm: LM, included: bool) -> dict[str, Any]:

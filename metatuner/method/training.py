@@ -19,7 +19,7 @@ from metatuner.method.model import MetaTuner
 from metatuner.method.optimising import Log, Phase, Term, log_of_first, optimise
 from metatuner.method.rollouts import collect_rewrites as collect_rewrites
 from metatuner.method.rollouts import sample_prompts
-from metatuner.method.tuned import to_train, trainable
+from metatuner.method.tuned import digest, to_train, trainable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -129,7 +129,7 @@ class _ActorWarmUp(Phase):
         return {"loss": Term(self.batches[step], loss, self.tokens)}
 
     def identity(self) -> Any:
-        return [self.seed, _names(self.trained, self.generator), [asdict(example) for example in self.examples]]
+        return [self.seed, _models(self.trained, self.generator), [asdict(example) for example in self.examples]]
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
         return {}, self.prompts
@@ -159,7 +159,7 @@ class _GeneratorWarmUp(Phase):
         return {"loss": Term([self.rewrites[row] for row in self.batches[step]], loss, self.tokens)}
 
     def identity(self) -> Any:
-        return [self.seed, _names(self.trained), [asdict(row) for row in self.rewrites]]
+        return [self.seed, _models(self.trained), [asdict(row) for row in self.rewrites]]
 
 
 class _Joint(Phase):
@@ -231,7 +231,7 @@ class _Joint(Phase):
 
     def identity(self) -> Any:
         d1, d2 = [asdict(row) for row in self.examples], [asdict(row) for row in self.first_rewrites]
-        return [self.seed, _names(self.tuner.generator, self.tuner.actor), self.tuner.max_prompt_tokens, d1, d2]
+        return [self.seed, _models(self.tuner.generator, self.tuner.actor), self.tuner.max_prompt_tokens, d1, d2]
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
         values = {
@@ -344,5 +344,6 @@ def _prompt_tokens(generator: LM, max_prompt_tokens: int) -> Callable[[Rewrite],
     return cache(lambda row: len(objectives.rewrite_pair(generator, row, max_prompt_tokens)[1]))
 
 
-def _names(*lms: LM) -> list[list[str | None]]:
-    return [[lm.spec.path, lm.spec.revision] for lm in lms]
+def _models(*lms: LM) -> list[list[str | None]]:
+    """Models by name and by their weights as they are now."""
+    return [[lm.spec.path, lm.spec.revision, digest(lm.model.named_parameters())] for lm in lms]

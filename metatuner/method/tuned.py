@@ -1,7 +1,8 @@
 """Private versions of a language model: views that share its tensors, copies to train, LoRA added and merged."""
 
 import copy
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
@@ -95,6 +96,16 @@ def lora_parameters(lm: LM) -> dict[str, nn.Parameter]:
 def trainable(lm: LM) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name."""
     return {name: parameter for name, parameter in lm.model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of tensors with their names, types and shapes."""
+    found = hashlib.sha256()
+    for name, tensor in named:
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
