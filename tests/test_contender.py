@@ -191,6 +191,24 @@ def test_the_budget_sees_the_training_of_private_copies(tmp_path: Path) -> None:
     assert joint.budget.used.lm_calls == JOINT.epochs * len(TRAIN)
 
 
+def test_the_grounds_bound_on_batches_holds_wherever_text_is_generated(tmp_path: Path) -> None:
+    def bounded(**parts: Any) -> tuple[Lab, list[int]]:
+        ground, rows = lab(batch_tokens=16, **parts), list[int]()
+        for model in (ground.actor, ground.need_generator()):
+            model.traffic.listeners.append(lambda prompt, generated, sequences: rows.append(sequences))
+        return ground, rows
+
+    warm_up, rows = bounded()
+    warm = MetaTunerWarmUp(replace(WARM_UP, actor_prompts="rollouts")).fit(warm_up)
+    warm.save(tmp_path)
+    warm.respond(TEST)
+    assert set(rows) == {1}
+    for settings in ({}, {"shared_layers": 0}, {"prompt_branch": False}, {"actor": "lora", "d2_refresh_epochs": 1.0}):
+        joint, rows = bounded(prerequisites={"metatuner_warmup": tmp_path})
+        MetaTunerJ(replace(JOINT, **settings)).fit(joint).respond(TEST)
+        assert set(rows) == {1}
+
+
 def test_i_differs_from_j_by_its_objective_alone() -> None:
     assert AlternatingConfig().objective == "alternating"
     assert replace(AlternatingConfig(), objective="joint") == AlternatingConfig(**vars(MetaTunerConfig()))
