@@ -41,10 +41,11 @@ def private_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int) -> LM:
+def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int, scale: float = 2.0) -> LM:
     """A private version of the model to train: all its weights (then copied), or a new LoRA on all its linears.
 
-    A LoRA is at least in float32: steps smaller than a half-precision weight can show would be lost.
+    `scale` is the factor before B A, lora_alpha / rank in PEFT. A LoRA is at least in float32: steps smaller than a
+    half-precision weight can show would be lost.
     """
     if what == "full":
         trained = frozen_view(lm, own=lambda name: True)
@@ -54,8 +55,10 @@ def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int) -> LM:
     # PEFT draws A from torch's global stream.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
+        config = LoraConfig(r=rank, lora_dropout=0.0, target_modules="all-linear")
         inject_adapter_in_model(config, trained.model, adapter_name=ADAPTER)
+    for module in lora_linears(trained).values():
+        module.scaling[ADAPTER] = scale
     for parameter in lora_parameters(trained).values():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     return trained
