@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -67,7 +68,7 @@ class MetaTunerJ(Method):
         assert isinstance(warm, WarmUpPolicy)
         tuner = MetaTuner(
             warm.generator,
-            warm.actor_with_lora if config.actor == "lora" else warm.actor,
+            warm.actor_with_lora,
             config,
             max_prompt_tokens=warm.config.max_prompt_tokens,
             seed=lab.stream("parameter_decoder"),
@@ -107,10 +108,15 @@ class WarmUpPolicy(Policy):
         self, ground: Ground, generator: "LM", actor: "LM", config: WarmUpConfig, d2: Sequence["Rewrite"]
     ) -> None:
         """`generator` and `actor` are private versions of the ground's models; the actor carries its LoRA unmerged."""
+        self.ground, self.generator, self.config, self.d2 = ground, generator, config, list(d2)
+        self.actor_with_lora = actor
+
+    @cached_property
+    def actor(self) -> "LM":
+        """The warmed actor with its LoRA merged."""
         from metatuner.method.tuned import merged
 
-        self.ground, self.generator, self.config, self.d2 = ground, generator, config, list(d2)
-        self.actor_with_lora, self.actor = actor, merged(actor)
+        return merged(self.actor_with_lora)
 
     def write_prompts(self, queries: Sequence[Query]) -> list[str]:
         """The warmed generator's prompt for each query."""
@@ -171,13 +177,11 @@ class MetaTunerPolicy(Policy):
     @classmethod
     def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "MetaTunerPolicy":
         from metatuner.method.model import MetaTuner
-        from metatuner.method.tuned import merged
 
         config = make_settings(MetaTunerJ, state["config"], str(folder))
         warm_up = make_settings(MetaTunerWarmUp, state["warm_up"], str(folder))
         generator, actor = _private_models(ground, warm_up, folder)
-        run = actor if config.actor == "lora" else merged(actor)
-        tuner = MetaTuner(generator, run, config, max_prompt_tokens=warm_up.max_prompt_tokens)
+        tuner = MetaTuner(generator, actor, config, max_prompt_tokens=warm_up.max_prompt_tokens)
         tuner.load(folder)
         return cls(ground, tuner, actor, warm_up)
 

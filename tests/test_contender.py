@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from method_toys import INITIAL, actor, generator, words
+from peft import PeftModel
 
 from metatuner.contender import AlternatingConfig, MetaTunerI, MetaTunerJ, MetaTunerWarmUp
 from metatuner.errors import UserError
@@ -20,7 +21,10 @@ from metatuner.harness.method import make_settings
 from metatuner.harness.policy import Policy, load_policy
 from metatuner.harness.registry import Registry
 from metatuner.harness.rows import Row
+from metatuner.lm import render
 from metatuner.method.config import MetaTunerConfig, WarmUpConfig
+from metatuner.method.saving import fingerprint
+from metatuner.method.tuned import frozen_view
 
 BENCHMARK = get_benchmark("gsm8k").with_overrides(initial_prompt=INITIAL, max_new_tokens=6)
 WARM_UP = WarmUpConfig(
@@ -207,6 +211,23 @@ def test_the_grounds_bound_on_batches_holds_wherever_text_is_generated(tmp_path:
         joint, rows = bounded(prerequisites={"metatuner_warmup": tmp_path})
         MetaTunerJ(replace(JOINT, **settings)).fit(joint).respond(TEST)
         assert set(rows) == {1}
+
+
+def test_a_fits_exported_adapter_is_for_the_original_actor(fitted: Any, tmp_path: Path) -> None:
+    joint, folder = fitted("metatuner_j")
+    loaded = load_policy(folder, Ground(actor(), generator(), {"gsm8k": BENCHMARK}))
+    query = TEST[0].text
+    for number, policy in enumerate((joint, loaded)):
+        prompt = policy.tuner.export_adapter(query, tmp_path / str(number), prompt=INITIAL)
+        assert json.loads((tmp_path / str(number) / "adapter_config.json").read_text())["r"] == 2 + 2
+        base = json.loads((tmp_path / str(number) / "metatuner.json").read_text())["base"]
+        assert base["fingerprint"] == fingerprint(actor())
+        adapted = PeftModel.from_pretrained(frozen_view(actor()).model, tmp_path / str(number)).eval()
+        ids = torch.tensor([render(policy.tuner.actor, prompt, query, reserve=6).ids])
+        with torch.no_grad(), policy.tuner.adapted([INITIAL], [query]):
+            expected = policy.tuner.actor.model(input_ids=ids).logits
+        with torch.no_grad():
+            torch.testing.assert_close(adapted(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_i_differs_from_j_by_its_objective_alone() -> None:
