@@ -154,8 +154,16 @@ class MetaTunerConfig(TrainingConfig):
             _positive(self, "d2_refresh_epochs")
         if not self.target_modules:
             raise UserError("MetaTuner: target_modules is empty; name linears of the actor, or write all-linear")
-        if not self.prompt_branch and self.parameter_branch == "none" and self.actor == "frozen":
-            raise UserError("MetaTuner: nothing to train without both branches; keep prompt_branch or parameter_branch")
+        if self.parameter_branch == "none" and self.actor == "frozen":
+            if not self.prompt_branch:
+                raise UserError(
+                    "MetaTuner: nothing to train without both branches; keep prompt_branch or parameter_branch"
+                )
+            if self.alpha == 0 and self.objective != "gumbel":
+                raise UserError(
+                    "MetaTuner: nothing to train with parameter_branch none and alpha 0; set alpha above 0, or keep "
+                    "parameter_branch"
+                )
         if self.objective == "gumbel" and not self.prompt_branch:
             raise UserError("MetaTuner: objective gumbel trains the prompt branch; set prompt_branch, or objective")
 
