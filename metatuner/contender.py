@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from metatuner.errors import UserError
 from metatuner.harness.ground import Ground, Lab, to_query
 from metatuner.harness.method import Method, make_settings
 from metatuner.harness.policy import Policy, Query, Response, load_policy, register_policy
@@ -64,6 +66,8 @@ class MetaTunerJ(Method):
         from metatuner.method.training import train_joint
 
         config: MetaTunerConfig = self.settings
+        if config.evaluate_epochs is not None and not lab.dev:
+            raise UserError(f"{self.name}: evaluate_epochs needs dev rows; set sizes.dev above 0, or it to null")
         warm = load_policy(lab.required(MetaTunerWarmUp.name), lab)
         assert isinstance(warm, WarmUpPolicy)
         tuner = MetaTuner(
@@ -79,9 +83,21 @@ class MetaTunerJ(Method):
             seed, reward = lab.stream("rollouts anew"), _reward(lab, warm.actor)
             return collect_rewrites(tuner.generator, examples, reward, warm.config, seed=seed, log=lab.log)[0]
 
-        anew: dict[str, Any] = {} if config.d2_refresh_epochs is None else {"refresh": refresh}
-        train_joint(tuner, examples, warm.d2, seed=lab.stream("joint"), log=lab.log, **anew)
-        return MetaTunerPolicy(lab, tuner, warm.actor_with_lora, warm.config)
+        policy = MetaTunerPolicy(lab, tuner, warm.actor_with_lora, warm.config)
+
+        def evaluate() -> float:
+            return mean(lab.reward(lab.dev, policy.respond([to_query(row) for row in lab.dev])))
+
+        train_joint(
+            tuner,
+            examples,
+            warm.d2,
+            seed=lab.stream("joint"),
+            log=lab.log,
+            evaluate=None if config.evaluate_epochs is None else evaluate,
+            refresh=None if config.d2_refresh_epochs is None else refresh,
+        )
+        return policy
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def rows(count: int, seed: int) -> list[Row]:
 
 
 TRAIN, TEST = rows(8, seed=0), [to_query(row) for row in rows(6, seed=1)]
+DEV = rows(5, seed=2)
 
 
 class PraisingLab(Lab):
@@ -228,6 +229,29 @@ def test_a_fits_exported_adapter_is_for_the_original_actor(fitted: Any, tmp_path
             expected = policy.tuner.actor.model(input_ids=ids).logits
         with torch.no_grad():
             torch.testing.assert_close(adapted(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dev_rewards_are_logged_where_asked_for_and_change_nothing_else(fitted: Any, tmp_path: Path) -> None:
+    _, warm = fitted("metatuner_warmup")
+    joint, _ = fitted("metatuner_j")
+    lines: list[str] = []
+    ground = lab(prerequisites={"metatuner_warmup": warm}, dev=DEV, log_line=lines.append)
+    measured = MetaTunerJ(replace(JOINT, evaluate_epochs=1)).fit(ground)
+    found = [(event["epoch"], event["reward"]) for event in map(json.loads, lines) if event["event"] == "dev"]
+    assert [epoch for epoch, _ in found] == [1, 2]
+    assert found[-1][1] == sum(ground.reward(DEV, measured.respond([to_query(row) for row in DEV]))) / len(DEV)
+    tensors = [policy.tuner.parameters for policy in (measured, joint)]
+    for name, part in tensors[0].items():
+        assert all(torch.equal(one, other) for one, other in zip(part, tensors[1][name], strict=True))
+    once = lab(prerequisites={"metatuner_warmup": warm}, dev=DEV, log_line=lines.append)
+    lines.clear()
+    MetaTunerJ(replace(JOINT, evaluate_epochs=2)).fit(once)
+    assert [event["epoch"] for event in map(json.loads, lines) if event["event"] == "dev"] == [2]
+    lines.clear()
+    MetaTunerJ(JOINT).fit(once)
+    assert not [line for line in lines if '"dev"' in line]
+    with pytest.raises(UserError, match=r"metatuner_j: evaluate_epochs needs dev rows; set sizes\.dev"):
+        MetaTunerJ(replace(JOINT, evaluate_epochs=1)).fit(lab(prerequisites={"metatuner_warmup": warm}))
 
 
 def test_i_differs_from_j_by_its_objective_alone() -> None:

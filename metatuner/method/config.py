@@ -141,6 +141,10 @@ class MetaTunerConfig(TrainingConfig):
     d2_refresh_epochs: float | None = None
     """D2 is collected anew, from the present generator's rollouts, each time this many passes over D1 have gone by;
     None keeps the first. Silent."""
+    evaluate_epochs: int | None = None
+    """The mean reward on dev rows is logged each time this many passes over D1 have gone by, and at the end; its
+    tokens count in the fit's cost, and nothing else changes. None: the harness measures none (`train_joint` with
+    `evaluate`: after each pass). Silent."""
     prompt_temperature: float = 0.5
     """Temperature of the prompts the actor is trained under; 0 writes them as in evaluation. Silent."""
 
@@ -150,6 +154,8 @@ class MetaTunerConfig(TrainingConfig):
         _at_least(self, 0, "epochs", "alpha", "prompt_temperature", "shared_layers")
         _positive(self, "scale", "hyper_learning_rate", "generator_learning_rate", "actor_learning_rate")
         _positive(self, "sync_epochs", "refresh_epochs", "gumbel_temperature", "gumbel_final_temperature")
+        if self.evaluate_epochs is not None:
+            _at_least(self, 1, "evaluate_epochs")
         if self.d2_refresh_epochs is not None:
             _positive(self, "d2_refresh_epochs")
         if not self.target_modules:

@@ -82,7 +82,8 @@ def train_joint(
     Args:
         examples: D1.
         rewrites: D2; where it is empty, the task loss alone is minimised and phi_p stays as it is.
-        evaluate: called after each pass over D1; what it returns is logged as the dev reward.
+        evaluate: called after each `config.evaluate_epochs` passes over D1 (None: each pass) and at the end; what it
+            returns is logged as the dev reward.
         refresh: collects D2 anew, each `config.d2_refresh_epochs`. It must not depend on how often it was called
             before: a count of its own would be lost when training is resumed.
         checkpoints: see `optimising.optimise`.
@@ -218,7 +219,8 @@ class _Joint(Phase):
         terms: dict[str, Term[Any]] = {}
         if "task" in names:
             epoch, place = divmod(turn, self.per_epoch)
-            if self.evaluate is not None and epoch and not place:
+            every = self.config.evaluate_epochs or 1
+            if self.evaluate is not None and epoch and not place and epoch % every == 0:
                 self.log(event="dev", epoch=epoch, reward=self.evaluate())
             terms["task"] = self._task(turn)
         if "prompt" in names:
