@@ -3,9 +3,12 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from metatuner.errors import UserError
 from metatuner.harness.ground import Ground, Lab, to_query
 from metatuner.harness.method import Method, make_settings
 from metatuner.harness.policy import Policy, Query, Response, load_policy, register_policy
@@ -63,11 +66,13 @@ class MetaTunerJ(Method):
         from metatuner.method.training import train_joint
 
         config: MetaTunerConfig = self.settings
+        if config.evaluate_epochs is not None and not lab.dev:
+            raise UserError(f"{self.name}: evaluate_epochs needs dev rows; set sizes.dev above 0, or it to null")
         warm = load_policy(lab.required(MetaTunerWarmUp.name), lab)
         assert isinstance(warm, WarmUpPolicy)
         tuner = MetaTuner(
             warm.generator,
-            warm.actor_with_lora if config.actor == "lora" else warm.actor,
+            warm.actor_with_lora,
             config,
             max_prompt_tokens=warm.config.max_prompt_tokens,
             seed=lab.stream("parameter_decoder"),
@@ -78,9 +83,21 @@ class MetaTunerJ(Method):
             seed, reward = lab.stream("rollouts anew"), _reward(lab, warm.actor)
             return collect_rewrites(tuner.generator, examples, reward, warm.config, seed=seed, log=lab.log)[0]
 
-        anew: dict[str, Any] = {} if config.d2_refresh_epochs is None else {"refresh": refresh}
-        train_joint(tuner, examples, warm.d2, seed=lab.stream("joint"), log=lab.log, **anew)
-        return MetaTunerPolicy(lab, tuner, warm.actor_with_lora, warm.config)
+        policy = MetaTunerPolicy(lab, tuner, warm.actor_with_lora, warm.config)
+
+        def evaluate() -> float:
+            return mean(lab.reward(lab.dev, policy.respond([to_query(row) for row in lab.dev])))
+
+        train_joint(
+            tuner,
+            examples,
+            warm.d2,
+            seed=lab.stream("joint"),
+            log=lab.log,
+            evaluate=None if config.evaluate_epochs is None else evaluate,
+            refresh=None if config.d2_refresh_epochs is None else refresh,
+        )
+        return policy
 
 
 @dataclass(frozen=True)
@@ -107,10 +124,15 @@ class WarmUpPolicy(Policy):
         self, ground: Ground, generator: "LM", actor: "LM", config: WarmUpConfig, d2: Sequence["Rewrite"]
     ) -> None:
         """`generator` and `actor` are private versions of the ground's models; the actor carries its LoRA unmerged."""
+        self.ground, self.generator, self.config, self.d2 = ground, generator, config, list(d2)
+        self.actor_with_lora = actor
+
+    @cached_property
+    def actor(self) -> "LM":
+        """The warmed actor with its LoRA merged."""
         from metatuner.method.tuned import merged
 
-        self.ground, self.generator, self.config, self.d2 = ground, generator, config, list(d2)
-        self.actor_with_lora, self.actor = actor, merged(actor)
+        return merged(self.actor_with_lora)
 
     def write_prompts(self, queries: Sequence[Query]) -> list[str]:
         """The warmed generator's prompt for each query."""
@@ -171,13 +193,11 @@ class MetaTunerPolicy(Policy):
     @classmethod
     def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "MetaTunerPolicy":
         from metatuner.method.model import MetaTuner
-        from metatuner.method.tuned import merged
 
         config = make_settings(MetaTunerJ, state["config"], str(folder))
         warm_up = make_settings(MetaTunerWarmUp, state["warm_up"], str(folder))
         generator, actor = _private_models(ground, warm_up, folder)
-        run = actor if config.actor == "lora" else merged(actor)
-        tuner = MetaTuner(generator, run, config, max_prompt_tokens=warm_up.max_prompt_tokens)
+        tuner = MetaTuner(generator, actor, config, max_prompt_tokens=warm_up.max_prompt_tokens)
         tuner.load(folder)
         return cls(ground, tuner, actor, warm_up)
 

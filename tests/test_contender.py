@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from method_toys import INITIAL, actor, generator, words
+from peft import PeftModel
 
 from metatuner.contender import AlternatingConfig, MetaTunerI, MetaTunerJ, MetaTunerWarmUp
 from metatuner.errors import UserError
@@ -20,7 +21,10 @@ from metatuner.harness.method import make_settings
 from metatuner.harness.policy import Policy, load_policy
 from metatuner.harness.registry import Registry
 from metatuner.harness.rows import Row
+from metatuner.lm import render
 from metatuner.method.config import MetaTunerConfig, WarmUpConfig
+from metatuner.method.saving import fingerprint
+from metatuner.method.tuned import frozen_view
 
 BENCHMARK = get_benchmark("gsm8k").with_overrides(initial_prompt=INITIAL, max_new_tokens=6)
 WARM_UP = WarmUpConfig(
@@ -47,6 +51,7 @@ def rows(count: int, seed: int) -> list[Row]:
 
 
 TRAIN, TEST = rows(8, seed=0), [to_query(row) for row in rows(6, seed=1)]
+DEV = rows(5, seed=2)
 
 
 class PraisingLab(Lab):
@@ -189,6 +194,64 @@ def test_the_budget_sees_the_training_of_private_copies(tmp_path: Path) -> None:
     assert joint.budget.used.trained_tokens > least
     # The prompts of D1 are written anew in each pass.
     assert joint.budget.used.lm_calls == JOINT.epochs * len(TRAIN)
+
+
+def test_the_grounds_bound_on_batches_holds_wherever_text_is_generated(tmp_path: Path) -> None:
+    def bounded(**parts: Any) -> tuple[Lab, list[int]]:
+        ground, rows = lab(batch_tokens=16, **parts), list[int]()
+        for model in (ground.actor, ground.need_generator()):
+            model.traffic.listeners.append(lambda prompt, generated, sequences: rows.append(sequences))
+        return ground, rows
+
+    warm_up, rows = bounded()
+    warm = MetaTunerWarmUp(replace(WARM_UP, actor_prompts="rollouts")).fit(warm_up)
+    warm.save(tmp_path)
+    warm.respond(TEST)
+    assert set(rows) == {1}
+    for settings in ({}, {"shared_layers": 0}, {"prompt_branch": False}, {"actor": "lora", "d2_refresh_epochs": 1.0}):
+        joint, rows = bounded(prerequisites={"metatuner_warmup": tmp_path})
+        MetaTunerJ(replace(JOINT, **settings)).fit(joint).respond(TEST)
+        assert set(rows) == {1}
+
+
+def test_a_fits_exported_adapter_is_for_the_original_actor(fitted: Any, tmp_path: Path) -> None:
+    joint, folder = fitted("metatuner_j")
+    loaded = load_policy(folder, Ground(actor(), generator(), {"gsm8k": BENCHMARK}))
+    query = TEST[0].text
+    for number, policy in enumerate((joint, loaded)):
+        prompt = policy.tuner.export_adapter(query, tmp_path / str(number), prompt=INITIAL)
+        assert json.loads((tmp_path / str(number) / "adapter_config.json").read_text())["r"] == 2 + 2
+        base = json.loads((tmp_path / str(number) / "metatuner.json").read_text())["base"]
+        assert base["fingerprint"] == fingerprint(actor())
+        adapted = PeftModel.from_pretrained(frozen_view(actor()).model, tmp_path / str(number)).eval()
+        ids = torch.tensor([render(policy.tuner.actor, prompt, query, reserve=6).ids])
+        with torch.no_grad(), policy.tuner.adapted([INITIAL], [query]):
+            expected = policy.tuner.actor.model(input_ids=ids).logits
+        with torch.no_grad():
+            torch.testing.assert_close(adapted(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dev_rewards_are_logged_where_asked_for_and_change_nothing_else(fitted: Any, tmp_path: Path) -> None:
+    _, warm = fitted("metatuner_warmup")
+    joint, _ = fitted("metatuner_j")
+    lines: list[str] = []
+    ground = lab(prerequisites={"metatuner_warmup": warm}, dev=DEV, log_line=lines.append)
+    measured = MetaTunerJ(replace(JOINT, evaluate_epochs=1)).fit(ground)
+    found = [(event["epoch"], event["reward"]) for event in map(json.loads, lines) if event["event"] == "dev"]
+    assert [epoch for epoch, _ in found] == [1, 2]
+    assert found[-1][1] == sum(ground.reward(DEV, measured.respond([to_query(row) for row in DEV]))) / len(DEV)
+    tensors = [policy.tuner.parameters for policy in (measured, joint)]
+    for name, part in tensors[0].items():
+        assert all(torch.equal(one, other) for one, other in zip(part, tensors[1][name], strict=True))
+    once = lab(prerequisites={"metatuner_warmup": warm}, dev=DEV, log_line=lines.append)
+    lines.clear()
+    MetaTunerJ(replace(JOINT, evaluate_epochs=2)).fit(once)
+    assert [event["epoch"] for event in map(json.loads, lines) if event["event"] == "dev"] == [2]
+    lines.clear()
+    MetaTunerJ(JOINT).fit(once)
+    assert not [line for line in lines if '"dev"' in line]
+    with pytest.raises(UserError, match=r"metatuner_j: evaluate_epochs needs dev rows; set sizes\.dev"):
+        MetaTunerJ(replace(JOINT, evaluate_epochs=1)).fit(lab(prerequisites={"metatuner_warmup": warm}))
 
 
 def test_i_differs_from_j_by_its_objective_alone() -> None:

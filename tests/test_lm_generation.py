@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,6 +101,21 @@ def test_completions_do_not_depend_on_the_batch(sampling: dict[str, float], boun
     seeds = list(range(100, 100 + len(PROMPTS)))
     together = generate(lm, PROMPTS, max_new_tokens=NEW, seeds=seeds, **sampling)
     assert generate(lm, PROMPTS, max_new_tokens=NEW, seeds=seeds, **sampling, **bounds) == together
+
+
+def test_a_models_own_bound_holds_where_none_is_given() -> None:
+    def batches(lm: LM, **bounds: int) -> list[int]:
+        rows: list[int] = []
+        lm.traffic.listeners.append(lambda prompt, generated, sequences: rows.append(sequences))
+        generate(lm, PROMPTS, max_new_tokens=NEW, **bounds)
+        lm.traffic.listeners.clear()
+        return rows
+
+    lm = tiny_lm()
+    small = replace(lm, batch_tokens=100)
+    assert batches(small) == list(map(len, batch_by_length(PROMPTS, NEW, 100)))
+    assert batches(small, batch_tokens=16384) == batches(lm) == list(map(len, batch_by_length(PROMPTS, NEW)))
+    assert batches(small) != batches(lm)
 
 
 def test_a_rows_sample_depends_on_its_own_seed_alone() -> None:

@@ -124,10 +124,37 @@ def test_one_checkpoint_is_kept_and_an_unfinished_one_is_passed_over(tmp_path: P
 def test_a_checkpoint_of_another_configuration_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     interrupt(joint, tmp_path, 3)
     with pytest.raises(
-        UserError, match=r"joint: a checkpoint of another configuration, data or seed; delete"
+        UserError, match=r"joint: a checkpoint of another configuration, data, seed or model; delete"
     ) as raised:
         joint(lambda **event: None, tmp_path, **settings)
     assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("part", ["generator", "parameter decoder", "actor"])
+def test_a_checkpoint_of_another_start_is_refused(part: str, tmp_path: Path) -> None:
+    def trained(log: Log, shift: float) -> None:
+        made = tuner(epochs=3, batch_size=2, checkpoint_steps=2)
+        models = {
+            "generator": made.generator.model,
+            "parameter decoder": made.parameter_decoder,
+            "actor": made.actor.model,
+        }
+        with torch.no_grad():
+            next(models[part].parameters())[0] += shift
+        train_joint(made, D1, D2, seed=0, log=log, checkpoints=tmp_path)
+
+    interrupt(lambda log, folder: trained(log, 0.0), tmp_path, 3)
+    with pytest.raises(UserError, match="another configuration, data, seed or model"):
+        trained(lambda **event: None, 1e-6)
+    trained(lambda **event: None, 0.0)
+
+
+def test_a_warm_up_from_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    interrupt(generator_warm_up, tmp_path, 3)
+    other = generator(initializer_range=0.1)
+    assert other.spec == generator().spec
+    with pytest.raises(UserError, match="generator_warm_up: a checkpoint of another"):
+        warm_up_generator(other, D2, WARM_UP, seed=0, log=lambda **event: None, checkpoints=tmp_path)
 
 
 def test_how_often_checkpoints_are_written_is_no_other_configuration(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from method_toys import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewr
 from metatuner import method
 from metatuner.errors import UserError
 from metatuner.lm import PerQueryLoRA, generate, render, render_rewrite
-from metatuner.method import MetaTuner, MetaTunerConfig, ParameterDecoder
+from metatuner.method import MetaTuner, MetaTunerConfig, ParameterDecoder, train_joint
 from metatuner.method.objectives import joint_loss, prompt_loss, task_loss
 from metatuner.method.tuned import frozen_view, merged, to_train, trainable
 
@@ -262,11 +262,33 @@ def test_a_view_shares_memory_but_for_what_it_owns() -> None:
         ({"scale": 0.0}, r"scale must be above 0"),
         ({"warm_up_share": 1.0}, r"warm_up_share must be in \[0, 1\)"),
         ({"target_modules": ()}, r"target_modules is empty"),
+        ({"parameter_branch": "none", "prompt_branch": False}, r"nothing to train .*; keep prompt_branch or param"),
+        (
+            {"parameter_branch": "none", "alpha": 0.0},
+            r"nothing to train with parameter_branch none and alpha 0; set alpha",
+        ),
+        ({"parameter_branch": "none", "alpha": 0.0, "objective": "alternating"}, r"nothing to train with"),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tuner(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"objective": "gumbel"}, {"actor": "lora", "warmed": True}], ids=str)
+def test_without_factors_and_regularisation_something_may_still_be_trained(settings: dict[str, Any]) -> None:
+    made = tuner(parameter_branch="none", alpha=0.0, epochs=1, **settings)
+    before = {name: [p.detach().clone() for p in part] for name, part in made.parameters.items()}
+    train_joint(made, D1, D2, seed=0, log=lambda **event: None)
+    trained = "actor" if "actor" in settings else "phi_p"
+    assert any(not torch.equal(p, q) for p, q in zip(made.parameters[trained], before[trained], strict=True))
+
+
+def test_models_on_two_devices_are_refused() -> None:
+    elsewhere = actor()
+    elsewhere.model.to("meta")
+    with pytest.raises(UserError, match=r"generator is on cpu, the actor on meta; put both .* \(models\.\*\.device\)"):
+        MetaTuner(generator(), elsewhere, MetaTunerConfig())
 
 
 @pytest.mark.parametrize("name", method.__all__)

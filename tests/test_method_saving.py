@@ -16,7 +16,7 @@ from metatuner.errors import UserError
 from metatuner.lm import ModelSpec, generate, load_lm, render
 from metatuner.method import MetaTuner, MetaTunerConfig
 from metatuner.method.objectives import task_loss
-from metatuner.method.tuned import frozen_view, merged, to_train
+from metatuner.method.tuned import frozen_view, load_tensors, lora_linears, merged, save_tensors, to_train, trainable
 
 D1 = examples()
 QUERIES = [row.query for row in D1]
@@ -104,6 +104,84 @@ def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("variant", [{}, {"actor": "lora"}], ids=str)
+def test_loras_of_another_scale_are_loaded_with_it(variant: dict[str, Any], tmp_path: Path) -> None:
+    loras = [
+        to_train(base, "lora", rank=3, seed=0, scale=scale) for base, scale in ((generator(), 0.7), (actor(), 5.0))
+    ]
+    config = MetaTunerConfig(rank=3, bottleneck=8, **variant)
+    made = MetaTuner(*loras, config, max_prompt_tokens=PROMPT_TOKENS, initial_prompt=INITIAL)
+    with torch.no_grad():
+        for lora in (*loras, made.actor):
+            for parameter in trainable(lora).values():
+                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(7))
+    if not variant:  # merged with the values it has now
+        made = MetaTuner(*loras, config, max_prompt_tokens=PROMPT_TOKENS, initial_prompt=INITIAL)
+    made.sync()
+    made.save_pretrained(tmp_path, include_base=True)
+    saved = json.loads((tmp_path / "metatuner.json").read_text())["models"]
+    assert [saved[name]["lora_scale"] for name in ("generator", "actor")] == [0.7, 5.0]
+    loaded = MetaTuner.from_pretrained(tmp_path)
+    ids = torch.tensor([[1, 8, 9, 10]])
+    for one, other in ((made.generator, loaded.generator), (made.actor, loaded.actor)):
+        assert torch.equal(one.model(input_ids=ids).logits, other.model(input_ids=ids).logits)
+    plain = to_train(actor(), "lora", rank=3, seed=0)
+    load_tensors(dict(trainable(plain)), tmp_path / f"actor{'_lora' if variant else ''}.safetensors")
+    assert not torch.allclose(plain.model(input_ids=ids).logits, made.actor.model(input_ids=ids).logits)
+
+
+def test_a_lora_of_several_scales_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    made = tuner(warmed=True)
+    next(iter(lora_linears(made.actor_with_lora).values())).scaling["default"] = 0.5
+    with pytest.raises(UserError, match=r"the actor's LoRA has 2 ranks or scales.*; merge it into the actor"):
+        made.save_pretrained(tmp_path / "tuner")
+    assert not (tmp_path / "tuner").exists()
+
+
+def contents(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_saving_over_an_older_folder_leaves_nothing_of_it(tmp_path: Path) -> None:
+    tuner(what="lora", warmed=True, shared_layers=0).save_pretrained(tmp_path, include_base=True)
+    (tmp_path / "notes.txt").write_text("the user's own")
+    assert {"generator", "actor", "meta_encoder.safetensors", "actor.safetensors"} <= contents(tmp_path)
+    tuner(parameter_branch="none").save_pretrained(tmp_path)
+    assert contents(tmp_path) == {"metatuner.json", "generator.safetensors", "notes.txt"}
+
+
+def test_base_models_that_the_tuner_was_made_of_stay(tmp_path: Path) -> None:
+    made = tuner(what="lora", warmed=True)
+    expected = made.generate(QUERIES, max_new_tokens=8)
+    made.save_pretrained(tmp_path, include_base=True)
+    for include_base in (True, False):
+        loaded = MetaTuner.from_pretrained(tmp_path)
+        assert loaded.generator.spec.path == str(tmp_path / "generator")
+        loaded.save_pretrained(tmp_path, include_base=include_base)
+        assert MetaTuner.from_pretrained(tmp_path).generate(QUERIES, max_new_tokens=8) == expected
+
+
+def test_an_interrupted_save_is_no_tuner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner(shared_layers=0).save_pretrained(tmp_path)
+
+    def killed(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if path.name == "parameter_decoder.safetensors":
+            raise KeyboardInterrupt
+        save_tensors(tensors, path)
+
+    monkeypatch.setattr("metatuner.method.model.save_tensors", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tuner().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"no metatuner\.json; name a folder that"):
+        MetaTuner.from_pretrained(tmp_path)
+    monkeypatch.undo()
+    made = tuner()
+    made.save_pretrained(tmp_path, include_base=True)
+    assert MetaTuner.from_pretrained(tmp_path).generate(QUERIES, max_new_tokens=8) == made.generate(
+        QUERIES, max_new_tokens=8
+    )
+
+
 def test_an_initial_prompt_may_be_given_for_the_stored_one(tmp_path: Path) -> None:
     made = tuner()
     answers = made.generate(QUERIES, max_new_tokens=8, prompt="w9 w8")
@@ -127,7 +205,7 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     state = json.loads((tmp_path / "metatuner.json").read_text())
     refused = [
         ("{", "not JSON"),
-        (json.dumps(state | {"format": 2}), "not a tuner of format 1"),
+        (json.dumps(state | {"format": 1}), "not a tuner of format 2"),
         (json.dumps(state | {"config": state["config"] | {"ranks": 2}}), "ranks"),
         (json.dumps(state | {"config": state["config"] | {"rank": 33}}), r"rank 33 is not in 1\.\."),
         (json.dumps(state | {"config": state["config"] | {"target_modules": ["q_prj"]}}), "no target module 'q_prj'"),

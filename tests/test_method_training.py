@@ -62,6 +62,23 @@ def test_joint_training_lowers_both_terms() -> None:
     assert {"norm_phi_s", "norm_phi_p", "norm_phi_q"} <= events[0].keys()
 
 
+@pytest.mark.parametrize("shared", [1, 0])
+def test_layers_private_to_the_parameter_branch_learn_from_the_task_as_shared_ones_do(shared: int) -> None:
+    settings = {"encoder_layers": 2, "alpha": 0.0, "epochs": 2, "refresh_epochs": 2.0, "dtype": torch.float64}
+    rates = {"hyper_learning_rate": 1e-2, "generator_learning_rate": 1e-3}
+    whole, apart = (tuner(shaken=False, shared_layers=k, **settings, **rates) for k in (2, shared))
+    before = {name: parameter.detach().clone() for name, parameter in apart.private.items()}
+    events = [joint(made, [])[-1] for made in (apart, whole)]
+    expected = dict(whole.meta_encoder.named_parameters())
+    for name, parameter in apart.private.items():
+        assert not torch.equal(parameter, before[name])
+        torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-9)
+    assert events[0]["norm_private"] > 0
+    assert events[0]["norm_phi_q"] == pytest.approx(events[1]["norm_phi_q"])
+    assert events[0]["norm_private"] ** 2 + events[0]["norm_phi_s"] ** 2 == pytest.approx(events[1]["norm_phi_s"] ** 2)
+    assert "norm_private" not in events[1]
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_one_does_not() -> None:
     runs = []
     for seed in (0, 0, 1):

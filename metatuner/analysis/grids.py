@@ -35,8 +35,8 @@ CONTROL = 1.0
 """The depth at which h_i is read in the control of the sharing experiment, as a share of K."""
 
 CAVEATS = {
-    "sharing": "At k = 0 F reads its own copy of the first half of the layers. F's own layers train at the parameter "
-    "decoder's rate, shared ones at the generator's. Rates were searched at K/2; other points inherit them.",
+    "sharing": "At k = 0 F reads its own copy of the first half of the layers. F's own layers train at the generator's "
+    "rate, as shared ones do. Rates were searched at K/2; other points inherit them.",
     "d2": "Rates were searched with the best rollouts; other ways inherit them. The ways differ in the size of D2 too, "
     "and so in the generator's warm-up steps.",
     "rollouts": "Rates were searched with the preset's number; other points inherit them. D2 grows with the rollouts, "

@@ -5,7 +5,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,12 @@ class Ground:
     generator: "LM | None"
     benchmarks: Mapping[str, Benchmark]
     batch_tokens: int = 16384
+    """Padded tokens a generation batch may hold, in whatever way these models (and those made of them) are asked."""
+
+    def __post_init__(self) -> None:
+        for role in ("actor", "generator"):
+            if (lm := getattr(self, role)) is not None:
+                setattr(self, role, replace(lm, batch_tokens=self.batch_tokens))
 
     def benchmark(self, name: str) -> Benchmark:
         """A benchmark of this ground by id."""

@@ -58,7 +58,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
-    batch_tokens: int = 16384,
+    batch_tokens: int | None = None,
     max_rows: int = 256,
     adapt: Adapt | None = None,
 ) -> list[Completion]:
@@ -70,7 +70,8 @@ def generate(
         temperature: 0 takes the likeliest token (the first of equals); above, tokens are sampled.
         top_p: samples from the likeliest tokens that together reach this probability.
         seeds: one a prompt, needed for sampling. A row's random stream comes from its seed alone.
-        batch_tokens: bound on rows x (longest prompt + max_new_tokens) of a batch; a batch has at least one row.
+        batch_tokens: bound on rows x (longest prompt + max_new_tokens) of a batch, by default the model's own; a batch
+            has at least one row.
         max_rows: bound on the rows of a batch.
         adapt: called for each batch with the indices of its prompts; active while the batch is decoded.
 
@@ -94,7 +95,7 @@ def generate(
     end = _End(lm, stops)
     done: dict[int, list[int]] = {}
     with torch.inference_mode():
-        for batch in batch_by_length(prompts, max_new_tokens, batch_tokens, max_rows):
+        for batch in batch_by_length(prompts, max_new_tokens, batch_tokens or lm.batch_tokens, max_rows):
             pick: _Greedy | _Sample = _Greedy()
             if temperature > 0:
                 pick = _Sample([seeds[i] for i in batch], max_new_tokens, temperature, top_p)

@@ -62,7 +62,8 @@ class Traffic:
 class LM:
     """A causal language model with its tokenizer.
 
-    To run a changed model (merged, or wrapped by PEFT) in the same way: `dataclasses.replace(lm, model=changed)`.
+    To run a changed model (merged, or wrapped by PEFT) in the same way: `dataclasses.replace(lm, model=changed)`. What
+    is made of it so (views, copies to train) inherits all other fields.
     """
 
     model: PreTrainedModel
@@ -73,6 +74,8 @@ class LM:
     plain_head: bool = True
     """Whether the logits are the head of the decoder's output and no more (some models scale or cap them)."""
     traffic: Traffic = field(default_factory=Traffic)
+    batch_tokens: int = 16384
+    """Padded tokens a generation batch may hold, where `generate` is not told otherwise."""
 
     @property
     def device(self) -> torch.device:

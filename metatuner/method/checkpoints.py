@@ -50,7 +50,7 @@ class Checkpoints:
         state = json.loads((folders[-1] / STATE).read_text(encoding="utf-8"))
         if state["key"] != self.key:
             raise UserError(
-                f"{self.folder}: a checkpoint of another configuration, data or seed; delete this folder to begin "
-                "anew, or take the configuration it was written with"
+                f"{self.folder}: a checkpoint of another configuration, data, seed or model; delete this folder to "
+                "begin anew, or take what it was written with"
             )
         return state["step"], load_file(folders[-1] / TENSORS), state["values"]

@@ -127,9 +127,10 @@ class MetaTunerConfig(TrainingConfig):
     epochs: int = 3
     """Passes over D1 of joint training. Silent."""
     hyper_learning_rate: float = 1e-3
-    """Learning rate of the parameter decoder and the layers private to its branch (phi_q). Silent."""
+    """Learning rate of the parameter decoder (phi_q). Silent."""
     generator_learning_rate: float = 5e-5
-    """Learning rate of the generator (phi_s and phi_p). Silent."""
+    """Learning rate of the generator (phi_s and phi_p) and of copies of its layers private to the parameter branch.
+    Silent."""
     sync_epochs: float = 1.0
     """phi_p', the frozen copy that writes the prompts of the first loss term, is copied from phi_p each time this many
     passes over D1 have gone by (fixed intervals: paper; length: silent)."""
@@ -140,6 +141,10 @@ class MetaTunerConfig(TrainingConfig):
     d2_refresh_epochs: float | None = None
     """D2 is collected anew, from the present generator's rollouts, each time this many passes over D1 have gone by;
     None keeps the first. Silent."""
+    evaluate_epochs: int | None = None
+    """The mean reward on dev rows is logged each time this many passes over D1 have gone by, and at the end; its
+    tokens count in the fit's cost, and nothing else changes. None: the harness measures none (`train_joint` with
+    `evaluate`: after each pass). Silent."""
     prompt_temperature: float = 0.5
     """Temperature of the prompts the actor is trained under; 0 writes them as in evaluation. Silent."""
 
@@ -149,12 +154,22 @@ class MetaTunerConfig(TrainingConfig):
         _at_least(self, 0, "epochs", "alpha", "prompt_temperature", "shared_layers")
         _positive(self, "scale", "hyper_learning_rate", "generator_learning_rate", "actor_learning_rate")
         _positive(self, "sync_epochs", "refresh_epochs", "gumbel_temperature", "gumbel_final_temperature")
+        if self.evaluate_epochs is not None:
+            _at_least(self, 1, "evaluate_epochs")
         if self.d2_refresh_epochs is not None:
             _positive(self, "d2_refresh_epochs")
         if not self.target_modules:
             raise UserError("MetaTuner: target_modules is empty; name linears of the actor, or write all-linear")
-        if not self.prompt_branch and self.parameter_branch == "none" and self.actor == "frozen":
-            raise UserError("MetaTuner: nothing to train without both branches; keep prompt_branch or parameter_branch")
+        if self.parameter_branch == "none" and self.actor == "frozen":
+            if not self.prompt_branch:
+                raise UserError(
+                    "MetaTuner: nothing to train without both branches; keep prompt_branch or parameter_branch"
+                )
+            if self.alpha == 0 and self.objective != "gumbel":
+                raise UserError(
+                    "MetaTuner: nothing to train with parameter_branch none and alpha 0; set alpha above 0, or keep "
+                    "parameter_branch"
+                )
         if self.objective == "gumbel" and not self.prompt_branch:
             raise UserError("MetaTuner: objective gumbel trains the prompt branch; set prompt_branch, or objective")
 

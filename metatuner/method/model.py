@@ -47,7 +47,8 @@ class MetaTuner:
     The generator's first k layers (phi_s, the meta encoder) serve both branches: the layers above (phi_p, the prompt
     decoder) write p_i, the parameter decoder (phi_q) makes the factors from h_i. A tied LM head goes with its
     embedding, so with phi_s. Layers that only the parameter branch has (h_i read above k, or k = 0) are copies of the
-    generator's and belong to phi_q; for k = 0 these have an embedding of their own, and phi_s is empty.
+    generator's; in the paper's terms they belong to phi_q. For k = 0 these have an embedding of their own, and phi_s is
+    empty.
     """
 
     def __init__(
@@ -71,8 +72,13 @@ class MetaTuner:
             initial_prompt: p~ of `generate` and `export_adapter`, where none is given.
 
         Raises `UserError` for depths that the generator does not have, for target modules or ranks that the actor does
-        not allow, and for `actor: lora` with an actor that carries none.
+        not allow, for models on two devices, and for `actor: lora` with an actor that carries none.
         """
+        if generator.device != actor.device:
+            raise UserError(
+                f"MetaTuner: the generator is on {generator.device}, the actor on {actor.device}; put both on one "
+                "device (models.*.device)"
+            )
         self.config, self.max_prompt_tokens, self.initial_prompt = config, max_prompt_tokens, initial_prompt
         self.generator = generator
         if config.actor == "lora":
@@ -102,7 +108,7 @@ class MetaTuner:
         own = {id(parameter) for parameter in generator.model.parameters()}
         named = {} if self.meta_encoder is None else dict(self.meta_encoder.named_parameters())
         self.private = {name: p for name, p in named.items() if p.requires_grad and id(p) not in own}
-        """Trainable parameters of the meta encoder that the generator does not have; they belong to phi_q."""
+        """Trainable parameters of the meta encoder that the generator does not have, by name."""
         self.parameter_decoder = self._parameter_decoder(seed)
         upper = {name for name, parameter in trainable(generator).items() if id(parameter) not in shared}
         self.upper = upper
@@ -131,15 +137,19 @@ class MetaTuner:
 
     @property
     def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """The trainable parameters: phi_s, phi_p and phi_q, and with `actor: lora` those of the actor."""
+        """The trainable parameters by the rate they train at.
+
+        phi_s, phi_p and phi_q (the parameter decoder); where there are such, `private`, the layers that only the
+        parameter branch has; with `actor: lora` also `actor`.
+        """
         named = trainable(self.generator)
         parts = {
             "phi_s": [parameter for name, parameter in named.items() if name not in self.upper],
             "phi_p": [parameter for name, parameter in named.items() if name in self.upper],
-            "phi_q": list(self.private.values()),
+            "phi_q": [] if self.parameter_decoder is None else list(self.parameter_decoder.parameters()),
         }
-        if self.parameter_decoder is not None:
-            parts["phi_q"] += self.parameter_decoder.parameters()
+        if self.private:
+            parts["private"] = list(self.private.values())
         if self.config.actor == "lora":
             parts["actor"] = list(lora_parameters(self.actor).values())
         return parts

@@ -19,6 +19,7 @@ from metatuner.hashing import hash_value
 from metatuner.lm import PerQueryLoRA
 from metatuner.method.checkpoints import Checkpoints
 from metatuner.method.config import TrainingConfig
+from metatuner.method.tuned import digest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -68,7 +69,7 @@ class Phase(ABC):
 
     @abstractmethod
     def identity(self) -> Any:
-        """What the phase depends on beside its configuration, as JSON values: models, data, seed."""
+        """What the phase depends on beside its configuration and parameters, as JSON values: models, data, seed."""
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
         """What a checkpoint must hold beside parameters and optimiser: tensors, and JSON values."""
@@ -87,7 +88,7 @@ def optimise(
 
     Args:
         checkpoints: where `config.checkpoint_steps` writes, in a folder named after the phase; a phase of which there
-            is a checkpoint goes on from there, bit for bit.
+            is a checkpoint goes on from there, bit for bit, if it is given the same start: models, data and seed.
         accelerator: shares each batch out among its processes, which must hold equal models and be given equal
             arguments. Losses and gradients are those of one process up to rounding. The first one writes checkpoints.
 
@@ -95,7 +96,7 @@ def optimise(
     term (before its weight) and the gradient norm of each group, before clipping.
 
     Raises `UserError` if loss or gradients are not finite, if memory runs out, and for checkpoints of another
-    configuration.
+    configuration or start.
     """
     config, name = phase.config, phase.name
     processes, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
@@ -115,8 +116,9 @@ def optimise(
         rate = cosine_with_warm_up(step, phase.steps, config.warm_up_share)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        terms = phase.terms(step)
-        with _memory_advice(phase, step):
+        with _memory_advice(phase, step, "in generation", "lower batch_tokens"):
+            terms = phase.terms(step)
+        with _memory_advice(phase, step, *_of_a_step(config)):
             values, tokens = _backward(phase, terms, device, processes, rank)
             if accelerator:
                 _reduce(everything, values, accelerator)
@@ -234,27 +236,30 @@ def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 @contextmanager
-def _memory_advice(phase: Phase, step: int) -> Iterator[None]:
+def _memory_advice(phase: Phase, step: int, where: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
-        config = phase.config
-        more = min(2 * config.accumulation, config.batch_size)
-        remedy = (
-            f"set accumulation to {more}" if more > config.accumulation else "lower max_prompt_tokens or the windows"
-        ) + ("" if config.activation_checkpointing else ", or activation_checkpointing to true")
         raise UserError(
-            f"MetaTuner, {phase.name}: out of memory at step {step} of {phase.steps}, with batch_size "
-            f"{config.batch_size} and accumulation {config.accumulation}; {remedy}"
+            f"MetaTuner, {phase.name}: out of memory at step {step} of {phase.steps}, {where}; {remedy}"
         ) from error
 
 
+def _of_a_step(config: TrainingConfig) -> tuple[str, str]:
+    """Where memory ran out and what to do, for an optimiser's step."""
+    more = min(2 * config.accumulation, config.batch_size)
+    remedy = f"set accumulation to {more}" if more > config.accumulation else "lower max_prompt_tokens or the windows"
+    if not config.activation_checkpointing:
+        remedy += ", or activation_checkpointing to true"
+    return f"with batch_size {config.batch_size} and accumulation {config.accumulation}", remedy
+
+
 def _key(phase: Phase) -> str:
-    shapes = {name: [list(parameter.shape) for parameter in group] for name, (group, _) in phase.groups.items()}
+    """What a checkpoint belongs to; to be taken before the first step, while parameters have their initial values."""
     config = replace(phase.config, checkpoint_steps=0)
-    return hash_value([phase.name, phase.steps, asdict(config), shapes, phase.identity()])
+    return hash_value([phase.name, phase.steps, asdict(config), digest(_named(phase)), phase.identity()])
 
 
 def _named(phase: Phase) -> Iterator[tuple[str, nn.Parameter]]:

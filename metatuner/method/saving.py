@@ -7,10 +7,15 @@ meta_encoder.safetensors        layers private to the parameter branch, if any
 actor.safetensors               the actor's warm-up LoRA, if it came with one
 actor_lora.safetensors          in its place with `actor: lora`
 generator/, actor/              the base models, if included
+
+metatuner.json is the last to be written and the first to be removed: a folder without one is not complete.
 """
 
-import hashlib
+import contextlib
 import json
+import os
+import shutil
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +30,7 @@ from metatuner.lm import LM, ModelSpec, load_lm
 from metatuner.method.config import MetaTunerConfig
 from metatuner.method.tuned import (
     ADAPTER,
+    digest,
     load_tensors,
     lora_linears,
     lora_parameters,
@@ -37,21 +43,21 @@ if TYPE_CHECKING:
     from metatuner.method.model import MetaTuner
 
 FILE = "metatuner.json"
-FORMAT = 1
+FORMAT = 2
+TENSORS = ("generator", "parameter_decoder", "meta_encoder", "actor", "actor_lora")
 
 
 def save_pretrained(tuner: "MetaTuner", folder: Path, include_base: bool) -> None:
-    """See `MetaTuner.save_pretrained`. metatuner.json is written last."""
+    """See `MetaTuner.save_pretrained`."""
+    models = {"generator": tuner.generator, "actor": tuner.actor_with_lora}
+    described = {name: _described(name, lm, include_base) for name, lm in models.items()}
+    _clear(folder, keep={Path(lm.spec.path).resolve() for lm in models.values()})
     tuner.save(folder)
     if tuner.config.actor == "frozen" and lora_linears(tuner.actor_with_lora):
         save_tensors(dict(lora_parameters(tuner.actor_with_lora)), folder / "actor.safetensors")
-    models = {"generator": tuner.generator, "actor": tuner.actor_with_lora}
     if include_base:
         for name, lm in models.items():
-            base = without_lora(lm)
-            base.model.save_pretrained(folder / name)
-            base.tokenizer.save_pretrained(folder / name)
-    described = {name: _described(lm, include_base) for name, lm in models.items()}
+            _write_base(without_lora(lm), folder / name)
     if described["generator"]["lora_rank"] is not None:
         described["generator"]["fingerprint"] = fingerprint(tuner.generator)
     described["actor"]["fingerprint"] = tuner.actor_fingerprint
@@ -71,11 +77,12 @@ def from_pretrained(cls: "type[MetaTuner]", folder: Path, generator: LM | None, 
     config = _config(state["config"], folder)
     generator_base = _base("generator", state["models"]["generator"], folder, generator)
     actor_base = _base("actor", state["models"]["actor"], folder, actor)
-    rank = state["models"]["generator"]["lora_rank"]
-    trained = to_train(generator_base, "full" if rank is None else "lora", rank or 1, seed=0)
-    rank = state["models"]["actor"]["lora_rank"]
+    loras = {name: (saved["lora_rank"], saved["lora_scale"]) for name, saved in state["models"].items()}
+    rank, scale = loras["generator"]
+    trained = to_train(generator_base, "full" if rank is None else "lora", rank or 1, seed=0, scale=scale or 1.0)
+    rank, scale = loras["actor"]
     if rank is not None:
-        actor_base = to_train(actor_base, "lora", rank, seed=0)
+        actor_base = to_train(actor_base, "lora", rank, seed=0, scale=scale)
         if config.actor == "frozen":
             load_tensors(dict(lora_parameters(actor_base)), folder / "actor.safetensors")
     tuner = cls(
@@ -131,7 +138,7 @@ def export_adapter(tuner: "MetaTuner", query: str, folder: Path, initial: str) -
             part[name] if name in part else (torch.zeros(rank, d_in), torch.zeros(d_out, rank))
             for part, rank in zip(parts, ranks, strict=True)
         ]
-        dtype = tuner.actor.model.dtype
+        dtype = torch.promote_types(tuner.actor.model.dtype, torch.float32)
         tensors[f"base_model.model.{name}.lora_A.weight"] = torch.cat([a.cpu().to(dtype) for a, _ in pairs])
         tensors[f"base_model.model.{name}.lora_B.weight"] = torch.cat([b.cpu().to(dtype) for _, b in pairs], 1)
     save_tensors(tensors, folder / "adapter_model.safetensors")
@@ -159,18 +166,43 @@ def _factors(module: LoRALinear) -> tuple[Tensor, Tensor]:
 
 def fingerprint(lm: LM) -> str:
     """SHA-256 of the model's weights with their names, types and shapes; a LoRA added to it does not count."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(without_lora(lm).model.named_parameters()):
-        digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest(sorted(without_lora(lm).model.named_parameters()))
 
 
-def _described(lm: LM, included: bool) -> dict[str, Any]:
+def _clear(folder: Path, keep: Collection[Path]) -> None:
+    """Remove what an earlier `save_pretrained` left, metatuner.json first; base models at `keep` stay."""
+    included = []
+    with contextlib.suppress(UserError):
+        included = [folder / name for name, saved in _read_json(folder)["models"].items() if saved["included"]]
+    (folder / FILE).unlink(missing_ok=True)
+    for name in TENSORS:
+        (folder / f"{name}.safetensors").unlink(missing_ok=True)
+    for base in included:
+        if base.resolve() not in keep:
+            shutil.rmtree(base, ignore_errors=True)
+
+
+def _write_base(lm: LM, folder: Path) -> None:
+    """An ordinary model folder, in place of one that may be the very one that the model's memory is mapped from."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    lm.model.save_pretrained(temporary)
+    lm.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def _described(name: str, lm: LM, included: bool) -> dict[str, Any]:
     spec = asdict(lm.spec)
     del spec["device"]
-    ranks = {module.r[ADAPTER] for module in lora_linears(lm).values()}
-    return {"spec": spec, "included": included, "lora_rank": max(ranks, default=None)}
+    loras = {(module.r[ADAPTER], module.scaling[ADAPTER]) for module in lora_linears(lm).values()}
+    if len(loras) > 1:
+        raise UserError(
+            f"MetaTuner: the {name}'s LoRA has {len(loras)} ranks or scales, and a saved one has one; merge it into "
+            f"the {name} before it is given, and save with include_base"
+        )
+    rank, scale = loras.pop() if loras else (None, None)
+    return {"spec": spec, "included": included, "lora_rank": rank, "lora_scale": scale}
 
 
 def _base(name: str, state: dict[str, Any], folder: Path, given: LM | None) -> LM:
@@ -210,4 +242,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
 
 
 def _write_json(state: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(state, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """The whole file or none."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(state, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

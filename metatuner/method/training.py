@@ -19,7 +19,7 @@ from metatuner.method.model import MetaTuner
 from metatuner.method.optimising import Log, Phase, Term, log_of_first, optimise
 from metatuner.method.rollouts import collect_rewrites as collect_rewrites
 from metatuner.method.rollouts import sample_prompts
-from metatuner.method.tuned import to_train, trainable
+from metatuner.method.tuned import digest, to_train, trainable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,7 +82,8 @@ def train_joint(
     Args:
         examples: D1.
         rewrites: D2; where it is empty, the task loss alone is minimised and phi_p stays as it is.
-        evaluate: called after each pass over D1; what it returns is logged as the dev reward.
+        evaluate: called after each `config.evaluate_epochs` passes over D1 (None: each pass) and at the end; what it
+            returns is logged as the dev reward.
         refresh: collects D2 anew, each `config.d2_refresh_epochs`. It must not depend on how often it was called
             before: a count of its own would be lost when training is resumed.
         checkpoints: see `optimising.optimise`.
@@ -129,7 +130,7 @@ class _ActorWarmUp(Phase):
         return {"loss": Term(self.batches[step], loss, self.tokens)}
 
     def identity(self) -> Any:
-        return [self.seed, _names(self.trained, self.generator), [asdict(example) for example in self.examples]]
+        return [self.seed, _models(self.trained, self.generator), [asdict(example) for example in self.examples]]
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
         return {}, self.prompts
@@ -159,7 +160,7 @@ class _GeneratorWarmUp(Phase):
         return {"loss": Term([self.rewrites[row] for row in self.batches[step]], loss, self.tokens)}
 
     def identity(self) -> Any:
-        return [self.seed, _names(self.trained), [asdict(row) for row in self.rewrites]]
+        return [self.seed, _models(self.trained), [asdict(row) for row in self.rewrites]]
 
 
 class _Joint(Phase):
@@ -204,7 +205,8 @@ class _Joint(Phase):
         self.schedule = schedule(self.turns, config.alternation_steps if alternates else None)
         self.steps = len(self.schedule)
 
-        rates = {"phi_s": config.generator_learning_rate, "phi_p": config.generator_learning_rate}
+        # Layers private to F train as shared ones do: whether they are shared changes nothing else.
+        rates = dict.fromkeys(("phi_s", "phi_p", "private"), config.generator_learning_rate)
         rates |= {"phi_q": config.hyper_learning_rate, "actor": config.actor_learning_rate}
         self.groups = {name: (group, rates[name]) for name, group in tuner.parameters.items()}
         self.layers = _layers(tuner.generator.decoder, tuner.actor.decoder, tuner.meta_encoder)
@@ -217,7 +219,8 @@ class _Joint(Phase):
         terms: dict[str, Term[Any]] = {}
         if "task" in names:
             epoch, place = divmod(turn, self.per_epoch)
-            if self.evaluate is not None and epoch and not place:
+            every = self.config.evaluate_epochs or 1
+            if self.evaluate is not None and epoch and not place and epoch % every == 0:
                 self.log(event="dev", epoch=epoch, reward=self.evaluate())
             terms["task"] = self._task(turn)
         if "prompt" in names:
@@ -230,7 +233,7 @@ class _Joint(Phase):
 
     def identity(self) -> Any:
         d1, d2 = [asdict(row) for row in self.examples], [asdict(row) for row in self.first_rewrites]
-        return [self.seed, _names(self.tuner.generator, self.tuner.actor), self.tuner.max_prompt_tokens, d1, d2]
+        return [self.seed, _models(self.tuner.generator, self.tuner.actor), self.tuner.max_prompt_tokens, d1, d2]
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
         values = {
@@ -343,5 +346,6 @@ def _prompt_tokens(generator: LM, max_prompt_tokens: int) -> Callable[[Rewrite],
     return cache(lambda row: len(objectives.rewrite_pair(generator, row, max_prompt_tokens)[1]))
 
 
-def _names(*lms: LM) -> list[list[str | None]]:
-    return [[lm.spec.path, lm.spec.revision] for lm in lms]
+def _models(*lms: LM) -> list[list[str | None]]:
+    """Models by name and by their weights as they are now."""
+    return [[lm.spec.path, lm.spec.revision, digest(lm.model.named_parameters())] for lm in lms]

@@ -1,7 +1,8 @@
 """Private versions of a language model: views that share its tensors, copies to train, LoRA added and merged."""
 
 import copy
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
@@ -40,8 +41,12 @@ def private_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int) -> LM:
-    """A private version of the model to train: all its weights (then copied), or a new LoRA on all its linears."""
+def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int, scale: float = 2.0) -> LM:
+    """A private version of the model to train: all its weights (then copied), or a new LoRA on all its linears.
+
+    `scale` is the factor before B A, lora_alpha / rank in PEFT. A LoRA is at least in float32: steps smaller than a
+    half-precision weight can show would be lost.
+    """
     if what == "full":
         trained = frozen_view(lm, own=lambda name: True)
         trained.model.requires_grad_(True)
@@ -50,17 +55,25 @@ def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int) -> LM:
     # PEFT draws A from torch's global stream.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
+        config = LoraConfig(r=rank, lora_dropout=0.0, target_modules="all-linear")
         inject_adapter_in_model(config, trained.model, adapter_name=ADAPTER)
+    for module in lora_linears(trained).values():
+        module.scaling[ADAPTER] = scale
+    for parameter in lora_parameters(trained).values():
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     return trained
 
 
 def merged(lm: LM) -> LM:
-    """The model with its LoRA, if any, added to the weights: only the linears that carry one are copied."""
+    """The model with its LoRA, if any, added to the weights: only the linears that carry one are copied.
+
+    Sums are made in the LoRA's precision and rounded to the weights' own.
+    """
     view = frozen_view(lm)
     for name, module in lora_linears(view).items():
         linear = cast(nn.Linear, module.get_base_layer())
-        linear.weight = nn.Parameter(linear.weight + module.get_delta_weight(ADAPTER), requires_grad=False)
+        total = linear.weight + module.get_delta_weight(ADAPTER)
+        linear.weight = nn.Parameter(total.to(linear.weight.dtype), requires_grad=False)
         view.model.set_submodule(name, linear)
     return view
 
@@ -86,6 +99,16 @@ def lora_parameters(lm: LM) -> dict[str, nn.Parameter]:
 def trainable(lm: LM) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name."""
     return {name: parameter for name, parameter in lm.model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of tensors with their names, types and shapes."""
+    found = hashlib.sha256()
+    for name, tensor in named:
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
