@@ -107,14 +107,16 @@ class Bench:
     least_seconds: float = LEAST_SECONDS
 
     def measure(self, measured: Measurement, arms: Mapping[str, Callable[[], object]], *, memory: bool = False) -> None:
-        """Fill in the arms' times and, with `memory`, their peak memory; an arm that memory runs out in is skipped."""
-        for name, run in arms.items() if memory else ():
+        """Fill in times and, with `memory`, peak memory of the arms not yet in `skipped`, where those that memory runs
+        out in go.
+        """
+        runs = {name: run for name, run in arms.items() if name not in measured.skipped}
+        for name, run in runs.items() if memory else ():
             with within_memory(name, "in a run", measured.skipped):
                 run()  # allocates what later runs find there, such as AdamW's state
                 measured.megabytes[name] = self.peak_megabytes(run)
-        measured.seconds = self.time(
-            {name: run for name, run in arms.items() if name not in measured.skipped}, measured.skipped
-        )
+        fitting = {name: run for name, run in runs.items() if name not in measured.skipped}
+        measured.seconds = self.time(fitting, measured.skipped)
         for name in measured.skipped:
             measured.megabytes.pop(name, None)
 

@@ -63,9 +63,7 @@ def training(bench: Bench, name: str, shape: Shape) -> Measurement:
     width = max(len(prompt) + len(completion) for prompt, completion in batch)
     share = 1 - sum(len(prompt) + len(completion) for prompt, completion in batch) / (width * len(batch))
     measured.notes.append(f"{share:.1%} of the batch's positions are padding")
-    bench.measure(
-        measured, {arm_name: step(arm) for arm_name, arm in arms.items() if arm_name not in skipped}, memory=True
-    )
+    bench.measure(measured, {arm_name: step(arm) for arm_name, arm in arms.items()}, memory=True)
     work = {"base": _flop(shape, batch), "per_query": _flop(shape, batch, lora.flat_size)}
     _add_rates(measured, bench, work, "a training step")
     return measured
@@ -114,9 +112,7 @@ def generation(bench: Bench, name: str, shape: Shape) -> Measurement:
     def write(arm: Arm, new: int) -> Callable[[], object]:
         return lambda: arm.write(prompts, new)
 
-    bench.measure(
-        measured, {arm_name: write(arm, shape.new) for arm_name, arm in arms.items() if arm_name not in skipped}
-    )
+    bench.measure(measured, {arm_name: write(arm, shape.new) for arm_name, arm in arms.items()})
 
     def read(factors: int) -> float:
         return decoding_bytes(shape, lm.model.dtype.itemsize, shape.prompt + shape.new // 2, factors)
@@ -272,7 +268,7 @@ def rollouts(bench: Bench, name: str, shape: Shape) -> Measurement:
                 pairs = list(zip(ours(), stock(batches, do_sample=False), strict=True))
                 differing = sum(a != b[: len(a)] for a, b in pairs)
                 _check(arm_name, "greedy completions", differing / count, bench.dtype)
-    bench.measure(measured, {arm_name: run for arm_name, run in runs.items() if arm_name not in measured.skipped})
+    bench.measure(measured, runs)
     for arm_name, times in measured.seconds.items():
         measured.notes.append(f"{arm_name}: {count / median(times):.3g} rollouts/s")
     shares = padding_share(prompts, sorted_batches), padding_share(prompts, arrived)
