@@ -190,10 +190,10 @@ def test_bars_are_met_missed_or_unmeasured() -> None:
     measured = Measurement("m", "s", "", ("a",), seconds={"a": [1.0] * 3, "b": [1.1] * 3})
     cpu, cuda = quick(), Bench(torch.device("cuda"), "bfloat16")
     for bar, one, own, expected in (
-        (Bar("m", "s", "b", "a", 1.15), cpu, True, "bar m at s, b / a <= 1.15x: 1.10x: met"),
-        (Bar("m", "s", "b", "a", 1.05), cpu, True, "bar m at s, b / a <= 1.05x: 1.10x: missed"),
-        (Bar("m", "s", "b", "a", 9.0, at_least=True), cpu, True, "bar m at s, b / a >= 9.00x: 1.10x: missed"),
-        (Bar("m", "s", "b", "a", 1.15, device="cuda"), cuda, True, "bar m at s, b / a <= 1.15x: 1.10x: met"),
+        (Bar("m", "s", "b", "a", 1.15), cpu, True, "bar m at s, b / a <= 1.15x: 1.100x: met"),
+        (Bar("m", "s", "b", "a", 1.05), cpu, True, "bar m at s, b / a <= 1.05x: 1.100x: missed"),
+        (Bar("m", "s", "b", "a", 9.0, at_least=True), cpu, True, "bar m at s, b / a >= 9.00x: 1.100x: missed"),
+        (Bar("m", "s", "b", "a", 1.15, device="cuda"), cuda, True, "bar m at s, b / a <= 1.15x: 1.100x: met"),
         (Bar("m", "s", "b", "a", 1.15), cpu, False, "<= 1.15x: unmeasured (not at the shape's own sizes)"),
         (Bar("m", "s", "b", "a", 1.15), quick("bfloat16"), True, "unmeasured (for float32 on cpu)"),
         (Bar("m", "s", "b", "a", 1.15), cuda, True, "unmeasured (for float32 on cpu)"),
@@ -208,7 +208,7 @@ def test_a_rate_is_held_to_its_floors() -> None:
     cuda = Bench(torch.device("cuda"), "bfloat16")
     bar = Bar("m", "s", "a", FLOOR, 0.4, at_least=True, device="cuda")
     # 421 TFLOP at 790 TFLOP/s are 533 ms.
-    for seconds, expected in ((1.3, "0.41x: met"), (1.4, "0.38x: missed")):
+    for seconds, expected in ((1.3, "0.410x: met"), (1.4, "0.381x: missed")):
         measured.rates["a"] = Rate("a joint step", seconds, 421, "TFLOP/s", 790.0)
         assert str(bar.verdict(measured, cuda)).endswith(expected)
         assert measured.rates["a"].share == pytest.approx(0.5329 / seconds, rel=1e-3)

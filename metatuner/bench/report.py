@@ -41,7 +41,7 @@ class Verdict:
     """Why it is unmeasured."""
 
     def __str__(self) -> str:
-        value = "" if self.measured is None else f": {self.measured:.2f}x"
+        value = "" if self.measured is None else f": {self.measured:.3f}x"
         return f"bar {self.bar}{value}: {self.result}" + (f" ({self.reason})" if self.reason else "")
 
 
