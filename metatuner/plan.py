@@ -89,9 +89,9 @@ class PlanRow:
     settings: str
     """As canonical JSON; what the variant sets of a required method stands under that one's name."""
     tuned: str
-    """Where they come from: winner, winner of ANOTHER GENERATOR, inherited (a variant that changes settings, under the
-    winner of its subject without the changes), expired, untuned (no winner is stored), none (the
-    method has no search space)."""
+    """Where they come from: winner, inherited (a variant that changes settings, under the winner of its subject without
+    the changes), either of them `of GENERATOR` where the search was made with another generator, expired, untuned (no
+    winner is stored), none (the method has no search space)."""
 
 
 @dataclass(frozen=True)
@@ -521,10 +521,8 @@ class Plan:
                         for benchmark in experiment.benchmarks:
                             train = (benchmark,)
                             settings, tuned = self.settings(variant.subject, train, variant.over, where=variant.place)
-                            if tuned == "winner" and cls.uses_generator and generator != self.tuning_generator:
-                                tuned = f"winner of {self.tuning_generator}"
-                            elif tuned == "winner" and settings != self.settings(variant.subject, train)[0]:
-                                tuned = "inherited"
+                            if tuned == "winner":
+                                tuned = self._whose_winner(variant.subject, settings, train, generator)
                             for seed in experiment.seeds:
                                 fit = self.fit(method, settings, train, generator, seed)
                                 cell = self.cell(fit, benchmark)
@@ -543,6 +541,15 @@ class Plan:
                                 )
                                 grid.append((row, cell))
         return grid
+
+    def _whose_winner(self, subject: str, settings: str, train: tuple[str, ...], generator: str) -> str:
+        """How far settings are a winner's own: fits are compared, as a setting written out may be the default's."""
+        method = subject.partition(".")[0]
+        alone = self.settings(subject, train)[0]
+        same = self.fit(method, settings, train, generator, 0).key == self.fit(method, alone, train, generator, 0).key
+        word = "winner" if same else "inherited"
+        elsewhere = self.registry[method].cls.uses_generator and generator != self.tuning_generator
+        return f"{word} of {self.tuning_generator}" if elsewhere else word
 
     @cached_property
     def cells(self) -> dict[str, Cell]:

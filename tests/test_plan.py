@@ -219,6 +219,7 @@ def test_a_variant_tuned_on_its_own_has_its_own_winner_and_others_inherit(tmp_pa
     monkeypatch.setattr(module, "ROOT", tmp_path)
     variants = {
         "same": {"alpha": 1.0},
+        "same_warm_up": {"metatuner_warmup": {"d2": "best"}},
         "without_p": {"prompt_branch": False},
         "tuned": {"tuned_as": "without_p"},
         "on_top": {"tuned_as": "without_p", "alpha": 3.0},
@@ -237,13 +238,18 @@ def test_a_variant_tuned_on_its_own_has_its_own_winner_and_others_inherit(tmp_pa
     rows = {row.variant: row for row in made.rows if row.experiment == "grid"}
     assert {name: row.tuned for name, row in rows.items()} == {
         "same": "winner",
+        "same_warm_up": "winner",
         "without_p": "inherited",
         "tuned": "winner",
         "on_top": "inherited",
     }
+    small = plan_of(variants=variants, generator="small", tuning__winners="winners.json")
+    words = {row.variant: row.tuned for row in small.rows if row.experiment == "grid"}
+    assert words["same"] == words["tuned"] == "winner of large"
+    assert words["without_p"] == words["on_top"] == "inherited of large"
     settings = {name: json.loads(row.settings) for name, row in rows.items()}
-    assert [settings[name]["epochs"] for name in rows] == [3, 3, 6, 6]
-    assert [settings[name]["prompt_branch"] for name in rows] == [True, False, False, False]
+    assert [settings[name]["epochs"] for name in rows] == [3, 3, 3, 6, 6]
+    assert [settings[name]["prompt_branch"] for name in rows] == [True, True, False, False, False]
     assert made.expired == set()
     # Its trials start from its own settings, and its key changes with them.
     assert made.trials("metatuner_j.without_p", "gsm8k")[0] == {}

@@ -230,9 +230,9 @@ def read_tuned(
 
     Lines of other generators than those named are left out; "" names those of methods that use none.
 
-    That is `winner` or `winner of GENERATOR` (of random search on the tune split), `inherited` (a variant under the
-    winner of the method without its changes), `expired` (a winner no longer
-    current: the preset's own are used), `untuned` (a search space, but no winner), or `none` (nothing to search).
+    That is `winner` (of random search on the tune split), `inherited` (a variant under the winner of the method without
+    its changes), either of them `of GENERATOR`, `expired` (a winner no longer current: the preset's own are used),
+    `untuned` (a search space, but no winner), or `none` (nothing to search).
     Empty where there is no file: results folders of older versions have none.
 
     Raises:
@@ -247,9 +247,7 @@ def read_tuned(
                 raise UserError(f"{path}, line 1: the columns must be {','.join(SETTINGS_COLUMNS)}; {remedy}")
             for row in rows:
                 key, word = (row["method"], row["variant"], row["benchmark"]), row["tuned"]
-                if word not in ("winner", "inherited", "expired", "untuned", "none") and not word.startswith(
-                    "winner of "
-                ):
+                if word.partition(" of ")[0] not in ("winner", "inherited", "expired", "untuned", "none"):
                     raise UserError(f"{path}, line {rows.line_num}: tuned is {word!r}, no known word; {remedy}")
                 asked = row["experiment"] == experiment and (generators is None or row["generator"] in generators)
                 if asked and tuned.setdefault(key, word) != word:

@@ -429,11 +429,13 @@ def _settings(comparison: Comparison) -> Iterator[str]:
             named = found.setdefault(word, {}).setdefault(method_title(*method), [])
             if len(set(words.values())) > 1:
                 named.append(comparison.titles[benchmark])
-    elsewhere = [word for word in found if word.startswith("winner of ")]
+    whole = "those tuned for the whole method"
+    elsewhere = {"winner": "tuned so, but with generator", "inherited": f"{whole} with generator"}
+    parted = [(word, *word.split(" of ", 1)) for word in found if " of " in word]
     headings = {
         "winner": "tuned by random search on the tune split",
-        **{word: f"tuned so, but with generator {word.removeprefix('winner of ')}" for word in elsewhere},
-        "inherited": "those tuned for the whole method",
+        "inherited": whole,
+        **{word: f"{elsewhere[kind]} {generator}" for word, kind, generator in parted},
         "untuned": "the preset's own",
         "expired": "expired winners, so the preset's own",
         "none": "nothing to tune",
