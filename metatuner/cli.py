@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     add("data", "draw the splits of a benchmark").add_argument("--benchmark", required=True)
     add("fit", "fit the policies of a pack", pack=True)
     add("evaluate", "evaluate the cells of a pack on test rows", pack=True)
+    warm_up = add("tune-warmup", "fit what the searches on a benchmark build on")
+    warm_up.add_argument("--benchmark", required=True)
     tune = add("tune", "random search for one method and benchmark, on the tune split")
     tune.add_argument("--method", required=True, help="a method, or METHOD.VARIANT")
     tune.add_argument("--benchmark", required=True)

@@ -110,7 +110,7 @@ class Dag:
         """Raw files of a benchmark; none for the Hub."""
         return list(self.plan.source_files(benchmark))
 
-    def _split_file(self, benchmark: str) -> Path:
+    def split_file(self, benchmark: str) -> Path:
         return self.layout.data(benchmark) / "splits.json"
 
     # ---- packs -------------------------------------------------------------------------------------------------
@@ -128,9 +128,7 @@ class Dag:
         """Splits of the benchmarks a pack trains on, and the packs it builds on."""
         pack = self._pack(self.plan.fit_packs, name)
         trained = dict.fromkeys(benchmark for key in pack.keys for benchmark in self.plan.fits[key].train)
-        return [self._split_file(benchmark) for benchmark in trained] + [
-            self.fit_pack_file(need) for need in pack.needs
-        ]
+        return [self.split_file(benchmark) for benchmark in trained] + [self.fit_pack_file(need) for need in pack.needs]
 
     def first_packs(self, packs: dict[str, Pack]) -> str:
         """A pattern of the names of the packs that the first experiment needs."""
@@ -144,7 +142,7 @@ class Dag:
         """Splits of the benchmarks a pack is tested on, and the fit packs that hold its policies."""
         pack = self._pack(self.plan.evaluate_packs, name)
         tested = dict.fromkeys(self.plan.cells[key].benchmark for key in pack.keys)
-        return [self._split_file(benchmark) for benchmark in tested] + [self.fit_pack_file(need) for need in pack.needs]
+        return [self.split_file(benchmark) for benchmark in tested] + [self.fit_pack_file(need) for need in pack.needs]
 
     def evaluate_keys(self, name: str) -> list[str]:
         """Keys of an evaluate pack."""
@@ -180,14 +178,19 @@ class Dag:
 
     # ---- tuning ------------------------------------------------------------------------------------------------
 
-    def tune_inputs(self, benchmark: str) -> list[Path]:
-        """Splits that a search reads."""
-        return [self._split_file(benchmark)]
+    def tuning_needs(self, benchmark: str) -> list[str]:
+        """Keys of what the searches on a benchmark build on."""
+        return [fit.key for fit in self.plan.tuning_needs(benchmark)]
+
+    def tune_inputs(self, method: str, benchmark: str) -> list[Path]:
+        """What a search reads: splits, and warm-ups if its method builds on some."""
+        builds_on = self.plan.registry[method.partition(".")[0]].cls.requires
+        return [self.split_file(benchmark), *([self.layout.pack("tune", benchmark)] if builds_on else [])]
 
     @property
     def confirm_inputs(self) -> list[Path]:
         """Splits of all benchmarks."""
-        return [self._split_file(name) for name in self.plan.config.benchmarks]
+        return [self.split_file(name) for name in self.plan.config.benchmarks]
 
     @property
     def tune_files(self) -> list[Path]:

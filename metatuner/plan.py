@@ -387,26 +387,31 @@ class Plan:
             make_settings(self.registry[name].cls, over, f"{where}.{name}")
         return canonical(settings_dict(make_settings(cls, own, where)) | required)
 
-    @cache
     def tuning_key(self, subject: str, benchmark: str) -> str:
         """What a stored winner depends on; package versions are left out, so that an update does not void tuning."""
+        return hash_value(self._tuning_depends(subject, benchmark))
+
+    def tuning_base(self, subject: str, benchmark: str) -> str:
+        """The same without code: what may not change if a winner is to be confirmed instead of searched again."""
+        return hash_value({**self._tuning_depends(subject, benchmark), "code": ""})
+
+    @cache
+    def _tuning_depends(self, subject: str, benchmark: str) -> dict[str, Any]:
         config, method = self.subject(subject), subject.partition(".")[0]
         cls = self.registry[method].cls
         generator = self.tuning_generator if cls.uses_generator else ""
         required = self._split(method, config.settings)[1]
-        return hash_value(
-            {
-                "search": {name: space.model_dump(mode="json") for name, space in config.search.items()},
-                "fixed": config.settings,
-                "required": [self.settings(name, (benchmark,), required.get(name))[0] for name in cls.requires],
-                "data": self.data_key(benchmark),
-                "actor": self.model_recipe("actor"),
-                "generator": self.model_recipe(generator) if generator else None,
-                "code": self._fit_code(method),
-                "trials": self.config.tuning.trials,
-                "seed": self.config.tuning.seed,
-            }
-        )
+        return {
+            "search": {name: space.model_dump(mode="json") for name, space in config.search.items()},
+            "fixed": config.settings,
+            "required": [self.settings(name, (benchmark,), required.get(name))[0] for name in cls.requires],
+            "data": self.data_key(benchmark),
+            "actor": self.model_recipe("actor"),
+            "generator": self.model_recipe(generator) if generator else None,
+            "code": self._fit_code(method),
+            "trials": self.config.tuning.trials,
+            "seed": self.config.tuning.seed,
+        }
 
     @property
     def tuning_generator(self) -> str:
@@ -459,6 +464,22 @@ class Plan:
             for benchmark in self.config.benchmarks
             if benchmark in benchmarks
         ]
+
+    def tuning_needs(self, benchmark: str) -> list[Fit]:
+        """What the searches on a benchmark build on (warm-ups), each once; what one of these requires before it."""
+        found: dict[str, Fit] = {}
+
+        def add(fits: Iterable[Fit]) -> None:
+            for fit in fits:
+                add(fit.requires)
+                found.setdefault(fit.key, fit)
+
+        for subject, where in self.tunable:
+            if where == benchmark:
+                settings, _ = self.settings(subject, (benchmark,), winners=False)
+                method = subject.partition(".")[0]
+                add(self.fit(method, settings, (benchmark,), self.tuning_generator, self.config.tuning.seed).requires)
+        return list(found.values())
 
     def trials(self, subject: str, benchmark: str) -> list[dict[str, Any]]:
         """What random search tries: the preset's own settings, then draws, none twice; keys may stand in any order."""

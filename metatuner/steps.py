@@ -443,6 +443,18 @@ def tune(config: Config, arguments: argparse.Namespace) -> None:
     write_atomically(layout.tune(method, benchmark), json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
+def tune_warmup(config: Config, arguments: argparse.Namespace) -> None:
+    """Fit what the searches on one benchmark build on, so that searches that run side by side need not each."""
+    shop = Workshop(config)
+    shop.check_splits([arguments.benchmark])
+    fits = shop.plan.tuning_needs(arguments.benchmark)
+    outcomes = [shop.fit(fit, share=False) for fit in fits]  # a failed one is told by each trial that needs it
+    write_atomically(
+        shop.layout.pack("tune", arguments.benchmark),
+        json.dumps({"outcomes": [asdict(outcome) for outcome in outcomes]}, indent=1, sort_keys=True) + "\n",
+    )
+
+
 def _try(shop: "Workshop", subject: str, benchmark: str, over: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     """One trial, computed unless its score is at hand."""
     plan = shop.plan
@@ -458,10 +470,12 @@ def _try(shop: "Workshop", subject: str, benchmark: str, over: dict[str, Any], r
 
 
 def confirm(config: Config, arguments: argparse.Namespace) -> int:
-    """Run the winning trial of each expired winner again; one that scores as before is stored with its present key.
+    """Run the winning trial of each expired winner and the best other one again; store it with its present key if it
+    scores as before and still wins.
 
-    For changes that were not meant to change results. A winner whose settings are no longer among the trials, or that
-    scores otherwise, stays expired: search again. The exit status is 1 if there is one.
+    For changes of code that were not meant to change results. A winner that anything else has expired, whose settings
+    are no longer among the trials, that scores otherwise or loses, stays expired: search again. The exit status is 1 if
+    there is one.
     """
     from metatuner.harness.rows import read_rows
     from metatuner.harness.tuning import write_winners
@@ -476,20 +490,32 @@ def confirm(config: Config, arguments: argparse.Namespace) -> int:
     lost = 0
     for method, benchmark in expired:
         winner, trials = stored[method, benchmark], plan.trials(method, benchmark)
+        base = plan.tuning_base(method, benchmark)
         shop.check_splits([benchmark])
-        if winner.settings not in trials or winner.trials != len(trials):
+        if winner.base and winner.base != base:
+            said = "depends on other data, models, settings or trials than when it was stored"
+        elif winner.settings not in trials or winner.trials != len(trials):
             said = "is not among the present trials"
         else:
             rows = read_rows(plan.layout.data(benchmark) / "tune.jsonl")
+            others = [each for each in trials if each != winner.settings]
+            rival = winner.rival if winner.rival in others else next(iter(others), None)
             score = _try(shop, method, benchmark, winner.settings, rows)["score"]
-            said = "is confirmed" if score == winner.score else f"now scores {score}, {winner.score} when stored"
-        if said == "is confirmed":
-            stored[method, benchmark] = replace(winner, key=plan.tuning_key(method, benchmark))
-            write_winners(ROOT / config.tuning.winners, stored.values())
-        else:
+            best = None if rival is None else _try(shop, method, benchmark, rival, rows)["score"]
+            if score != winner.score:
+                said = f"now scores {score}, {winner.score} when stored"
+            elif best is not None and best > score:
+                said = f"scores {score} as before, but {rival} now scores {best}"
+            else:
+                said = ""
+        if said:
             lost += 1
             said += "; search again with the `tune` target"
-        progress.say(f"{method} on {benchmark}: the winner {said}")
+        else:
+            key = plan.tuning_key(method, benchmark)
+            stored[method, benchmark] = replace(winner, key=key, base=base, rival=rival)
+            write_winners(ROOT / config.tuning.winners, stored.values())
+        progress.say(f"{method} on {benchmark}: the winner {said or 'is confirmed'}")
         countdown.step()
     return int(lost > 0)
 
@@ -510,7 +536,8 @@ def winners(config: Config, arguments: argparse.Namespace) -> None:
         done = [trial for trial in record["trials"] if trial["score"] is not None]
         if not done:
             raise UserError(f"{path}: every trial failed; see {plan.layout.logs}/tune/{method}-{benchmark}.log")
-        best = max(done, key=lambda trial: trial["score"])  # the first of equals
+        best, *others = sorted(done, key=lambda trial: -trial["score"])  # the first of equals
+        current = record["key"] == plan.tuning_key(method, benchmark)
         stored[method, benchmark] = Winner(
             method=method,
             benchmark=benchmark,
@@ -520,6 +547,8 @@ def winners(config: Config, arguments: argparse.Namespace) -> None:
             failed=len(record["trials"]) - len(done),
             at_edge=_at_edge(best["settings"], plan.subject(method).search),
             key=record["key"],
+            base=plan.tuning_base(method, benchmark) if current else "",
+            rival=others[0]["settings"] if others else None,
         )
         edge = stored[method, benchmark].at_edge
         widen = f"; at the edge of its range, widen it: {', '.join(edge)}" if edge else ""
@@ -684,6 +713,7 @@ STEPS: dict[str, Callable[..., int | None]] = {
     "data": data,
     "fit": fit,
     "evaluate": evaluate,
+    "tune-warmup": tune_warmup,
     "tune": tune,
     "winners": winners,
     "confirm": confirm,

@@ -325,3 +325,14 @@ def test_packs_of_the_first_experiment_are_told_from_the_others():
         first = [pack for pack in packs.values() if plan.comes_first(pack)]
         assert first == [pack for pack in packs.values() if needed & set(pack.keys)]
         assert 0 < len(first) < len(packs)
+
+
+def test_searches_on_a_benchmark_build_on_one_warm_up_that_is_fitted_before_them():
+    made = plan()
+    (warm_up,) = made.tuning_needs("math")
+    assert (warm_up.method, warm_up.train, warm_up.seed) == ("metatuner_warmup", ("math",), made.config.tuning.seed)
+    for subject in ("metatuner_j", "metatuner_j.static_lora", "metatuner_i"):
+        for over in made.trials(subject, "math"):
+            settings, _ = made.settings(subject, ("math",), over, winners=False)
+            trial = made.fit(subject.partition(".")[0], settings, ("math",), "large", warm_up.seed)
+            assert trial.requires == (warm_up,)

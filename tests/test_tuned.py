@@ -25,32 +25,44 @@ def test_stored_winners_are_current_and_come_from_as_many_trials(preset):
         assert winner.failed == 0
 
 
-def test_an_expired_winner_is_kept_if_its_trial_is_one_of_the_present_and_scores_as_before(
+def test_an_expired_winner_is_kept_if_only_code_changed_and_it_scores_as_before_and_still_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     file = tmp_path / "winners.json"
     config = load_config("nano", {"tuning.winners": str(file), "results": str(tmp_path / "results")})
     plan = Plan(config)
-    (as_before, otherwise, foreign, current), trials = plan.tunable[:4], plan.trials(*plan.tunable[0])
-    old = Winner("", "", {}, 50.0, len(trials), 0, (), "old")
-    stored = [
-        replace(old, method=as_before[0], benchmark=as_before[1], settings=trials[1]),
-        replace(old, method=otherwise[0], benchmark=otherwise[1]),
-        replace(old, method=foreign[0], benchmark=foreign[1], settings={"shots": 99}),
-        replace(old, method=current[0], benchmark=current[1], key=plan.tuning_key(*current), score=7.0),
-    ]
-    write_winners(file, stored)
+    as_before, otherwise, foreign, current, beaten, other_data = plan.tunable[:6]
+    trials = {one: plan.trials(*one) for one in plan.tunable[:6]}
+    old = Winner("", "", {}, 50.0, 0, 0, (), "old")
+    stored = {one: replace(old, method=one[0], benchmark=one[1], trials=len(trials[one])) for one in trials}
+    stored[as_before] = replace(stored[as_before], settings=trials[as_before][1])
+    stored[foreign] = replace(stored[foreign], settings={"shots": 99})
+    stored[current] = replace(stored[current], key=plan.tuning_key(*current))
+    stored[beaten] = replace(stored[beaten], rival=trials[beaten][2], base=plan.tuning_base(*beaten))
+    stored[other_data] = replace(stored[other_data], base="of other data")
+    write_winners(file, stored.values())
     asked = []
 
     def tried(shop, subject, benchmark, over, rows):
-        asked.append(((subject, benchmark), over))
-        return {"score": 50.0 if (subject, benchmark) == as_before else 49.5}
+        one = subject, benchmark
+        asked.append((one, over))
+        if over != stored[one].settings:
+            return {"score": 50.5 if one == beaten else 50.0}
+        return {"score": 49.5 if one == otherwise else 50.0}
 
     monkeypatch.setattr(steps, "_try", tried)
     monkeypatch.setattr(steps.Workshop, "check_splits", lambda self, names: None)
     monkeypatch.setattr("metatuner.harness.rows.read_rows", lambda path: [])
     assert steps.confirm(config, argparse.Namespace()) == 1
-    assert asked == [(as_before, trials[1]), (otherwise, {})]
+    assert asked == [
+        (as_before, trials[as_before][1]),
+        (as_before, {}),
+        (otherwise, {}),
+        (otherwise, trials[otherwise][1]),
+        (beaten, {}),
+        (beaten, trials[beaten][2]),
+    ]
     found = read_winners(file)
-    assert found[as_before] == replace(stored[0], key=plan.tuning_key(*as_before))
-    assert [found[one] for one in (otherwise, foreign, current)] == stored[1:]
+    kept = {"key": plan.tuning_key(*as_before), "base": plan.tuning_base(*as_before), "rival": {}}
+    assert found.pop(as_before) == replace(stored.pop(as_before), **kept)
+    assert found == stored

@@ -28,6 +28,11 @@ class Winner:
     """Settings whose winning value is at the edge of its range: widen it."""
     key: str
     """`Plan.tuning_key` at the time; a winner whose key is no longer current has expired and is not used."""
+    base: str = ""
+    """`Plan.tuning_base` at the time, the key without code; "" in files of older versions."""
+    rival: dict[str, Any] | None = None
+    """The best of the other trials: `confirm` looks whether it still loses. None where there was one trial, or in files
+    of older versions."""
 
 
 def read_winners(path: Path) -> dict[tuple[str, str], Winner]:

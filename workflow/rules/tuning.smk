@@ -1,9 +1,28 @@
 # Not part of `all`: `snakemake --cores all tune` searches settings on the tune split and stores the winners in the preset.
 
+rule tune_warmup:
+    input:
+        BENCH.model_marks,
+        lambda wildcards: BENCH.split_file(wildcards.benchmark),
+    output:
+        L.pack("tune", "{benchmark}"),
+    params:
+        config=CONFIG,
+        key=lambda wildcards: BENCH.tuning_needs(wildcards.benchmark),
+    log:
+        usage_log("tune", "warmup-{benchmark}"),
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
+    conda:
+        "../../envs/metatuner.yaml"
+    shell:
+        "metatuner tune-warmup --config {params.config:q} --benchmark {wildcards.benchmark} --log {log:q}"
+
+
 rule tune_one:
     input:
         BENCH.model_marks,
-        lambda wildcards: BENCH.tune_inputs(wildcards.benchmark),
+        lambda wildcards: BENCH.tune_inputs(wildcards.method, wildcards.benchmark),
     output:
         L.tune("{method}", "{benchmark}"),
     params:
