@@ -65,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("provenance", "write what the results depend on")
     add("verdict", "fail if any cell failed, naming each with its reason")
+    cost = add("cost", "predict what a preset will cost, from what a finished run of the same models was metered at")
+    cost.add_argument(
+        "--from", type=Path, default=Path("results/nano"), dest="metered", help="results folder of that run"
+    )
     add("usage", "where the run's CPU time went, process start and imports apart")
     resume = add("resume", "take up an interrupted run, once the old one and its children are gone")
     resume.add_argument("--cores", default="all")

@@ -108,6 +108,24 @@ def show_usage(config: Config, arguments: argparse.Namespace) -> None:
     print(summarise(Path(config.results) / "usage"))
 
 
+def cost(config: Config, arguments: argparse.Namespace) -> None:
+    """Print what is left of a preset and its predicted cost, from a finished run of the same models."""
+    from metatuner.analysis.cost import Work, describe, forecast, read_metered
+    from metatuner.analysis.files import read_json
+
+    plan, root = Plan(config), arguments.metered
+    metered = read_metered(root)
+    provenance = read_json(root / "provenance.json", "let that run end, or name another (--from)")
+    if provenance["dependencies"]["models"]["actor"] != plan.model_key("actor"):
+        raise UserError(f"{root} ran on another actor than preset {config.preset}: no prediction is made across models")
+    work = [Work("fit", fit.method, "+".join(fit.train), plan.is_complete(fit)) for fit in plan.fits.values()]
+    work += [
+        Work("cell", cell.fit.method, cell.benchmark, plan.layout.cell(cell.key).is_dir())
+        for cell in plan.cells.values()
+    ]
+    print(describe(forecast(work, metered), metered))
+
+
 # ---- the ground ------------------------------------------------------------------------------------------------
 
 
@@ -722,6 +740,7 @@ STEPS: dict[str, Callable[..., int | None]] = {
     "figure": figure,
     "provenance": provenance,
     "verdict": verdict,
+    "cost": cost,
     "usage": show_usage,
     "resume": resume,
     "bench": bench,
