@@ -648,7 +648,9 @@ class Plan:
         folder = self.layout.fit(fit.key)
         if not folder.is_dir() or (folder / "policy").is_dir():
             return folder.is_dir()
-        cells, fits = self._uses.get(fit.key, ((), ()))
+        if fit.key not in self._uses:  # a search's warm-up: what is to be made from it is not known here
+            return False
+        cells, fits = self._uses[fit.key]
         return all(self.layout.cell(cell.key).is_dir() for cell in cells) and all(map(self.is_complete, fits))
 
     @property

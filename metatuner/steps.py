@@ -489,11 +489,11 @@ def _try(shop: "Workshop", subject: str, benchmark: str, over: dict[str, Any], r
 
 def confirm(config: Config, arguments: argparse.Namespace) -> int:
     """Run the winning trial of each expired winner and the best other one again; store it with its present key if it
-    scores as before and still wins.
+    scores as before and still wins. Current winners of older files get their base.
 
     For changes of code that were not meant to change results. A winner that anything else has expired, whose settings
-    are no longer among the trials, that scores otherwise or loses, stays expired: search again. The exit status is 1 if
-    there is one.
+    are no longer among the trials, that scores otherwise or loses, or whose stored rival scores otherwise, stays
+    expired: search again. The exit status is 1 if there is one.
     """
     from metatuner.harness.rows import read_rows
     from metatuner.harness.tuning import write_winners
@@ -504,6 +504,10 @@ def confirm(config: Config, arguments: argparse.Namespace) -> int:
         raise UserError("config key 'tuning.winners' is null; there are no winners to confirm")
     stored = dict(plan.winners)
     expired = [one for one in plan.tunable if one in stored and stored[one].key != plan.tuning_key(*one)]
+    for one in plan.tunable:
+        if one in stored and one not in expired and not stored[one].base:  # its key is current, so its base is known
+            stored[one] = replace(stored[one], base=plan.tuning_base(*one))
+    write_winners(ROOT / config.tuning.winners, stored.values())
     countdown = progress.Countdown(len(expired), "winners")
     lost = 0
     for method, benchmark in expired:
@@ -522,6 +526,8 @@ def confirm(config: Config, arguments: argparse.Namespace) -> int:
             best = None if rival is None else _try(shop, method, benchmark, rival, rows)["score"]
             if score != winner.score:
                 said = f"now scores {score}, {winner.score} when stored"
+            elif rival == winner.rival and winner.rival_score not in (None, best):
+                said = f"scores {score} as before, but {rival} now scores {best}, {winner.rival_score} when stored"
             elif best is not None and best > score:
                 said = f"scores {score} as before, but {rival} now scores {best}"
             else:
@@ -531,7 +537,7 @@ def confirm(config: Config, arguments: argparse.Namespace) -> int:
             said += "; search again with the `tune` target"
         else:
             key = plan.tuning_key(method, benchmark)
-            stored[method, benchmark] = replace(winner, key=key, base=base, rival=rival)
+            stored[method, benchmark] = replace(winner, key=key, base=base)
             write_winners(ROOT / config.tuning.winners, stored.values())
         progress.say(f"{method} on {benchmark}: the winner {said or 'is confirmed'}")
         countdown.step()
@@ -567,6 +573,7 @@ def winners(config: Config, arguments: argparse.Namespace) -> None:
             key=record["key"],
             base=plan.tuning_base(method, benchmark) if current else "",
             rival=others[0]["settings"] if others else None,
+            rival_score=others[0]["score"] if others else None,
         )
         edge = stored[method, benchmark].at_edge
         widen = f"; at the edge of its range, widen it: {', '.join(edge)}" if edge else ""

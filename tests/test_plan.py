@@ -336,3 +336,13 @@ def test_searches_on_a_benchmark_build_on_one_warm_up_that_is_fitted_before_them
             settings, _ = made.settings(subject, ("math",), over, winners=False)
             trial = made.fit(subject.partition(".")[0], settings, ("math",), "large", warm_up.seed)
             assert trial.requires == (warm_up,)
+
+
+def test_a_search_s_warm_up_without_its_policy_is_fitted_again(tmp_path):
+    made = Plan(load_config("nano", {"results": str(tmp_path)}))
+    (warm_up,) = made.tuning_needs("math")
+    policy = made.layout.fit(warm_up.key) / "policy"
+    policy.mkdir(parents=True)
+    assert made.is_complete(warm_up)
+    policy.rmdir()  # as `keep` leaves a reported seed's, which may be the search's later
+    assert not made.is_complete(warm_up)

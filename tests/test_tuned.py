@@ -1,6 +1,7 @@
 """Stored winners are those of the code and config as they are; after a change they depend on, run the `tune` target."""
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def test_an_expired_winner_is_kept_if_only_code_changed_and_it_scores_as_before_
     file = tmp_path / "winners.json"
     config = load_config("nano", {"tuning.winners": str(file), "results": str(tmp_path / "results")})
     plan = Plan(config)
-    as_before, otherwise, foreign, current, beaten, other_data = plan.tunable[:6]
-    trials = {one: plan.trials(*one) for one in plan.tunable[:6]}
+    as_before, otherwise, foreign, current, beaten, other_data, worse, same = plan.tunable[:8]
+    trials = {one: plan.trials(*one) for one in plan.tunable[:8]}
     old = Winner("", "", {}, 50.0, 0, 0, (), "old")
     stored = {one: replace(old, method=one[0], benchmark=one[1], trials=len(trials[one])) for one in trials}
     stored[as_before] = replace(stored[as_before], settings=trials[as_before][1])
@@ -40,6 +41,9 @@ def test_an_expired_winner_is_kept_if_only_code_changed_and_it_scores_as_before_
     stored[current] = replace(stored[current], key=plan.tuning_key(*current))
     stored[beaten] = replace(stored[beaten], rival=trials[beaten][2], base=plan.tuning_base(*beaten))
     stored[other_data] = replace(stored[other_data], base="of other data")
+    for one, rival_score in ((worse, 49.0), (same, 48.0)):  # a loser that scores less than before has changed too
+        known = {"rival": trials[one][2], "rival_score": rival_score, "base": plan.tuning_base(*one)}
+        stored[one] = replace(stored[one], **known)
     write_winners(file, stored.values())
     asked = []
 
@@ -47,7 +51,7 @@ def test_an_expired_winner_is_kept_if_only_code_changed_and_it_scores_as_before_
         one = subject, benchmark
         asked.append((one, over))
         if over != stored[one].settings:
-            return {"score": 50.5 if one == beaten else 50.0}
+            return {"score": {beaten: 50.5, worse: 48.0, same: 48.0}.get(one, 50.0)}
         return {"score": 49.5 if one == otherwise else 50.0}
 
     monkeypatch.setattr(steps, "_try", tried)
@@ -61,8 +65,32 @@ def test_an_expired_winner_is_kept_if_only_code_changed_and_it_scores_as_before_
         (otherwise, trials[otherwise][1]),
         (beaten, {}),
         (beaten, trials[beaten][2]),
+        (worse, {}),
+        (worse, trials[worse][2]),
+        (same, {}),
+        (same, trials[same][2]),
     ]
     found = read_winners(file)
-    kept = {"key": plan.tuning_key(*as_before), "base": plan.tuning_base(*as_before), "rival": {}}
-    assert found.pop(as_before) == replace(stored.pop(as_before), **kept)
+    for one in (as_before, same, current):  # the trial drawn first is no rival to store: it was not found by a search
+        renewed = {"key": plan.tuning_key(*one), "base": plan.tuning_base(*one)}
+        assert found.pop(one) == replace(stored.pop(one), **renewed)
     assert found == stored
+
+
+def test_a_search_stores_its_runner_up_with_its_score(tmp_path: Path):
+    file = tmp_path / "winners.json"
+    config = load_config("nano", {"tuning.winners": str(file), "results": str(tmp_path / "results")})
+    plan = Plan(config)
+    method, benchmark = one = plan.tunable[0]
+    scores = [40.0, 55.0, None, 50.0]  # one trial failed
+    tried = [{"settings": over, "score": score} for over, score in zip(plan.trials(*one), scores, strict=False)]
+    record = plan.layout.tune(method, benchmark)
+    record.parent.mkdir(parents=True)
+    record.write_text(
+        json.dumps({"method": method, "benchmark": benchmark, "key": plan.tuning_key(*one), "trials": tried})
+    )
+    steps.winners(config, argparse.Namespace())
+    winner = read_winners(file)[one]
+    assert (winner.settings, winner.score, winner.failed) == (tried[1]["settings"], 55.0, 1)
+    assert (winner.rival, winner.rival_score) == (tried[3]["settings"], 50.0)
+    assert winner.base == plan.tuning_base(*one)

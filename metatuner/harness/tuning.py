@@ -33,6 +33,8 @@ class Winner:
     rival: dict[str, Any] | None = None
     """The best of the other trials: `confirm` looks whether it still loses. None where there was one trial, or in files
     of older versions."""
+    rival_score: float | None = None
+    """Its score, as `score`; None where there is no rival, or in files of older versions."""
 
 
 def read_winners(path: Path) -> dict[tuple[str, str], Winner]:
