@@ -90,8 +90,8 @@ class PlanRow:
     """As canonical JSON; what the variant sets of a required method stands under that one's name."""
     tuned: str
     """Where they come from: winner, inherited (a variant that changes settings, under the winner of its subject without
-    the changes), either of them `of GENERATOR` where the search was made with another generator, expired, untuned (no
-    winner is stored), none (the method has no search space)."""
+    the changes; or a method without a search that builds on winners), either of them `of GENERATOR` where the search
+    was made with another generator, expired, untuned (no winner is stored), none (the method has no search space)."""
 
 
 @dataclass(frozen=True)
@@ -544,6 +544,8 @@ class Plan:
                             settings, tuned = self.settings(variant.subject, train, variant.over, where=variant.place)
                             if tuned == "winner":
                                 tuned = self._whose_winner(variant.subject, settings, train, generator)
+                            elif tuned == "none":
+                                tuned = self._required_winners(method, settings, train)
                             for seed in experiment.seeds:
                                 fit = self.fit(method, settings, train, generator, seed)
                                 cell = self.cell(fit, benchmark)
@@ -562,6 +564,13 @@ class Plan:
                                 )
                                 grid.append((row, cell))
         return grid
+
+    def _required_winners(self, method: str, settings: str, train: tuple[str, ...]) -> str:
+        """How a method without a search is tuned: by the winners of what it builds on, if that was searched."""
+        required = self._split(method, json.loads(settings))[1]
+        words = {self.settings(name, train, required.get(name))[1] for name in self.registry[method].cls.requires}
+        found = [word for word in ("expired", "untuned", "winner") if word in words]
+        return "none" if not found else "inherited" if found[0] == "winner" else found[0]
 
     def _whose_winner(self, subject: str, settings: str, train: tuple[str, ...], generator: str) -> str:
         """How far settings are a winner's own: fits are compared, as a setting written out may be the default's."""

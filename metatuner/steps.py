@@ -569,7 +569,7 @@ def winners(config: Config, arguments: argparse.Namespace) -> None:
             score=best["score"],
             trials=len(record["trials"]),
             failed=len(record["trials"]) - len(done),
-            at_edge=_at_edge(best["settings"], plan.subject(method).search),
+            at_edge=_at_edge(_full(plan, method, best["settings"]), plan.subject(method).search),
             key=record["key"],
             base=plan.tuning_base(method, benchmark) if current else "",
             rival=others[0]["settings"] if others else None,
@@ -579,6 +579,12 @@ def winners(config: Config, arguments: argparse.Namespace) -> None:
         widen = f"; at the edge of its range, widen it: {', '.join(edge)}" if edge else ""
         progress.say(f"{method} on {benchmark}: {best['settings'] or 'the preset itself'}, {best['score']:.1f}{widen}")
     write_winners(ROOT / config.tuning.winners, stored.values())
+
+
+def _full(plan: Plan, subject: str, over: Mapping[str, Any]) -> dict[str, Any]:
+    """All searched settings of a trial, those it leaves as the preset has them included."""
+    own = json.loads(plan.settings(subject, (), over, winners=False)[0])
+    return {name: own[name] for name in plan.subject(subject).search}
 
 
 def _at_edge(best: dict[str, Any], search: Mapping[str, SearchConfig]) -> tuple[str, ...]:

@@ -346,3 +346,19 @@ def test_a_search_s_warm_up_without_its_policy_is_fitted_again(tmp_path):
     assert made.is_complete(warm_up)
     policy.rmdir()  # as `keep` leaves a reported seed's, which may be the search's later
     assert not made.is_complete(warm_up)
+
+
+def test_a_method_without_a_search_is_as_tuned_as_what_it_builds_on(tmp_path, monkeypatch):
+    import metatuner.plan as module
+    from metatuner.harness.tuning import Winner, write_winners
+
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    key = plan_of(method="rewriter_sft").tuning_key("sft", "gsm8k")
+    found = []
+    for stored in (key, "of other code"):
+        write_winners(tmp_path / "winners.json", [Winner("sft", "gsm8k", {"epochs": 3}, 50.0, 8, 0, (), stored)])
+        made = plan_of(method="rewriter_sft", tuning__winners="winners.json")
+        found += [row.tuned for row in made.rows if row.experiment == "grid"]
+    untuned = plan_of(method="rewriter_sft")
+    found += [row.tuned for row in untuned.rows if row.experiment == "grid"]
+    assert found == ["inherited", "expired", "untuned"]

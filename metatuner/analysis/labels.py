@@ -78,8 +78,8 @@ VALUES = {
 """Values of settings that do not speak for themselves."""
 
 CAVEATS = {
-    "null": "Null world: prompts do not matter and no row is shifted; no method can be better than zero-shot by design "
-    "(training can hurt).",
+    "null": "Null world: prompts do not matter and no row is shifted; zero-shot is at its ceiling, so no gain can "
+    "show (training can hurt).",
     "untrained": "Untrained nano models: the scores mean nothing, they only show that every step runs.",
     "nano": (
         "Nano world: synthetic benchmarks and models of about a million parameters, not the paper's. What prompts and "

@@ -231,8 +231,8 @@ def read_tuned(
     Lines of other generators than those named are left out; "" names those of methods that use none.
 
     That is `winner` (of random search on the tune split), `inherited` (a variant under the winner of the method without
-    its changes), either of them `of GENERATOR`, `expired` (a winner no longer current: the preset's own are used),
-    `untuned` (a search space, but no winner), or `none` (nothing to search).
+    its changes, or a method that builds on winners), either of them `of GENERATOR`, `expired` (a winner no longer
+    current: the preset's own are used), `untuned` (a search space, but no winner), or `none` (nothing to search).
     Empty where there is no file: results folders of older versions have none.
 
     Raises:

@@ -429,8 +429,8 @@ def _settings(comparison: Comparison) -> Iterator[str]:
             named = found.setdefault(word, {}).setdefault(method_title(*method), [])
             if len(set(words.values())) > 1:
                 named.append(comparison.titles[benchmark])
-    whole = "those tuned for the whole method"
-    elsewhere = {"winner": "tuned so, but with generator", "inherited": f"{whole} with generator"}
+    whole = "those tuned for the whole method, or for the methods it is made of"
+    elsewhere = {"winner": "tuned so, but with generator", "inherited": f"{whole}, with generator"}
     parted = [(word, *word.split(" of ", 1)) for word in found if " of " in word]
     headings = {
         "winner": "tuned by random search on the tune split",
