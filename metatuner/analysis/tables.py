@@ -55,14 +55,22 @@ def table_parts(config: Config) -> list[Path]:
     return _make(config, "table_parts", "parts", "The whole and its parts", caption, ("metatuner_j", DEFAULT_VARIANT))
 
 
+def table_parts_i(config: Config) -> list[Path]:
+    """The same with MetaTuner-I as the whole: `tables/table_parts_i.{csv,md,tex}`; the paths written."""
+    caption = "MetaTuner-I against each branch alone, MetaTuner-J and SFT."
+    title = "MetaTuner-I and its parts"
+    return _make(config, "table_parts_i", "parts", title, caption, ("metatuner_i", DEFAULT_VARIANT))
+
+
 TABLES: dict[str, Callable[[Config], list[Path]]] = {
     "table_1": table_1,
     "table_3": table_3,
     "table_parts": table_parts,
+    "table_parts_i": table_parts_i,
 }
 """What makes the tables that have a form of their own, by name."""
 
-EXPERIMENTS = {"table_1": "main", "table_3": "ablation", "table_parts": "parts"}
+EXPERIMENTS = {"table_1": "main", "table_3": "ablation", "table_parts": "parts", "table_parts_i": "parts"}
 """The experiment that each of them shows."""
 
 
@@ -88,7 +96,7 @@ def _make(
         paper = published_beside(config, experiment, generator)
         world = describe_world(config, experiment, generator)
         which = f", generator {generator}" if len(generators) > 1 else ""
-        label = f"tab:{experiment}-{generator}" if which else f"tab:{experiment}"
+        label = f"tab:{name.removeprefix('table_').replace('_', '-')}" + (f"-{generator}" if which else "")
         rows += csv_rows(comparison, paper, config.preset, name_world(config, experiment, generator))
         markdown.append(as_markdown(comparison, paper, title + which, world))
         latex.append(as_latex(comparison, paper, caption.removesuffix(".") + which + ".", world, label))
