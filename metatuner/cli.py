@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     add("figure", "make a figure from scores at hand").add_argument(
         "--name", required=True, help="figure_main, figure_2 to figure_6, figure_EXPERIMENT, or all"
     )
+    add("swaps", "score a finished MetaTuner cell under other queries' prompts and LoRAs, on tune rows").add_argument(
+        "--cell", required=True, help="its key in scores.csv"
+    )
     add("provenance", "write what the results depend on")
     add("verdict", "fail if any cell failed, naming each with its reason")
     cost = add("cost", "predict what a preset will cost, from what a finished run of the same models was metered at")

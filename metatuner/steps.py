@@ -313,15 +313,18 @@ class Workshop:
         outcome, score = self.fit(fit, share=False), None
         if outcome.status == "ok":
             try:
-                responses = self.open_policy(fit, share=False).respond([to_query(row) for row in rows])
-                benchmark = self.benchmarks[rows[0].benchmark]
-                extracted = [benchmark.extract(response.completion) for response in responses]
-                scored = benchmark.score_all(extracted, rows)
-                score = round(100 * sum(one.metrics[benchmark.primary] for one in scored) / len(rows), 4)
+                score = self.score(self.open_policy(fit, share=False).respond([to_query(row) for row in rows]), rows)
             except Exception as error:  # a method's policy may raise anything; it is this trial's outcome
                 outcome = failure(fit.key, error, self.layout.logs / "failed" / f"{fit.key}.txt")
             shutil.rmtree(self.layout.fit(fit.key), ignore_errors=True)
         return {"score": score, "status": outcome.status, "reason": outcome.reason}
+
+    def score(self, responses: Sequence[Any], rows: Sequence[Row]) -> float:
+        """The primary metric of responses to rows of one benchmark, 0 to 100."""
+        benchmark = self.benchmarks[rows[0].benchmark]
+        extracted = [benchmark.extract(response.completion) for response in responses]
+        scored = benchmark.score_all(extracted, rows)
+        return round(100 * sum(one.metrics[benchmark.primary] for one in scored) / len(rows), 4)
 
     def evaluate(self, cell: Cell, *, share: bool) -> Any:
         """Compute a cell unless it is complete; its outcome."""
@@ -663,6 +666,32 @@ def _draw(config: Config, name: str, makers: Mapping[str, Callable[[Config], Ite
             progress.say(f"wrote {path}")
 
 
+def swaps(config: Config, arguments: argparse.Namespace) -> None:
+    """Print the scores of a finished cell's policy under swapped prompts and LoRAs, on its benchmark's tune rows."""
+    from metatuner.contender import MetaTunerPolicy
+    from metatuner.harness.ground import to_query
+    from metatuner.harness.rows import read_rows
+    from metatuner.swaps import answers_under_swaps
+
+    shop = Workshop(config)
+    cell = shop.plan.cells.get(arguments.cell)
+    if cell is None or not (shop.layout.fit(cell.fit.key) / "policy").is_dir():
+        raise UserError(
+            f"--cell {arguments.cell}: no cell of this preset with its policy on disk; see `cell` in scores.csv"
+        )
+    policy = shop.open_policy(cell.fit, share=False)
+    if not isinstance(policy, MetaTunerPolicy):
+        raise UserError(
+            f"--cell {arguments.cell} is of {cell.fit.method}; only MetaTuner's has prompts and LoRAs to swap"
+        )
+    shop.check_splits([cell.benchmark])
+    rows = read_rows(shop.layout.data(cell.benchmark) / "tune.jsonl")
+    print(f"{cell.fit.method}, {cell.benchmark}, seed {cell.fit.seed}, {len(rows)} tune rows")
+    print(f"{'prompt':<18}{'LoRA':<18}score")
+    for (prompt, lora), responses in answers_under_swaps(policy, [to_query(row) for row in rows]).items():
+        print(f"{prompt:<18}{lora:<18}{shop.score(responses, rows):.1f}")
+
+
 def provenance(config: Config, arguments: argparse.Namespace) -> None:
     """Write what the results depend on."""
     from metatuner.analysis.provenance import write_provenance
@@ -751,6 +780,7 @@ STEPS: dict[str, Callable[..., int | None]] = {
     "scores": scores,
     "table": table,
     "figure": figure,
+    "swaps": swaps,
     "provenance": provenance,
     "verdict": verdict,
     "cost": cost,

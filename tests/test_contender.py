@@ -25,6 +25,7 @@ from metatuner.lm import render
 from metatuner.method.config import MetaTunerConfig, WarmUpConfig
 from metatuner.method.saving import fingerprint
 from metatuner.method.tuned import frozen_view
+from metatuner.swaps import answers_under_swaps
 
 BENCHMARK = get_benchmark("gsm8k").with_overrides(initial_prompt=INITIAL, max_new_tokens=6)
 WARM_UP = WarmUpConfig(
@@ -291,3 +292,22 @@ def test_without_the_warm_up_or_a_generator_the_fit_says_what_is_missing(tmp_pat
         MetaTunerJ(JOINT).fit(lab())
     with pytest.raises(UserError, match=r"needs a generator"):
         MetaTunerWarmUp(WARM_UP).fit(lab(generator=None))
+
+
+def test_swapped_prompts_and_loras_are_those_they_are_called(fitted: Any) -> None:
+    policy, _ = fitted("metatuner_j")
+    found = answers_under_swaps(policy, TEST)
+    own = policy.respond(TEST)
+    assert found["own", "own"] == own
+    written = [response.prompt for response in own]
+    assert sorted(response.prompt for response in found["another query's", "own"]) == sorted(written)
+    assert [response.prompt for response in found["another query's", "own"]] != written
+    assert {response.prompt for response in found["p~", "own"]} == {INITIAL}
+    plain = policy.ground.answer(TEST, written, actor=policy.tuner.actor)
+    assert found["own", "none"] == plain
+    # One at a time, each under the one LoRA that is the mean of all.
+    mean = policy.tuner.factors([INITIAL] * len(TEST), [query.text for query in TEST]).mean(0, keepdim=True)
+    for query, prompt, response in zip(TEST, written, found["own", "mean of all"], strict=True):
+        with policy.tuner.lora.applied(mean):
+            (alone,) = policy.ground.answer([query], [prompt], actor=policy.tuner.actor)
+        assert response == alone

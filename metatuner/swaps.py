@@ -1,0 +1,46 @@
+"""What a trained policy's prompts and LoRAs are worth, and whether it matters that they are a query's own."""
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+
+from metatuner.contender import MetaTunerPolicy
+from metatuner.harness.policy import Query, Response
+from metatuner.lm import Adapt
+
+
+@torch.no_grad()
+def answers_under_swaps(
+    policy: MetaTunerPolicy, queries: Sequence[Query], *, seed: int = 0
+) -> dict[tuple[str, str], list[Response]]:
+    """The answers to each query under another prompt or another LoRA than its own, by (prompt, LoRA).
+
+    Own prompt and own LoRA are what the policy does. "Another query's" are dealt by one random permutation of the
+    queries; "mean of all" is the mean of the queries' factors A and B, one LoRA for all. Without a parameter branch
+    only the prompts are swapped.
+    """
+    tuner = policy.tuner
+    initial = [policy.ground.benchmark(query.benchmark).initial_prompt for query in queries]
+    texts = [query.text for query in queries]
+    written, own = tuner.prepare(initial, texts)
+    order = list(range(len(queries)))
+    random.Random(seed).shuffle(order)
+    prompts = {"own": written, "another query's": [written[other] for other in order], "p~": initial}
+    loras: dict[str, Adapt | None] = {"own": own}
+    if (factors := tuner.factors(initial, texts)) is not None:
+        dealt, mean = factors[order], factors.mean(0, keepdim=True)
+
+        def taking(flat: Callable[[list[int]], torch.Tensor]) -> Adapt:
+            return lambda rows: tuner.lora.applied(flat(rows))
+
+        loras["another query's"] = taking(lambda rows: dealt[rows])
+        loras["mean of all"] = taking(lambda rows: mean.expand(len(rows), -1))
+        loras["none"] = None
+    pairs = [("own", lora) for lora in loras] + [(prompt, "own") for prompt in prompts if prompt != "own"]
+    if "none" in loras:
+        pairs.append(("p~", "none"))
+    return {
+        (prompt, lora): policy.ground.answer(queries, prompts[prompt], adapt=loras[lora], actor=tuner.actor)
+        for prompt, lora in pairs
+    }
