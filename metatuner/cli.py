@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--log", type=Path, help="write all output there; the terminal sees progress only")
         if pack:
             command.add_argument("--pack", required=True, help="name of the pack, e.g. sft-00")
+            command.add_argument("--attempt", default="", help="number of this attempt, which the workflow counts")
         command.add_argument(
             "overrides", nargs="*", metavar="key=value", help="without --config: preset=NAME and config keys"
         )

@@ -149,20 +149,19 @@ class Dag:
         return list(self._pack(self.plan.evaluate_packs, name).keys)
 
     def retry(self, step: str, name: str) -> str:
-        """A text that changes when a pack must run again though its keys are the same.
+        """A number that changes when a pack must run again though its keys are the same ("" for 0).
 
-        It counts the runs that left a failure (a success leaves the count as it is), and names what a pack's file calls
-        complete but is no longer there.
+        It counts the runs that left a failure, and those for something that a pack's file calls complete but is no
+        longer there. The job is told its number and leaves it, or after a failure the next one, for the next run to find.
         """
         path = self.layout.pack(step, name)
         attempts = self.layout.attempts(step, name)
-        token = attempts.read_text(encoding="utf-8") if attempts.is_file() else ""
+        count = int(attempts.read_text(encoding="utf-8")) if attempts.is_file() else 0
         if path.is_file():
             outcomes = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
             keys = [outcome["key"] for outcome in outcomes if outcome["status"] == "ok"]
-            gone = [key for key in keys if not self._is_there(step, key)]
-            token += "".join(f" without {key}" for key in gone)
-        return token
+            count += not all(self._is_there(step, key) for key in keys)
+        return str(count) if count else ""
 
     def _is_there(self, step: str, key: str) -> bool:
         if step == "evaluate":

@@ -667,8 +667,7 @@ class Plan:
         """The policies that `keep` does not want once all cells are there."""
         if self.config.keep == "all":
             return []
-        kept = {cell.fit.key for cell in self.cells.values() if cell.key in self._first}
-        return [self.layout.fit(key) / "policy" for key in self.fits if key not in kept]
+        return [self.layout.fit(key) / "policy" for key in self.fits if key not in self._first]
 
     def comes_first(self, pack: Pack) -> bool:
         """Whether the first experiment needs something of a pack; such packs run before all others."""

@@ -365,8 +365,9 @@ def _run_pack(
     items: Iterable[Any],
     done: Callable[[Any], bool],
     work: Callable[[Any, bool], Any],
+    attempt: str,
 ) -> None:
-    """Work through a pack's items; write their outcomes, and count the run if one failed."""
+    """Work through a pack's items; write their outcomes, and which attempt this was (see `Dag.retry`)."""
     from metatuner.harness.fitting import pack_outcomes
 
     items = list(items)
@@ -380,10 +381,11 @@ def _run_pack(
             progress.say(f"{outcome.status}: {item.key}: {outcome.reason}")
         if item in todo:
             countdown.step()
-    if any(outcome.status == "failed" for outcome in outcomes):
-        attempts = layout.attempts(step, name)
-        count = int(attempts.read_text(encoding="utf-8")) if attempts.is_file() else 0
-        write_atomically(attempts, str(count + 1))
+    attempts = layout.attempts(step, name)
+    before = int(attempts.read_text(encoding="utf-8")) if attempts.is_file() else 0
+    count = max(before, int(attempt or 0)) + any(outcome.status == "failed" for outcome in outcomes)
+    if count != before:
+        write_atomically(attempts, str(count))
     record = {"outcomes": pack_outcomes(outcomes)}
     write_atomically(layout.pack(step, name), json.dumps(record, indent=1, sort_keys=True) + "\n")
 
@@ -403,6 +405,7 @@ def fit(config: Config, arguments: argparse.Namespace) -> None:
         fits,
         plan.is_complete,
         lambda item, last: shop.fit(item, share=last),
+        arguments.attempt,
     )
 
 
@@ -424,7 +427,8 @@ def evaluate(config: Config, arguments: argparse.Namespace) -> None:
 
     cells = [plan.cells[key] for key in pack.keys]
     shop.check_splits({cell.benchmark for cell in cells})
-    _run_pack(layout, "evaluate", arguments.pack, cells, lambda item: layout.cell(item.key).is_dir(), work)
+    done = {cell.key for cell in cells if layout.cell(cell.key).is_dir()}
+    _run_pack(layout, "evaluate", arguments.pack, cells, lambda item: item.key in done, work, arguments.attempt)
 
 
 def read_outcomes(plan: Plan, paths: Iterable[Path]) -> dict[str, tuple[str, str]]:
@@ -464,16 +468,22 @@ def tune(config: Config, arguments: argparse.Namespace) -> None:
     write_atomically(layout.tune(method, benchmark), json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
-def tune_warmup(config: Config, arguments: argparse.Namespace) -> None:
+def tune_warmup(config: Config, arguments: argparse.Namespace) -> int:
     """Fit what the searches on one benchmark build on, so that searches that run side by side need not each."""
     shop = Workshop(config)
     shop.check_splits([arguments.benchmark])
     fits = shop.plan.tuning_needs(arguments.benchmark)
-    outcomes = [shop.fit(fit, share=False) for fit in fits]  # a failed one is told by each trial that needs it
+    outcomes = [shop.fit(fit, share=False) for fit in fits]
+    failed = [outcome for outcome in outcomes if outcome.status != "ok"]
+    for outcome in failed:
+        progress.say(f"{outcome.status}: {outcome.key}: {outcome.reason}")
+    if failed:
+        return 1
     write_atomically(
         shop.layout.pack("tune", arguments.benchmark),
         json.dumps({"outcomes": [asdict(outcome) for outcome in outcomes]}, indent=1, sort_keys=True) + "\n",
     )
+    return 0
 
 
 def _try(shop: "Workshop", subject: str, benchmark: str, over: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
