@@ -40,8 +40,8 @@ def z_scores(rewards: list[float]) -> list[float]:
 class PromptPolicy:
     """A frozen language model with a trained MLP between its last hidden state and its LM head writes prompts.
 
-    It reads nothing but the begin of text (EOS where the model has none, as GPT-2). Tokens without a text of their own,
-    special ones and parts of characters, are never chosen.
+    It reads nothing but the begin of text (EOS where the model has none, as GPT-2). Tokens that are no printable text by
+    themselves (special ones, parts of characters, control characters) are never chosen.
     """
 
     def __init__(
@@ -51,13 +51,14 @@ class PromptPolicy:
         prompt_tokens: int,
         hidden_size: int,
         top_k: int,
+        fluent_top_k: int | None,
         logit_bias: float,
         learning_rate: float,
         target_rate: float,
         gradient_clip: float,
         seed: int,
     ) -> None:
-        self.lm, self.prompt_tokens, self.top_k = lm, prompt_tokens, top_k
+        self.lm, self.prompt_tokens, self.top_k, self.fluent_top_k = lm, prompt_tokens, top_k, fluent_top_k
         self.logit_bias, self.target_rate, self.gradient_clip = logit_bias, target_rate, gradient_clip
         lm.model.requires_grad_(False)
         self.stream = torch.Generator().manual_seed(seed)
@@ -67,9 +68,12 @@ class PromptPolicy:
         self.barred = _without_text(lm)
 
     def logits(self, network: nn.Module, states: Tensor) -> Tensor:
-        """Q of every token, [..., vocabulary] in fp32, from hidden states [..., width]."""
-        logits = self.lm.head(network(states).to(self.lm.head.weight.dtype)).float() + self.logit_bias
-        return logits.masked_fill(self.barred, -torch.inf)
+        """Q of every token, [..., vocabulary] in fp32, from hidden states [..., width]; -inf where it cannot be chosen."""
+        dtype, barred = self.lm.head.weight.dtype, self.barred
+        if self.fluent_top_k is not None:
+            own = self.lm.head(states.to(dtype)).float().masked_fill(barred, -torch.inf)
+            barred = own < own.topk(min(self.fluent_top_k, own.shape[-1])).values[..., -1:]
+        return (self.lm.head(network(states).to(dtype)).float() + self.logit_bias).masked_fill(barred, -torch.inf)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Prompts drawn from the `top_k` likeliest tokens of each place.
@@ -78,7 +82,7 @@ class PromptPolicy:
         """
 
         def draw(logits: Tensor) -> Tensor:
-            values, tokens = logits.topk(min(self.top_k, int((~self.barred).sum())))
+            values, tokens = logits.topk(min(self.top_k, logits.shape[-1]))
             chosen = torch.multinomial(values.softmax(-1).cpu(), 1, generator=self.stream)
             return tokens.gather(-1, chosen.to(tokens.device)).squeeze(-1)
 
@@ -132,10 +136,10 @@ def _mlp(width: int, hidden_size: int, stream: torch.Generator) -> nn.Sequential
 
 
 def _without_text(lm: LM) -> Tensor:
-    """[vocabulary], True for tokens that are no text by themselves."""
+    """[vocabulary], True for tokens that are no printable text by themselves."""
     barred = torch.ones(lm.head.out_features, dtype=torch.bool)
     for token in range(len(lm.tokenizer)):
         text = lm.decode([token])
-        barred[token] = not text or "\ufffd" in text
+        barred[token] = not text or not text.isprintable() or "\ufffd" in text
     barred[[*lm.suppressed_ids, *lm.eos_ids]] = True
     return barred.to(lm.device)

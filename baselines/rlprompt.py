@@ -36,6 +36,8 @@ class Settings:
     """Share of the policy that the target network takes over before each step (Polyak averaging)."""
     top_k: Count = 256
     """Tokens that a prompt's next one is sampled from, the likeliest."""
+    fluent_top_k: Count | None = None
+    """Choose only among so many tokens that the generator itself finds likeliest; the source has 20, switched off."""
     logit_bias: float = 0.0
     """Added to all logits: it shifts V. The source's text style transfer has -10."""
     gradient_clip: Positive = 5.0
@@ -59,8 +61,8 @@ class RLPrompt(Method):
         "between the probabilities of verbalisers.",
         "Dev rows choose between the greedy prompts in the course of training and the best sampled ones; the source "
         "takes a greedy one.",
-        "The policy stands on the generator in place of DistilGPT-2, and does not choose tokens without a text of their "
-        "own.",
+        "The policy stands on the generator in place of DistilGPT-2, and does not choose tokens that are no "
+        "printable text.",
         "With `keep_initial` the tokens follow the initial prompt; in the source they are the whole prompt.",
     )
     Settings = Settings
@@ -80,6 +82,7 @@ class RLPrompt(Method):
             prompt_tokens=settings.prompt_tokens,
             hidden_size=settings.hidden_size,
             top_k=settings.top_k,
+            fluent_top_k=settings.fluent_top_k,
             logit_bias=settings.logit_bias,
             learning_rate=settings.learning_rate,
             target_rate=settings.target_rate,
