@@ -87,6 +87,8 @@ def load(lm: LM, path: Path) -> None:
     parameters = trainable(lm)
     saved = load_file(path)
     if {name: tensor.shape for name, tensor in saved.items()} != {name: p.shape for name, p in parameters.items()}:
-        raise UserError(f"{path}: its tensors do not belong to {lm.spec.path}; name the generator of the fit, or fit again")
+        raise UserError(
+            f"{path}: its tensors do not belong to {lm.spec.path}; name the generator of the fit, or fit again"
+        )
     for name, parameter in parameters.items():
         parameter.copy_(saved[name])

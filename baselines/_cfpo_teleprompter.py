@@ -100,7 +100,7 @@ class Formats:
         self.totals[name] += score
 
     def uct(self, name: str) -> float:
-        """total / (1 + n) + exploration * sqrt(ln N / (1 + n)), as HenryLau7/CFPO has it; ln N is 0 before any count."""
+        """total / (1 + n) + exploration * sqrt(ln N / (1 + n)), as in HenryLau7/CFPO; ln N is 0 before any count."""
         tries = 1 + self.counts[name]
         everything = max(1, sum(self.counts.values()))
         return self.totals[name] / tries + self.exploration * math.sqrt(math.log(everything) / tries)
@@ -216,12 +216,12 @@ class CFPO(Teleprompter):
         for parent in parents:
             text = parent.candidate.instruction
             for _ in range(self.diagnoses):
-                shown = [self.random.sample(cases, min(self.cases, len(cases))) for cases in (parent.wrong, parent.right)]
+                shown = [
+                    self.random.sample(cases, min(self.cases, len(cases))) for cases in (parent.wrong, parent.right)
+                ]
                 asked.append((parent, Edit(text, *shown)))
             asked += [(parent, Edit(text))] * self.variations
-        written = self.editor(
-            [edit for _, edit in asked], temperature=first - (first - last) * number / self.rounds
-        )
+        written = self.editor([edit for _, edit in asked], temperature=first - (first - last) * number / self.rounds)
         return [
             (parent, replace(parent.candidate, instruction=text.strip()))
             for (parent, _), text in zip(asked, written, strict=True)
@@ -330,10 +330,14 @@ class InstructEditor:
 
 
 def _shown(cases: Sequence[Case]) -> str:
-    return "\n\n".join(
-        f"problem:\n{case.example.query}\nright answer:\n{case.example.row.gold[0]}\nthe model's answer:\n{case.answer}"
-        for case in cases
-    ) or "none"
+    return (
+        "\n\n".join(
+            f"problem:\n{case.example.query}\nright answer:\n{case.example.row.gold[0]}\n"
+            f"the model's answer:\n{case.answer}"
+            for case in cases
+        )
+        or "none"
+    )
 
 
 class RewriteEditor:

@@ -1,6 +1,7 @@
 """RLPrompt's policy network and its soft Q-learning. Imported by `baselines.rlprompt` within a fit."""
 
 import copy
+from collections.abc import Callable
 from statistics import fmean, pstdev
 
 import torch
@@ -13,8 +14,8 @@ from metatuner.lm import LM
 def path_consistency_loss(logits: Tensor, target_logits: Tensor, actions: Tensor, rewards: Tensor) -> Tensor:
     """Soft Q-learning's loss for a reward at the end: logits are Q, their logsumexp is V (arXiv 2106.07704).
 
-    The mean of the single-step and the multi-step objective, each a sum over tokens, averaged over prompts: `v2_v2r_v3_v3r`
-    of mingkaid/rl-prompt, which without its coefficient has no reversed terms.
+    The mean of the single-step and the multi-step objective, each a sum over tokens, averaged over prompts:
+    `v2_v2r_v3_v3r` of mingkaid/rl-prompt, which without its coefficient has no reversed terms.
 
     Args:
         logits: [prompts, tokens, vocabulary], of the network that is trained.
@@ -40,8 +41,8 @@ def z_scores(rewards: list[float]) -> list[float]:
 class PromptPolicy:
     """A frozen language model with a trained MLP between its last hidden state and its LM head writes prompts.
 
-    It reads nothing but the begin of text (EOS where the model has none, as GPT-2). Tokens that are no printable text by
-    themselves (special ones, parts of characters, control characters) are never chosen.
+    It reads nothing but the begin of text (EOS where the model has none, as GPT-2). Tokens that are no printable text
+    by themselves (special ones, parts of characters, control characters) are never chosen.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class PromptPolicy:
         self.barred = _without_text(lm)
 
     def logits(self, network: nn.Module, states: Tensor) -> Tensor:
-        """Q of every token, [..., vocabulary] in fp32, from hidden states [..., width]; -inf where it cannot be chosen."""
+        """Q of every token, [..., vocabulary] in fp32, from hidden states [..., width]; -inf where barred."""
         dtype, barred = self.lm.head.weight.dtype, self.barred
         if self.fluent_top_k is not None:
             own = self.lm.head(states.to(dtype)).float().masked_fill(barred, -torch.inf)
@@ -113,7 +114,7 @@ class PromptPolicy:
         return loss.item()
 
     @torch.no_grad()
-    def _write(self, count: int, choose) -> tuple[Tensor, Tensor]:
+    def _write(self, count: int, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         cache = DynamicCache(config=self.lm.model.config)
         begin = self.lm.begin_ids or [self.lm.end_of_turn]
         inputs = torch.tensor([begin] * count, device=self.lm.device)
@@ -128,11 +129,11 @@ class PromptPolicy:
 
 def _mlp(width: int, hidden_size: int, stream: torch.Generator) -> nn.Sequential:
     """One hidden layer; it starts at almost zero, so that all tokens are equally likely at first."""
-    network = nn.Sequential(nn.Linear(width, hidden_size), nn.ReLU(), nn.Linear(hidden_size, width))
-    for layer in (network[0], network[2]):
+    layers = nn.Linear(width, hidden_size), nn.Linear(hidden_size, width)
+    for layer in layers:
         nn.init.xavier_uniform_(layer.weight, gain=1e-4, generator=stream)
         nn.init.constant_(layer.bias, -1e-4)
-    return network
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1])
 
 
 def _without_text(lm: LM) -> Tensor:

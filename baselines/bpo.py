@@ -20,7 +20,7 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set. Where "warm-up" is said, the value is that of MetaTuner's, so that both rewriters train alike."""
+    """What may be set; "warm-up" marks values of MetaTuner's warm-up, so that both rewriters are trained alike."""
 
     rollouts: Count = 8
     """Rewrites sampled a train row, between which the pair is found (warm-up)."""
@@ -73,7 +73,7 @@ class BPO(Method):
         return "no generator to train as a rewriter" if lab.generator is None else None
 
     def fit(self, lab: Lab) -> "RewriterPolicy":
-        """Find pairs on `lab.train` and train on them; without any the generator stays as it is, and the log says so."""
+        """Find pairs on `lab.train` and train on them; without any the generator stays as it is, and the log says it."""
         from baselines._bpo_rewriter import to_train, train
         from metatuner.lm import completion_ids, render_rewrite
 

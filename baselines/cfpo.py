@@ -38,9 +38,9 @@ class Settings:
     last_temperature: Positive = 0.7
     """Of the edits, in the last round; it falls in a line."""
     scored_rows: Count = 256
-    """Train rows that a candidate is scored on, or all where there are fewer; OPRO's here, the source's is a script's."""
+    """Train rows that a candidate is scored on, or all where there are fewer: as many as OPRO's here."""
     proposal_tokens: Count = 128
-    """Most tokens of what the proposer writes; OPRO's here, the source has 4096."""
+    """Most tokens of what the proposer writes: as many as OPRO's here, the source has 4096."""
     finalists: Count = 4
     """Candidates, by train score, between which dev decides."""
 
@@ -52,16 +52,16 @@ class CFPO(Method):
     family = "prompt"
     reference = "Liu et al. 2025, Content-Format Integrated Prompt Optimization (arXiv 2502.04295); HenryLau7/CFPO"
     deviations = (
-        "The release cannot finish its fourth round, in which a model writes new formats as code; here formats come from "
-        "a fixed pool, chosen by UCT among those that a prompt does not have.",
+        "The release cannot finish its fourth round, in which a model writes new formats as code; here formats come "
+        "from a fixed pool, chosen by UCT among those that a prompt does not have.",
         "The content is the instruction alone, not also task detail, output format and examples as parts of their own.",
-        "The ground renders queries for all methods alike, so a query format is a last line of the prompt that leads to "
-        "the query.",
+        "The ground renders queries for all methods alike, so a query format is a last line of the prompt that leads "
+        "to the query.",
         "Cases for a diagnosis are those of the rows that candidates are scored on, not of a batch of their own.",
         "The meta-prompts are worded anew and put to the generator instead of a commercial model.",
         "Dev rows choose between the best candidates; the source returns the best on the rows they are scored on.",
-        "With `proposer: rewrite` no meta-prompt is read: a diagnosis is a rewrite for a query that was answered wrongly, "
-        "a paraphrase one for any train query.",
+        "With `proposer: rewrite` no meta-prompt is read: a diagnosis is a rewrite for a query that was answered "
+        "wrongly, a paraphrase one for any train query.",
         "With `all_pairs: false` the first round of formats changes renderer or query format, not both.",
     )
     Settings = Settings

@@ -49,16 +49,16 @@ class Settings:
 class RLPrompt(Method):
     """One short prompt for all queries, written token by token by a policy on top of the frozen generator.
 
-    It works on the ground itself, not through DSPy, whose optimizers propose texts: this one needs the tokens and hidden
-    states that a prompt was sampled from.
+    It works on the ground itself, not through DSPy, whose optimizers propose texts: this one needs the tokens and
+    hidden states that a prompt was sampled from.
     """
 
     name = "rlprompt"
     family = "prompt"
     reference = "Deng et al. 2022, RLPrompt (arXiv 2205.12548); mingkaid/rl-prompt"
     deviations = (
-        "The reward is the task metric of the actor's answers to train rows drawn anew each step; the source's is a gap "
-        "between the probabilities of verbalisers.",
+        "The reward is the task metric of the actor's answers to train rows drawn anew each step; the source's is a "
+        "gap between the probabilities of verbalisers.",
         "Dev rows choose between the greedy prompts in the course of training and the best sampled ones; the source "
         "takes a greedy one.",
         "The policy stands on the generator in place of DistilGPT-2, and does not choose tokens that are no "
