@@ -9,7 +9,6 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import get_linear_schedule_with_warmup
 
 from metatuner.errors import UserError
 from metatuner.harness.ground import Lab
@@ -53,7 +52,7 @@ def train(
     parameters = list(trainable(lm).values())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     steps = epochs * math.ceil(len(pairs) / batch_size)
-    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(warmup * steps), steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps, warmup))
     for step, batch in enumerate(_batches(pairs, epochs, batch_size, seed), start=1):
         if lab.budget.left("trained_tokens") < sum(len(read) + len(written) for read, written in batch):
             lab.log(event="budget", steps=step - 1)
@@ -67,6 +66,12 @@ def train(
         optimizer.step()
         schedule.step()
         lab.log(event="step", step=step, loss=round(loss.item(), 5))
+
+
+def rate_share(step: int, steps: int, warmup: float) -> float:
+    """The share of the peak learning rate at a step, counted from 0: it rises and falls in a line, always above 0."""
+    rising = math.ceil(warmup * steps)
+    return min((step + 1) / (rising + 1), max(1, steps - step) / max(1, steps - rising))
 
 
 def _batches(pairs: Sequence[Pair], epochs: int, size: int, seed: int) -> Iterator[list[Pair]]:

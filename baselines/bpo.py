@@ -73,7 +73,7 @@ class BPO(Method):
         return "no generator to train as a rewriter" if lab.generator is None else None
 
     def fit(self, lab: Lab) -> "RewriterPolicy":
-        """Find pairs on `lab.train` and train on them; without any the generator stays as it is, and the log says it."""
+        """Find pairs on `lab.train` and train on them; if there are none, the generator stays as it is."""
         from baselines._bpo_rewriter import to_train, train
         from metatuner.lm import completion_ids, render_rewrite
 
