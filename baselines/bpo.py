@@ -1,0 +1,210 @@
+"""BPO: a rewriter, trained on pairs of the initial and a better prompt, stands before the untouched actor."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
+
+from metatuner.harness.ground import Ground, Lab, derive_seed, to_query
+from metatuner.harness.method import Count, Method, Positive, Share, make_settings
+from metatuner.harness.policy import Policy, Query, Response, register_policy
+from metatuner.harness.rows import Row
+
+if TYPE_CHECKING:
+    from metatuner.lm import LM
+
+CHUNK = 64
+"""Train rows whose rollouts are made together; the budget is looked at between chunks."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be set; "warm-up" marks values of MetaTuner's warm-up, so that both rewriters are trained alike."""
+
+    rollouts: Count = 8
+    """Rewrites sampled a train row, between which the pair is found (warm-up)."""
+    rollout_temperature: Positive = 1.0
+    """Of these samples (warm-up)."""
+    shrink: Positive = 2.0
+    """A rewrite is no target if the initial prompt has more than so many times its words (thu-coai/BPO)."""
+    grow: Positive = 6.0
+    """A rewrite is no target if it has more than so many times the initial prompt's words (thu-coai/BPO)."""
+    trainable: Literal["lora", "full"] = "lora"
+    """What of the generator is trained: LoRA on all linears (warm-up), or all weights, as the paper does."""
+    rank: Count = 16
+    """Rank of the LoRA, its alpha twice that (warm-up); not used with `full`."""
+    learning_rate: Positive = 1e-4
+    """Peak rate of AdamW (warm-up); the paper's for all weights is 2e-5."""
+    epochs: Count = 3
+    """Passes over the pairs; the paper's."""
+    batch_size: Count = 16
+    """Pairs an optimizer step (warm-up)."""
+    warmup: Share = 0.1
+    """Share of the steps in which the rate rises; it then falls to 0 in a line. The paper's."""
+    temperature: Positive = 0.6
+    """Of the rewrites that queries are answered under (thu-coai/BPO)."""
+    top_p: Positive = 0.9
+    """They are sampled from the likeliest tokens that together reach this probability (thu-coai/BPO)."""
+    prompt_tokens: Count = 128
+    """Most tokens of a rewrite (warm-up)."""
+
+
+class BPO(Method):
+    """A prompt for each query by the fine-tuned generator; the actor is asked as it is.
+
+    It works on the ground itself, not through DSPy, whose programs have one instruction for all queries.
+    """
+
+    name = "bpo"
+    family = "prompt"
+    reference = "Cheng et al. 2024, Black-Box Prompt Optimization (arXiv 2311.04155); thu-coai/BPO"
+    deviations = (
+        "Pairs come from rollouts: the target is a sampled rewrite whose answer scored better than another's; in the "
+        "source a commercial model writes it from a critique of a good and a bad response.",
+        "What is rewritten is the instruction, given the query; the query itself stays as it is. The filter on lengths "
+        "therefore compares instructions.",
+        "The generator is trained by LoRA unless `trainable: full`; the source trains all weights of a 7B model.",
+    )
+    Settings = Settings
+    uses_generator = True
+
+    def skip(self, lab: Lab) -> str | None:
+        return "no generator to train as a rewriter" if lab.generator is None else None
+
+    def fit(self, lab: Lab) -> "RewriterPolicy":
+        """Find pairs on `lab.train` and train on them; if there are none, the generator stays as it is."""
+        from baselines._bpo_rewriter import to_train, train
+        from metatuner.lm import completion_ids, render_rewrite
+
+        settings: Settings = self.settings
+        generator = lab.need_generator()
+        pairs = self._pairs(lab)
+        limit = settings.prompt_tokens
+        encoded = [
+            (
+                render_rewrite(generator, lab.initial_prompt(row), row.query, reserve=limit).ids,
+                completion_ids(generator, rewrite)[:limit],
+            )
+            for row, rewrite in pairs
+        ]
+        to_train(generator, settings.trainable, settings.rank, lab.stream("adapter"))
+        train(
+            lab,
+            generator,
+            encoded,
+            learning_rate=settings.learning_rate,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            warmup=settings.warmup,
+            seed=lab.stream("batches"),
+        )
+        return RewriterPolicy(lab, generator, settings, lab.stream("answers"))
+
+    def _pairs(self, lab: Lab) -> list[tuple[Row, str]]:
+        """Train rows with the rewrite that is their target."""
+        from baselines._budget import affordable
+
+        settings: Settings = self.settings
+        samples, draws = lab.random("rollouts"), lab.random("ties")
+        pairs: list[tuple[Row, str]] = []
+        rewards: list[float] = []
+        for start in range(0, len(lab.train), CHUNK):
+            rows = [row for row in lab.train[start : start + CHUNK] for _ in range(settings.rollouts)]
+            calls = len(rows)
+            if not affordable(lab, answers=calls, proposals=calls, proposal_tokens=settings.prompt_tokens):
+                lab.log(event="budget", rows=start)
+                break
+            rewrites = lab.rewrite(
+                [to_query(row) for row in rows],
+                [lab.initial_prompt(row) for row in rows],
+                temperature=settings.rollout_temperature,
+                seeds=[samples.getrandbits(63) for _ in rows],
+                max_new_tokens=settings.prompt_tokens,
+            )
+            scores = _scores(lab, rows, rewrites)
+            rewards += scores
+            for first in range(0, len(rows), settings.rollouts):
+                part = slice(first, first + settings.rollouts)
+                row, place = rows[first], draws.random()  # drawn for every row, so that one does not shift the next
+                best = targets(
+                    lab.initial_prompt(row), rewrites[part], scores[part], shrink=settings.shrink, grow=settings.grow
+                )
+                if best:
+                    pairs.append((row, best[int(place * len(best))]))
+        lab.log(event="pairs", pairs=len(pairs), rollouts=len(rewards), reward=round(fmean(rewards or [0.0]), 5))
+        return pairs
+
+
+def _scores(lab: Lab, rows: Sequence[Row], prompts: Sequence[str]) -> list[float]:
+    """The reward of each row's answer under its prompt; what a row got twice is asked once."""
+    pairs = list(zip(rows, prompts, strict=True))
+    asked = list(dict.fromkeys(pairs))
+    answers = lab.answer([to_query(row) for row, _ in asked], [prompt for _, prompt in asked])
+    known = dict(zip(asked, lab.reward([row for row, _ in asked], answers), strict=True))
+    return [known[pair] for pair in pairs]
+
+
+def targets(
+    initial: str, rewrites: Sequence[str], rewards: Sequence[float], *, shrink: float, grow: float
+) -> list[str]:
+    """The rewrites that may be a row's target: of fitting length, better than another, and none of these is better.
+
+    One sampled twice is there twice. Lengths are in words.
+    """
+    words = len(initial.split())
+    fitting = [
+        (reward, text)
+        for reward, text in zip(rewards, rewrites, strict=True)
+        if reward > min(rewards) and words <= shrink * len(text.split()) and len(text.split()) <= grow * words
+    ]
+    best = max((reward for reward, _ in fitting), default=0.0)
+    return [text for reward, text in fitting if reward == best]
+
+
+@register_policy("bpo_rewriter")
+class RewriterPolicy(Policy):
+    """The trained generator samples a prompt for each query, by a random stream of the query's own."""
+
+    def __init__(self, ground: Ground, generator: "LM", settings: Settings, seed: int) -> None:
+        """In `generator` what is trained, and no more, requires gradients."""
+        self.ground, self.generator, self.settings, self.seed = ground, generator, settings, seed
+
+    def write_prompts(self, queries: Sequence[Query]) -> list[str]:
+        """A sampled prompt for each query; the same text gets the same prompt, whatever else is asked with it."""
+        from metatuner.lm import generate, render_rewrite
+
+        limit = self.settings.prompt_tokens
+        initial = [self.ground.benchmark(query.benchmark).initial_prompt for query in queries]
+        completions = generate(
+            self.generator,
+            [
+                render_rewrite(self.generator, prompt, query.text, reserve=limit).ids
+                for prompt, query in zip(initial, queries, strict=True)
+            ],
+            max_new_tokens=limit,
+            temperature=self.settings.temperature,
+            top_p=self.settings.top_p,
+            seeds=[derive_seed(self.seed, query.benchmark, query.text) for query in queries],
+            batch_tokens=self.ground.batch_tokens,
+        )
+        return [completion.text for completion in completions]
+
+    def respond(self, queries: Sequence[Query]) -> list[Response]:
+        return self.ground.answer(queries, self.write_prompts(queries))
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        from baselines._bpo_rewriter import save
+
+        save(self.generator, folder / "generator.safetensors")
+        return {"settings": asdict(self.settings), "seed": self.seed}
+
+    @classmethod
+    def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "RewriterPolicy":
+        from baselines._bpo_rewriter import load, to_train
+
+        settings: Settings = make_settings(BPO, state["settings"], str(folder))
+        generator = ground.need_generator()
+        to_train(generator, settings.trainable, settings.rank, seed=0)
+        load(generator, folder / "generator.safetensors")
+        return cls(ground, generator, settings, state["seed"])

@@ -1,0 +1,117 @@
+"""CFPO: a beam search over what a prompt says and over the format in which it says it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from metatuner.harness.ground import Lab
+from metatuner.harness.method import Count, Method, NotNegative, Positive
+from metatuner.harness.policies import FixedPrompt
+
+if TYPE_CHECKING:
+    from baselines._cfpo_teleprompter import Editor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be set; numbers without a source are the defaults of `src/main.py` in HenryLau7/CFPO."""
+
+    proposer: Literal["instruct", "rewrite"] = "instruct"
+    """`instruct`: the generator follows meta-prompts. `rewrite`: it rewrites the instructions of the beam."""
+    rounds: Count = 5
+    """Most rounds, content and format in turns; the search also ends when the budget does not cover another."""
+    beam: Count = 8
+    """Prompts kept after a round."""
+    diagnoses: Count = 1
+    """Edits by cases of each prompt, in a round of content."""
+    variations: Count = 1
+    """Paraphrases of each prompt, in a round of content."""
+    formats: Count = 1
+    """Renderers, and as many query formats, that each prompt is tried in, in a round of formats after the first."""
+    all_pairs: bool = True
+    """The first round of formats tries each prompt in all pairs of renderer and query format; else in each of them."""
+    cases: Count = 5
+    """Wrong cases, and as many right ones, shown for a diagnosis (`scripts/GSM8K.sh`)."""
+    exploration: NotNegative = 0.001
+    """Weight of the second term of UCT."""
+    temperature: Positive = 1.0
+    """Of the edits, before the first round."""
+    last_temperature: Positive = 0.7
+    """Of the edits, in the last round; it falls in a line."""
+    scored_rows: Count = 256
+    """Train rows that a candidate is scored on, or all where there are fewer: as many as OPRO's here."""
+    proposal_tokens: Count = 128
+    """Most tokens of what the proposer writes: as many as OPRO's here, the source has 4096."""
+    finalists: Count = 4
+    """Candidates, by train score, between which dev decides."""
+
+
+class CFPO(Method):
+    """One prompt for all queries: an instruction in a format, both searched. The proposer is the generator."""
+
+    name = "cfpo"
+    family = "prompt"
+    reference = "Liu et al. 2025, Content-Format Integrated Prompt Optimization (arXiv 2502.04295); HenryLau7/CFPO"
+    deviations = (
+        "The release cannot finish its fourth round, in which a model writes new formats as code; here formats come "
+        "from a fixed pool, chosen by UCT among those that a prompt does not have.",
+        "The content is the instruction alone, not also task detail, output format and examples as parts of their own.",
+        "The ground renders queries for all methods alike, so a query format is a last line of the prompt that leads "
+        "to the query.",
+        "Cases for a diagnosis are those of the rows that candidates are scored on, not of a batch of their own.",
+        "The meta-prompts are worded anew and put to the generator instead of a commercial model.",
+        "Dev rows choose between the best candidates; the source returns the best on the rows they are scored on.",
+        "With `proposer: rewrite` no meta-prompt is read: a diagnosis is a rewrite for a query that was answered "
+        "wrongly, a paraphrase one for any train query.",
+        "With `all_pairs: false` the first round of formats changes renderer or query format, not both.",
+    )
+    Settings = Settings
+    uses_generator = True
+
+    def skip(self, lab: Lab) -> str | None:
+        return "no generator to edit prompts" if lab.generator is None else None
+
+    def fit(self, lab: Lab) -> FixedPrompt:
+        """Search from p~; trained on several benchmarks, one prompt for all, from the p~ of each."""
+        from baselines._budget import affordable
+        from baselines._cfpo_teleprompter import CFPO as Teleprompter
+        from metatuner.harness.dspy_bridge import ActorProgram, RewardMetric, examples
+
+        settings: Settings = self.settings
+        # A diagnosis by meta-prompt is two calls.
+        calls = 2 if settings.proposer == "instruct" else 1
+        starts = list(dict.fromkeys(lab.initial_prompt(name) for name in lab.trained_on))
+        optimizer = Teleprompter(
+            metric=RewardMetric(lab),
+            editor=self._editor(lab),
+            random=lab.random("search"),
+            rounds=settings.rounds,
+            beam=settings.beam,
+            diagnoses=settings.diagnoses,
+            variations=settings.variations,
+            formats=settings.formats,
+            all_pairs=settings.all_pairs,
+            cases=settings.cases,
+            exploration=settings.exploration,
+            temperatures=(settings.temperature, settings.last_temperature),
+            scored_rows=settings.scored_rows,
+            finalists=settings.finalists,
+            starts=starts[1:],
+            affordable=lambda answers, edits: affordable(
+                lab, answers=answers, proposals=calls * edits, proposal_tokens=settings.proposal_tokens
+            ),
+            report=lab.log,
+        )
+        program = optimizer.compile(
+            ActorProgram(lab, starts[0]), trainset=examples(lab.train), valset=examples(lab.dev)
+        )
+        return FixedPrompt(lab, dict.fromkeys(lab.benchmarks, program.instruction))
+
+    def _editor(self, lab: Lab) -> "Editor":
+        from baselines._cfpo_teleprompter import InstructEditor, RewriteEditor
+        from metatuner.harness.dspy_bridge import LMEngine
+
+        limit = self.settings.proposal_tokens
+        if self.settings.proposer == "rewrite":
+            return RewriteEditor(lab, max_tokens=limit)
+        engine = LMEngine(lab.need_generator(), seed=lab.stream("proposals"), batch_tokens=lab.batch_tokens)
+        return InstructEditor(engine, max_tokens=limit)

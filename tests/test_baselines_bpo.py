@@ -1,0 +1,204 @@
+"""BPO: which rewrites become targets, what training does, and a policy that is the same however it is asked."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import pytest
+import torch
+from lm_toys import tiny_lm
+from safetensors.torch import load_file
+from test_contender import BENCHMARK, rows
+
+from baselines._bpo_rewriter import rate_share
+from baselines.bpo import BPO, RewriterPolicy, Settings, targets
+from metatuner.errors import UserError
+from metatuner.harness.budget import Budget
+from metatuner.harness.ground import Ground, Lab, to_query
+from metatuner.harness.policy import Query, Response, load_policy
+from metatuner.harness.rows import Row
+from metatuner.lm import completion_ids, completion_loss, generate, render_rewrite
+
+GOOD = ("w9", "w30")
+TOY = Settings(rollouts=16, rank=4, learning_rate=3e-2, epochs=10, batch_size=8, prompt_tokens=5)
+SMALL = replace(TOY, rollouts=4, epochs=2)
+TRAIN, TEST = rows(48, seed=0), [to_query(row) for row in rows(32, seed=1)]
+FEW = TRAIN[:8]
+LENGTHS = {"shrink": 2.0, "grow": 6.0}
+
+
+class EchoLab(Lab):
+    """The actor answers with its prompt, which is rewarded if its first word is a good one."""
+
+    def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Response]:
+        self.budget.add(lm_calls=len(queries), generated_tokens=2 * len(queries))
+        return [Response(prompt, prompt, 1, 2, False) for prompt in prompts]
+
+    def reward_texts(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
+        return [float(text.startswith(GOOD)) for text in completions]
+
+
+class PraisingLab(Lab):
+    """Untrained models answer nothing right, so this reward praises every second letter count."""
+
+    def reward_texts(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
+        return [float(len(completion) % 2) for completion in completions]
+
+
+def lab(events: list[dict[str, Any]] | None = None, *, kind: type[Lab] = PraisingLab, **changes: Any) -> Lab:
+    made = kind(
+        **{
+            "actor": tiny_lm(seed=2),
+            "generator": tiny_lm(seed=1),
+            "benchmarks": {"gsm8k": BENCHMARK},
+            "train": FEW,
+            "trained_on": ("gsm8k",),
+            "generator_name": "toy",
+        }
+        | changes
+    )
+    for lm in (made.actor, made.generator):
+        made.budget.attach(lm)
+    if events is not None:
+        made.log = lambda **event: events.append(event)  # type: ignore[method-assign]
+    return made
+
+
+def ground() -> Ground:
+    return Ground(tiny_lm(seed=2), tiny_lm(seed=1), {"gsm8k": BENCHMARK})
+
+
+def test_targets_are_the_best_of_those_that_beat_another() -> None:
+    assert targets("a b", ["c d", "e f", "g h"], [0.0, 1.0, 0.5], **LENGTHS) == ["e f"]
+    assert targets("a b", ["c d", "e f", "c d"], [1.0, 0.5, 1.0], **LENGTHS) == ["c d", "c d"]
+    assert targets("a b", ["c d", "e f"], [1.0, 1.0], **LENGTHS) == []
+    assert targets("a b", ["c d", "e f"], [0.0, 0.0], **LENGTHS) == []
+
+
+@pytest.mark.parametrize(("words", "kept"), [(1, False), (2, True), (4, True), (24, True), (25, False), (0, False)])
+def test_rewrites_that_shrink_or_grow_too_much_are_no_targets(words: int, kept: bool) -> None:
+    rewrite = " ".join(["x"] * words)
+    assert targets("a b c d", [rewrite, "y y y y"], [1.0, 0.0], **LENGTHS) == ([rewrite] if kept else [])
+
+
+def test_a_fitting_rewrite_that_is_only_second_best_may_be_the_target() -> None:
+    assert targets("a b c d", ["x", "y y y y", "z z z z"], [1.0, 0.5, 0.0], **LENGTHS) == ["y y y y"]
+
+
+@pytest.mark.parametrize(("trainable", "rate"), [("lora", 3e-2), ("full", 1e-2)])
+def test_the_rewriter_learns_what_is_rewarded(trainable: Literal["lora", "full"], rate: float) -> None:
+    events: list[dict[str, Any]] = []
+    given = lab(events, kind=EchoLab, train=TRAIN)
+    policy = BPO(replace(TOY, trainable=trainable, learning_rate=rate)).fit(given)
+    untrained = RewriterPolicy(given, tiny_lm(seed=1), TOY, policy.seed)
+    before, after = (fmean(given.reward(TRAIN, each.respond(TEST))) for each in (untrained, policy))
+    assert before < 0.1
+    assert after > 0.8
+    assert events[0]["rollouts"] == len(TRAIN) * TOY.rollouts
+    assert 0 < events[0]["pairs"] < len(TRAIN)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_almost_zero() -> None:
+    shares = [rate_share(step, 10, 0.2) for step in range(10)]
+    assert shares == pytest.approx([1 / 3, 2 / 3, *(1 - fallen / 8 for fallen in range(8))])
+    assert rate_share(0, 1, 0.1) == 0.5
+    assert rate_share(0, 4, 0.0) == 1.0
+
+
+def test_training_starts_from_the_loss_of_the_target_given_prompt_and_query() -> None:
+    events: list[dict[str, Any]] = []
+    settings = replace(SMALL, epochs=1, batch_size=len(FEW))
+    method, given = BPO(settings), lab(events)
+    pairs = method._pairs(lab())
+    method.fit(given)
+    lm = tiny_lm(seed=1)
+    batch = [
+        (render_rewrite(lm, BENCHMARK.initial_prompt, row.query, reserve=5).ids, completion_ids(lm, text)[:5])
+        for row, text in pairs
+    ]
+    (first,) = [event["loss"] for event in events if event["event"] == "step"]
+    assert first == pytest.approx(completion_loss(lm, batch).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_saved_and_loaded_it_answers_the_same(trainable: Literal["lora", "full"], tmp_path: Path) -> None:
+    given = lab()
+    policy = BPO(replace(SMALL, trainable=trainable)).fit(given)
+    expected = policy.respond(TEST)
+    policy.save(tmp_path / "policy")
+    assert load_policy(tmp_path / "policy", ground()).respond(TEST) == expected
+    names = set(load_file(tmp_path / "policy" / "generator.safetensors"))
+    assert all((".lora_" in name) == (trainable == "lora") for name in names)
+    other = Ground(tiny_lm(seed=2), tiny_lm(seed=1, num_hidden_layers=3), {"gsm8k": BENCHMARK})
+    with pytest.raises(UserError, match="do not belong"):
+        load_policy(tmp_path / "policy", other)
+
+
+def test_a_query_gets_the_same_prompt_whatever_else_is_asked() -> None:
+    policy = RewriterPolicy(lab(), tiny_lm(seed=1), TOY, seed=3)
+    together = policy.write_prompts(TEST)
+    assert policy.write_prompts(TEST[::-1]) == together[::-1]
+    assert [policy.write_prompts([query])[0] for query in TEST] == together
+    assert RewriterPolicy(lab(), tiny_lm(seed=1), TOY, seed=4).write_prompts(TEST) != together
+
+
+def test_prompts_are_sampled_at_the_settings_of_the_policy() -> None:
+    lm = tiny_lm(seed=1)
+    read = [render_rewrite(lm, BENCHMARK.initial_prompt, query.text, reserve=5).ids for query in TEST]
+    greedy = [each.text for each in generate(lm, read, max_new_tokens=5)]
+    narrow = RewriterPolicy(lab(), lm, replace(TOY, top_p=1e-6), seed=3)
+    assert narrow.write_prompts(TEST) == greedy  # of the likeliest tokens one remains
+    assert RewriterPolicy(lab(), lm, TOY, seed=3).write_prompts(TEST) != greedy
+
+
+def test_the_actor_is_asked_as_it_is() -> None:
+    policy = BPO(SMALL).fit(given := lab())
+    untouched = tiny_lm(seed=2).model.state_dict()
+    assert all(torch.equal(value, untouched[name]) for name, value in given.actor.model.state_dict().items())
+    assert policy.respond(TEST) == ground().answer(TEST, policy.write_prompts(TEST))
+
+
+def test_same_seed_same_policy() -> None:
+    first, again, other = ([each.prompt for each in BPO(SMALL).fit(lab(seed=seed)).respond(TEST)] for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_without_pairs_the_generator_stays_as_it_is() -> None:
+    class Hard(PraisingLab):
+        def reward_texts(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
+            return [0.0] * len(completions)
+
+    events: list[dict[str, Any]] = []
+    policy = BPO(SMALL).fit(lab(events, kind=Hard))
+    assert events == [{"event": "pairs", "pairs": 0, "rollouts": len(FEW) * SMALL.rollouts, "reward": 0.0}]
+    untrained = RewriterPolicy(lab(), tiny_lm(seed=1), TOY, policy.seed)
+    assert policy.write_prompts(TEST) == untrained.write_prompts(TEST)
+
+
+def test_rollouts_stop_before_the_budget_does_not_cover_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baselines.bpo.CHUNK", 2)
+    events: list[dict[str, Any]] = []
+    chunk = 2 * 2 * SMALL.rollouts  # rewrites and answers of two rows
+    given = lab(events, budget=Budget({"lm_calls": 3 * chunk - 1}, "toy"))
+    BPO(SMALL).fit(given)
+    assert {"event": "budget", "rows": 4} in events
+    assert given.budget.left("lm_calls") >= 0
+
+
+def test_training_stops_before_the_budget_does_not_cover_a_step() -> None:
+    events: list[dict[str, Any]] = []
+    given = lab(events, budget=Budget({"trained_tokens": 80}, "toy"))
+    BPO(SMALL).fit(given)
+    steps = [event["step"] for event in events if event["event"] == "step"]
+    assert len(steps) == 1
+    assert {"event": "budget", "steps": len(steps)} in events
+    assert 0 < given.budget.used.trained_tokens <= 80
+
+
+def test_without_a_generator_it_is_skipped_with_a_reason() -> None:
+    made = lab()
+    made.generator = None
+    assert "generator" in str(BPO().skip(made))
