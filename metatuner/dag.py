@@ -152,7 +152,7 @@ class Dag:
         """A number that changes when a pack must run again though its keys are the same ("" for 0).
 
         It counts the runs that left a failure, and those for something that a pack's file calls complete but is no
-        longer there. The job is told its number and leaves it, or after a failure the next one, for the next run to find.
+        longer there. The job is told its number and leaves it (after a failure the next one) for the next run to find.
         """
         path = self.layout.pack(step, name)
         attempts = self.layout.attempts(step, name)
