@@ -26,7 +26,7 @@ rule warmup:
         "../../envs/metatuner.yaml"
     priority: 50
     shell:
-        "metatuner fit --config {params.config:q} --pack {wildcards.pack} --attempt {params.retry:q} --log {log:q}"
+        "metatuner fit --config {params.config:q} --pack {wildcards.pack} --attempt={params.retry:q} --log {log:q}"
 
 
 use rule warmup as warmup_later with:
@@ -55,7 +55,7 @@ rule fit:
         "../../envs/metatuner.yaml"
     priority: 40
     shell:
-        "metatuner fit --config {params.config:q} --pack {wildcards.pack} --attempt {params.retry:q} --log {log:q}"
+        "metatuner fit --config {params.config:q} --pack {wildcards.pack} --attempt={params.retry:q} --log {log:q}"
 
 
 use rule fit as fit_later with:
@@ -84,7 +84,7 @@ rule evaluate:
         "../../envs/metatuner.yaml"
     priority: 35
     shell:
-        "metatuner evaluate --config {params.config:q} --pack {wildcards.pack} --attempt {params.retry:q} --log {log:q}"
+        "metatuner evaluate --config {params.config:q} --pack {wildcards.pack} --attempt={params.retry:q} --log {log:q}"
 
 
 use rule evaluate as evaluate_later with:
