@@ -67,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     add("swaps", "score a finished MetaTuner cell under other queries' prompts and LoRAs, on tune rows").add_argument(
         "--cell", required=True, help="its key in scores.csv"
     )
+    export = add("export-adapter", "write the LoRA that a finished MetaTuner cell makes for a query as a PEFT folder")
+    export.add_argument("--cell", required=True, help="its key in scores.csv")
+    asked = export.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--query", help="a query as the model reads it")
+    asked.add_argument("--id", help="the id of one of the cell's test rows")
+    export.add_argument("--out", type=Path, required=True, help="a new folder")
     add("provenance", "write what the results depend on")
     add("verdict", "fail if any cell failed, naming each with its reason")
     cost = add("cost", "predict what a preset will cost, from what a finished run of the same models was metered at")

@@ -676,24 +676,50 @@ def _draw(config: Config, name: str, makers: Mapping[str, Callable[[Config], Ite
             progress.say(f"wrote {path}")
 
 
+def _open_metatuner(shop: Workshop, key: str) -> tuple[Cell, Any]:
+    """A finished MetaTuner cell and its saved policy."""
+    from metatuner.contender import MetaTunerPolicy
+
+    cell = shop.plan.cells.get(key)
+    if cell is None or not (shop.layout.fit(cell.fit.key) / "policy").is_dir():
+        raise UserError(f"--cell {key}: no cell of this preset with its policy on disk; see `cell` in scores.csv")
+    policy = shop.open_policy(cell.fit, share=False)
+    if not isinstance(policy, MetaTunerPolicy):
+        raise UserError(
+            f"--cell {key} is of {cell.fit.method}; only MetaTuner's has a prompt and a LoRA for each query"
+        )
+    return cell, policy
+
+
+def export_adapter(config: Config, arguments: argparse.Namespace) -> None:
+    """Write the LoRA that a finished MetaTuner cell's policy makes for one query as a PEFT folder; print its prompt."""
+    from metatuner.harness.rows import read_rows
+
+    shop = Workshop(config)
+    cell, policy = _open_metatuner(shop, arguments.cell)
+    query = arguments.query
+    if arguments.id is not None:
+        shop.check_splits([cell.benchmark])
+        file = shop.layout.data(cell.benchmark) / "test.jsonl"
+        query = next((row.query for row in read_rows(file) if row.id == arguments.id), None)
+        if query is None:
+            raise UserError(f"--id {arguments.id!r}: no such row in {file}")
+    if arguments.out.exists() and any(arguments.out.iterdir()):
+        raise UserError(f"--out {arguments.out}: this folder holds files already; name a new one")
+    initial = shop.benchmarks[cell.benchmark].initial_prompt
+    prompt = policy.tuner.export_adapter(query, arguments.out, prompt=initial)
+    progress.say(f"wrote {arguments.out}; load it with PeftModel.from_pretrained on {policy.tuner.actor.spec.path}")
+    print(prompt)
+
+
 def swaps(config: Config, arguments: argparse.Namespace) -> None:
     """Print the scores of a finished cell's policy under swapped prompts and LoRAs, on its benchmark's tune rows."""
-    from metatuner.contender import MetaTunerPolicy
     from metatuner.harness.ground import to_query
     from metatuner.harness.rows import read_rows
     from metatuner.swaps import answers_under_swaps
 
     shop = Workshop(config)
-    cell = shop.plan.cells.get(arguments.cell)
-    if cell is None or not (shop.layout.fit(cell.fit.key) / "policy").is_dir():
-        raise UserError(
-            f"--cell {arguments.cell}: no cell of this preset with its policy on disk; see `cell` in scores.csv"
-        )
-    policy = shop.open_policy(cell.fit, share=False)
-    if not isinstance(policy, MetaTunerPolicy):
-        raise UserError(
-            f"--cell {arguments.cell} is of {cell.fit.method}; only MetaTuner's has prompts and LoRAs to swap"
-        )
+    cell, policy = _open_metatuner(shop, arguments.cell)
     shop.check_splits([cell.benchmark])
     rows = read_rows(shop.layout.data(cell.benchmark) / "tune.jsonl")
     print(f"{cell.fit.method}, {cell.benchmark}, seed {cell.fit.seed}, {len(rows)} tune rows")
@@ -791,6 +817,7 @@ STEPS: dict[str, Callable[..., int | None]] = {
     "table": table,
     "figure": figure,
     "swaps": swaps,
+    "export-adapter": export_adapter,
     "provenance": provenance,
     "verdict": verdict,
     "cost": cost,

@@ -46,6 +46,15 @@ def snakemake(
     return done
 
 
+def metatuner(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "metatuner.cli", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
 def contents(folder: Path) -> dict[str, str]:
     """Digest of every file without timings below results/, by its path."""
     found = {}
@@ -263,6 +272,25 @@ def test_policies_beyond_the_first_experiment_go_and_come_back_when_they_are_nee
     assert "Nothing to be done" in snakemake(folder).stderr
 
 
+def test_a_cells_adapter_is_exported_for_a_test_row(finished, tmp_path):
+    with open(finished / "results" / "smoke" / "scores.csv", encoding="utf-8", newline="") as file:
+        (line, *_) = [row for row in csv.DictReader(file) if row["method"] == "metatuner_j"]
+    records = (finished / "results" / "smoke" / "cells" / line["cell"] / "predictions.jsonl").read_text().splitlines()
+    record = json.loads(records[0])
+    export = ["export-adapter", "--config", "results/smoke/config.json", "--cell", line["cell"], "--out"]
+    done = metatuner(finished, *export, str(tmp_path / "adapter"), "--id", record["id"])
+    assert done.stdout.rstrip("\n") == record["prompt"]
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        each.name for each in (tmp_path / "adapter").iterdir()
+    }
+    again = metatuner(finished, *export, str(tmp_path / "adapter"), "--id", record["id"], check=False)
+    assert again.returncode == 2
+    assert "holds files already" in again.stderr
+    unknown = metatuner(finished, *export, str(tmp_path / "other"), "--id", "nobody", check=False)
+    assert unknown.returncode == 2
+    assert "test.jsonl" in unknown.stderr
+
+
 def test_presets_share_the_models_they_trained(finished):
     done = snakemake(finished, "-n", config=("results=results/other",))
     assert "rule pretrain" not in done.stdout
@@ -279,11 +307,8 @@ def test_a_dry_run_leaves_the_config_of_a_live_one_alone(finished):
 def test_splits_of_another_config_are_refused(finished, tmp_path):
     folder = tmp_path / "splits"
     shutil.copytree(finished, folder)
-    metatuner = [sys.executable, "-m", "metatuner.cli"]
-    other = ["preset=smoke", "benchmarks.gsm8k.sizes.test=5", "--benchmark", "gsm8k"]
-    subprocess.run([*metatuner, "data", *other], cwd=folder, check=True, capture_output=True)
-    words = ["evaluate", "--config", "results/smoke/config.json", "--pack", "sft-00"]
-    done = subprocess.run([*metatuner, *words], cwd=folder, check=False, capture_output=True, text=True)
+    metatuner(folder, "data", "preset=smoke", "benchmarks.gsm8k.sizes.test=5", "--benchmark", "gsm8k")
+    done = metatuner(folder, "evaluate", "--config", "results/smoke/config.json", "--pack", "sft-00", check=False)
     assert done.returncode == 2
     assert "no splits of this config; draw them with `metatuner data" in done.stderr
 
