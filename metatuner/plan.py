@@ -25,6 +25,7 @@ from metatuner.harness.config import (
     expand_path,
     merge,
 )
+from metatuner.harness.describe import describe_method
 from metatuner.harness.ground import derive_seed
 from metatuner.harness.layout import Layout
 from metatuner.harness.method import make_settings, settings_dict
@@ -672,6 +673,12 @@ class Plan:
     def comes_first(self, pack: Pack) -> bool:
         """Whether the first experiment needs something of a pack; such packs run before all others."""
         return not self._first.isdisjoint(pack.keys)
+
+    @cached_property
+    def descriptions(self) -> list[dict[str, Any]]:
+        """What the methods in use say of themselves, by name; see `describe_method`."""
+        used = {fit.method for fit in self.fits.values()}
+        return [describe_method(self.registry[name].cls) for name in sorted(used)]
 
     def row_dicts(self) -> list[dict[str, Any]]:
         """The rows as plain dicts."""

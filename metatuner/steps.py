@@ -55,33 +55,19 @@ def show_config(config: Config, arguments: argparse.Namespace) -> None:
 
 def methods(config: Config, arguments: argparse.Namespace) -> None:
     """List the methods."""
-    from metatuner.harness.method import settings_dict
+    from metatuner.harness.describe import describe_method
     from metatuner.harness.registry import Registry
 
     registry = Registry(config.extra_methods)
-    listed: list[dict[str, Any]] = []
-    for name in registry.names():
-        cls = registry[name].cls
-        listed.append(
-            {
-                "name": name,
-                "family": cls.family,
-                "internal": cls.internal,
-                "requires": list(cls.requires),
-                "uses_generator": cls.uses_generator,
-                "settings": settings_dict(cls.Settings()),
-                "reference": cls.reference,
-                "deviations": list(cls.deviations),
-            }
-        )
+    listed = [describe_method(registry[name].cls) for name in registry.names()]
     if arguments.json:
         print(json.dumps(listed, indent=1, ensure_ascii=False))
         return
     for entry in listed:
         serves = " (internal: other methods build on it)" if entry["internal"] else ""
         print(f"{entry['name']:16} {entry['family']:10} {entry['reference']}{serves}")
-        for setting, value in entry["settings"].items():
-            print(f"    {setting} = {value!r}")
+        for setting in entry["settings"]:
+            print(f"    {setting['name']} = {setting['default']!r}")
 
 
 def check_data(config: Config, arguments: argparse.Namespace) -> None:
@@ -633,6 +619,8 @@ def scores(config: Config, arguments: argparse.Namespace) -> None:
     plan = Plan(config)
     write_scores(plan.row_dicts(), _outcomes(plan), plan.layout.root)
     write_atomically(plan.layout.settings, _settings_csv(plan.row_dicts()))
+    text = json.dumps(plan.descriptions, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    write_atomically(plan.layout.methods, text)
     if plan.expired:
         named = ", ".join(f"{method} on {benchmark}" for method, benchmark in sorted(plan.expired))
         progress.say(

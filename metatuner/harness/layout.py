@@ -15,6 +15,7 @@ class Layout:
         self.world = self.root / "world"
         self.scores = self.root / "scores.csv"
         self.settings = self.root / "settings.csv"
+        self.methods = self.root / "methods.json"
         self.provenance = self.root / "provenance.json"
         self.verdict = self.root / "verdict.json"
         self.usage = self.root / "usage"

@@ -6,6 +6,7 @@ rule scores:
     output:
         scores=L.scores,
         settings=L.settings,
+        methods=L.methods,
     params:
         config=CONFIG,
         key=BENCH.scores_key,
