@@ -200,9 +200,9 @@ class Dag:
 
     @cached_property
     def scores_key(self) -> str:
-        """What scores.csv, methods.json and the provenance depend on beside the packs."""
+        """What scores.csv, the files written with it and the provenance depend on beside the packs."""
         code = hash_code(ANALYSIS / "scores.py", ANALYSIS / "provenance.py")
-        return hash_value([self.plan.row_dicts(), self.plan.descriptions, code])
+        return hash_value([self.plan.row_dicts(), self.plan.descriptions, self.plan.searches, code])
 
     @cached_property
     def analysis_key(self) -> str:

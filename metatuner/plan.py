@@ -680,6 +680,31 @@ class Plan:
         used = {fit.method for fit in self.fits.values()}
         return [describe_method(self.registry[name].cls) for name in sorted(used)]
 
+    @cached_property
+    def searches(self) -> list[dict[str, Any]]:
+        """What is known of each search that the experiments rest on: its ranges, and its stored winner if there is one.
+
+        `status`: current, expired (what it depends on has changed; the preset's own settings are used) or none.
+        """
+        found = []
+        for subject, benchmark in self.tunable:
+            winner = self.winners.get((subject, benchmark))
+            current = winner is not None and winner.key == self.tuning_key(subject, benchmark)
+            told = asdict(winner) if winner else {}
+            spaces = self.subject(subject).search.items()
+            found.append(
+                {
+                    "subject": subject,
+                    "benchmark": benchmark,
+                    "status": "current" if current else "expired" if winner else "none",
+                    "search": {name: space.model_dump(mode="json", exclude_none=True) for name, space in spaces},
+                    "generator": self.tuning_generator,
+                    **{name: told.get(name) for name in ("settings", "score", "trials", "failed", "at_edge")},
+                    **{name: told.get(name) for name in ("rival", "rival_score")},
+                }
+            )
+        return found
+
     def row_dicts(self) -> list[dict[str, Any]]:
         """The rows as plain dicts."""
         return [asdict(row) for row in self.rows]

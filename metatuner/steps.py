@@ -619,8 +619,8 @@ def scores(config: Config, arguments: argparse.Namespace) -> None:
     plan = Plan(config)
     write_scores(plan.row_dicts(), _outcomes(plan), plan.layout.root)
     write_atomically(plan.layout.settings, _settings_csv(plan.row_dicts()))
-    text = json.dumps(plan.descriptions, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomically(plan.layout.methods, text)
+    for path, told in ((plan.layout.methods, plan.descriptions), (plan.layout.searches, plan.searches)):
+        write_atomically(path, json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     if plan.expired:
         named = ", ".join(f"{method} on {benchmark}" for method, benchmark in sorted(plan.expired))
         progress.say(

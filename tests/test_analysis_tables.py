@@ -14,11 +14,12 @@ from fake_results import CHANCES, METRICS, fake_config, fake_run, plan_rows, wri
 from scipy import stats
 
 from metatuner.analysis.comparison import compare
+from metatuner.analysis.escaping import escape_latex
 from metatuner.analysis.figures import FIGURES
 from metatuner.analysis.labels import describe_world, name_world
 from metatuner.analysis.published import FOLDER, read_published
 from metatuner.analysis.scores import read_query_scores
-from metatuner.analysis.tables import TABLES, escape_latex
+from metatuner.analysis.tables import TABLES
 from metatuner.errors import UserError
 from metatuner.harness.config import Config
 from metatuner.hashing import ROOT

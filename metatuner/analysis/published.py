@@ -63,13 +63,27 @@ def _read(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]]:
         raise UserError(f"no file {path}; restore it from the repository") from None
 
 
+@dataclass(frozen=True)
+class TestSize:
+    """How many test rows the paper's scores are of, and how that is known."""
+
+    size: int
+    standing: str
+
+
+def read_test_sizes(folder: Path = FOLDER) -> dict[str, TestSize]:
+    """The paper's test sizes by benchmark."""
+    rows = _read(folder / "test_sizes.csv", SIZE_COLUMNS)
+    return {row["benchmark"]: TestSize(int(row["test_size"]), row["standing"]) for _, row in rows}
+
+
 def read_published(folder: Path = FOLDER, table: str = "main_7b") -> dict[tuple[str, str, str], Published]:
     """A table of the paper by (method, variant, benchmark). What nobody published is not in it.
 
     Raises:
         UserError: naming the line of a score that is no percentage, or of a repeated one.
     """
-    sizes = {row["benchmark"]: int(row["test_size"]) for _, row in _read(folder / "test_sizes.csv", SIZE_COLUMNS)}
+    sizes = read_test_sizes(folder)
     path = folder / f"{table}.csv"
     found: dict[tuple[str, str, str], Published] = {}
     for line, row in _read(path, COLUMNS):
@@ -88,7 +102,7 @@ def read_published(folder: Path = FOLDER, table: str = "main_7b") -> dict[tuple[
             )
         sampling = None
         if key[2] in sizes:
-            unit = wilson_interval(score / 100, sizes[key[2]])
+            unit = wilson_interval(score / 100, sizes[key[2]].size)
             sampling = Interval(score, 100 * unit.low, 100 * unit.high)
         found[key] = Published(score, sampling, row["note"])
     return found

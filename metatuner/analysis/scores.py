@@ -223,6 +223,29 @@ def _parse(header: Sequence[str], values: Sequence[str], where: str) -> Score:
 SETTINGS_COLUMNS = ("experiment", "method", "variant", "benchmark", "generator", "tuned", "settings")
 
 
+def read_settings(path: Path) -> list[dict[str, str]]:
+    """The lines of settings.csv; empty where there is no file: results folders of older versions have none.
+
+    Raises:
+        UserError: naming the line, for other columns, or a word of `tuned` that is none (see `read_tuned`).
+    """
+    remedy = "run `metatuner scores` again"
+    found = []
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file, restval="")
+            if tuple(rows.fieldnames or ()) != SETTINGS_COLUMNS:
+                raise UserError(f"{path}, line 1: the columns must be {','.join(SETTINGS_COLUMNS)}; {remedy}")
+            for row in rows:
+                word = row["tuned"]
+                if word.partition(" of ")[0] not in ("winner", "inherited", "expired", "untuned", "none"):
+                    raise UserError(f"{path}, line {rows.line_num}: tuned is {word!r}, no known word; {remedy}")
+                found.append(row)
+    except FileNotFoundError:
+        return []
+    return found
+
+
 def read_tuned(
     path: Path, experiment: str, generators: Collection[str] | None = None
 ) -> dict[tuple[str, str, str], str]:
@@ -239,22 +262,12 @@ def read_tuned(
         UserError: naming the line, for other columns or words, or two lines about the same thing.
     """
     tuned: dict[tuple[str, str, str], str] = {}
-    remedy = "run `metatuner scores` again"
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file, restval="")
-            if tuple(rows.fieldnames or ()) != SETTINGS_COLUMNS:
-                raise UserError(f"{path}, line 1: the columns must be {','.join(SETTINGS_COLUMNS)}; {remedy}")
-            for row in rows:
-                key, word = (row["method"], row["variant"], row["benchmark"]), row["tuned"]
-                if word.partition(" of ")[0] not in ("winner", "inherited", "expired", "untuned", "none"):
-                    raise UserError(f"{path}, line {rows.line_num}: tuned is {word!r}, no known word; {remedy}")
-                asked = row["experiment"] == experiment and (generators is None or row["generator"] in generators)
-                if asked and tuned.setdefault(key, word) != word:
-                    name = " ".join(key)
-                    raise UserError(
-                        f"{path}, line {rows.line_num}: {name} is {word!r} here, {tuned[key]!r} above; {remedy}"
-                    )
-    except FileNotFoundError:
-        return {}
+    for number, row in enumerate(read_settings(path), 2):  # no field of it holds a line break
+        key, word = (row["method"], row["variant"], row["benchmark"]), row["tuned"]
+        asked = row["experiment"] == experiment and (generators is None or row["generator"] in generators)
+        if asked and tuned.setdefault(key, word) != word:
+            raise UserError(
+                f"{path}, line {number}: {' '.join(key)} is {word!r} here, {tuned[key]!r} above; "
+                "run `metatuner scores` again"
+            )
     return tuned

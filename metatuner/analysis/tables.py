@@ -11,7 +11,9 @@ from itertools import groupby
 from pathlib import Path
 from statistics import median
 
+from metatuner.analysis.appendix import APPENDIX
 from metatuner.analysis.comparison import Comparison, Entry, MethodId, compare, unequal_tuning
+from metatuner.analysis.escaping import escape_latex, escape_markdown, inert
 from metatuner.analysis.files import write_text
 from metatuner.analysis.labels import (
     BENCHMARKS,
@@ -77,6 +79,8 @@ EXPERIMENTS = {"table_1": "main", "table_3": "ablation", "table_parts": "parts",
 def tables_of(config: Config) -> dict[str, Callable[[Config], list[Path]]]:
     """What makes each table of a preset, by name: the paper's, and `table_EXPERIMENT` for every other experiment."""
     made = {name: TABLES[name] for name, experiment in EXPERIMENTS.items() if experiment in config.experiments}
+    if "main" in config.experiments:
+        made |= APPENDIX
     for experiment in config.experiments:
         if experiment not in EXPERIMENTS.values():
             name, title = f"table_{experiment}", f"Experiment {experiment}"
@@ -101,7 +105,7 @@ def _make(
         markdown.append(as_markdown(comparison, paper, title + which, world))
         latex.append(as_latex(comparison, paper, caption.removesuffix(".") + which + ".", world, label))
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([[inert(value) for value in row] for row in rows])
     texts = {"csv": text.getvalue(), "md": "\n".join(markdown), "tex": "\n".join(latex)}
     return [write_text(layout.table(name, suffix), each) for suffix, each in texts.items()]
 
@@ -164,7 +168,7 @@ def as_markdown(comparison: Comparison, paper: PaperTable, title: str, world: st
         if family:
             lines.append(_markdown_row([f"*{FAMILIES[family]}*"] + [""] * (len(header) - 1)))
         for method, variant in methods:
-            row = [_escape_markdown(method_title(method, variant))]
+            row = [escape_markdown(method_title(method, variant))]
             for benchmark in comparison.benchmarks:
                 entry = comparison.entries.get(((method, variant), benchmark))
                 row.append(_markdown_cell(entry, comparison) if entry else "")
@@ -213,34 +217,6 @@ def as_latex(comparison: Comparison, paper: PaperTable, caption: str, world: str
     return "\n".join([*lines, r"\end{table*}", ""])
 
 
-_LATEX_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    "≤": r"$\leq$",
-    "−": "$-$",
-    "…": r"\ldots{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-
-
-def escape_latex(text: str) -> str:
-    r"""Text as LaTeX shows it.
-
-    >>> escape_latex("my_method: 100 %")
-    'my\\_method: 100 \\%'
-    """
-    return "".join(_LATEX_SPECIAL.get(character, character) for character in text)
-
-
-def _escape_markdown(text: str) -> str:
-    return "".join(f"\\{character}" if character in "\\`*_<>|[]" else character for character in text)
-
-
 def _markdown_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -283,7 +259,7 @@ def _count(number: int, noun: str) -> str:
 def _measured_header(comparison: Comparison, benchmark: str) -> str:
     n, seeds = _usual(comparison, benchmark)
     size = f" (n = {n}, {_count(seeds, 'seed')})" if n else ""
-    return f"{_escape_markdown(comparison.titles[benchmark])}, {_metric(comparison, benchmark)} in %{size}"
+    return f"{escape_markdown(comparison.titles[benchmark])}, {_metric(comparison, benchmark)} in %{size}"
 
 
 def _latex_heads(comparison: Comparison) -> Iterator[str]:
@@ -311,14 +287,14 @@ def _remark(entry: Entry, comparison: Comparison) -> str:
 
 def _markdown_cell(entry: Entry, comparison: Comparison) -> str:
     if entry.mean is None:
-        return _escape_markdown(_hole(entry))
+        return escape_markdown(_hole(entry))
     mean = f"{100 * entry.mean.estimate:.1f}"
     mean = f"**{mean}**" if entry.mark == "best" else f"{mean}†" if entry.mark == "tied" else mean
     remark = _remark(entry, comparison)
     text = f"{mean} [{100 * entry.mean.low:.1f}, {100 * entry.mean.high:.1f}]"
     if comparison.reference and entry.behind:
         text += f"; {_signed(entry.behind)}" + ("\\*" if entry.mark == "differs" else "")
-    return text + (f" ({_escape_markdown(remark)})" if remark else "")
+    return text + (f" ({escape_markdown(remark)})" if remark else "")
 
 
 def _latex_cell(entry: Entry, comparison: Comparison) -> str:

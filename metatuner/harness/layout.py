@@ -16,6 +16,7 @@ class Layout:
         self.scores = self.root / "scores.csv"
         self.settings = self.root / "settings.csv"
         self.methods = self.root / "methods.json"
+        self.searches = self.root / "searches.json"
         self.provenance = self.root / "provenance.json"
         self.verdict = self.root / "verdict.json"
         self.usage = self.root / "usage"

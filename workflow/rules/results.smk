@@ -7,6 +7,7 @@ rule scores:
         scores=L.scores,
         settings=L.settings,
         methods=L.methods,
+        searches=L.searches,
     params:
         config=CONFIG,
         key=BENCH.scores_key,

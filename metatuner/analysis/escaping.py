@@ -1,0 +1,50 @@
+"""Text of any origin (a model's, a method author's) made harmless for the format that it is written in."""
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet takes a field that begins so for a formula."""
+
+_MARKDOWN = {character: f"\\{character}" for character in "\\`*_<>|[]"} | {"\r": "", "\n": "<br>"}
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "−": "$-$",
+    "…": r"\ldots{}",
+    "\n": r" \newline{} ",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def inert(value: str) -> str:
+    """A CSV field that no spreadsheet takes for a formula; numbers stay as they are.
+
+    >>> inert("=1+1"), inert("-0.5"), inert("plain")
+    ("'=1+1", '-0.5', 'plain')
+    """
+    if not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return "'" + value
+    return value
+
+
+def escape_markdown(text: str) -> str:
+    """Text as Markdown shows it, in a table's cell too."""
+    return "".join(_MARKDOWN.get(character, character) for character in text)
+
+
+def escape_latex(text: str) -> str:
+    r"""Text as LaTeX shows it.
+
+    >>> escape_latex("my_method: 100 %")
+    'my\\_method: 100 \\%'
+    """
+    return "".join(_LATEX.get(character, character) for character in text)
