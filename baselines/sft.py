@@ -1,9 +1,10 @@
 """SFT: a LoRA adapter on the actor, trained by TRL to write the reference answers under the initial prompt."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from metatuner.errors import UserError
+from metatuner.harness.benchmarks import benchmark_file
 from metatuner.harness.ground import Lab
 from metatuner.harness.method import Count, Method, NotNegative, Positive, Share
 from metatuner.harness.policies import Adapter
@@ -32,8 +33,14 @@ class Settings:
     """Dropout on the adapter's input."""
     targets: tuple[str, ...] = ("all-linear",)
     """Names of the linears that get an adapter; `all-linear` is every one but the LM head (arXiv 2305.14314)."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Prompts to train and answer under in place of p~, by benchmark; one that is not named keeps p~."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a fifth slower."""
+
+    def __post_init__(self) -> None:
+        for name in self.prompts:
+            benchmark_file(name)  # an unknown one is an error here
 
 
 class SFT(Method):
@@ -54,7 +61,8 @@ class SFT(Method):
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
         settings, lm = self.settings, lab.actor
-        examples = encode(lab, lab.train)
+        prompts = {name: settings.prompts.get(name, lab.initial_prompt(name)) for name in lab.benchmarks}
+        examples = encode(lab, lab.train, prompts)
         lab.log(event="rows", used=len(examples), dropped=len(lab.train) - len(examples))
         if not examples:
             raise UserError("sft: no train row fits the actor's window; raise its `window` or use shorter rows")
@@ -103,12 +111,13 @@ class SFT(Method):
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
         # The trainer's own forward still calls this model when it stands on a copy of it.
         vars(model.get_base_model()).pop("forward", None)
-        prompts = {name: lab.initial_prompt(name) for name in lab.benchmarks}
         return Adapter(lab, replace(lm, model=model), prompts)
 
 
-def encode(lab: Lab, rows: Sequence[Row]) -> list[dict[str, list[int]]]:
+def encode(lab: Lab, rows: Sequence[Row], prompts: Mapping[str, str] | None = None) -> list[dict[str, list[int]]]:
     """What the trainer reads: `input_ids`, and `labels` of the same length with -100 before the completion.
+
+    `prompts` has one for each benchmark of the rows; by default each has its p~.
 
     The prompt's ids are those that `lab.answer` gives the actor. Rows longer than the window are left out.
     """
@@ -117,7 +126,8 @@ def encode(lab: Lab, rows: Sequence[Row]) -> list[dict[str, list[int]]]:
     examples = []
     for row in rows:
         reserve = lab.benchmark(row.benchmark).max_new_tokens
-        prompt = render(lab.actor, lab.initial_prompt(row), row.query, reserve=reserve).ids
+        asked = lab.initial_prompt(row) if prompts is None else prompts[row.benchmark]
+        prompt = render(lab.actor, asked, row.query, reserve=reserve).ids
         completion = completion_ids(lab.actor, row.target)
         if len(prompt) + len(completion) <= lab.actor.window:
             examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})

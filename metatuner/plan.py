@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from metatuner import nano
@@ -63,6 +64,8 @@ class Fit:
     """Name of the generator; "" for a method that uses none."""
     seed: int
     requires: tuple["Fit", ...] = ()
+    rows: int | None = None
+    """Train rows of each train benchmark, dev rows in proportion; None: the benchmark's own sizes."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,9 @@ class PlanRow:
     """As canonical JSON; what the variant sets of a required method stands under that one's name."""
     tuned: str
     """Where they come from: winner, inherited (a variant that changes settings, under the winner of its subject without
-    the changes; or a method without a search that builds on winners), either of them `of GENERATOR` where the search
-    was made with another generator, expired, untuned (no winner is stored), none (the method has no search space)."""
+    the changes; or a method without a search that builds on winners), medians (of the winners of several train
+    benchmarks), any of these `of GENERATOR` where the search was made with another generator, expired, untuned (no
+    winner is stored), none (the method has no search space)."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +294,15 @@ class Plan:
         return hash_code(HARNESS / "evaluation.py", data=(HARNESS / "tasks").glob("*.yaml"))
 
     @cache
-    def fit(self, method: str, settings: str, train: tuple[str, ...], generator: str, seed: int) -> Fit:
+    def fit(
+        self,
+        method: str,
+        settings: str,
+        train: tuple[str, ...],
+        generator: str,
+        seed: int,
+        rows: int | None = None,
+    ) -> Fit:
         """A fit with its key. `settings` is what the method of this name gives: all fields of the method's Settings as
         canonical JSON, and what differs in the methods it requires.
         """
@@ -300,7 +312,7 @@ class Plan:
         requires = []
         for name in cls.requires:
             configured = self.settings(name, train, required.get(name))[0]
-            requires.append(self.fit(name, configured, train, generator, seed))
+            requires.append(self.fit(name, configured, train, generator, seed, rows))
         used_generator = generator if cls.uses_generator else ""
         method_config = self.config.methods.get(method)
         budget = self.config.budgets[method_config.budget if method_config else "default"]
@@ -311,12 +323,35 @@ class Plan:
             "actor": self.model_key("actor"),
             "generator": self.model_key(used_generator) if used_generator else None,
             "seed": seed,
-            "budget": budget.model_dump(mode="json"),
+            "budget": budget.counts,
             "code": self._fit_code(method),
             "requires": [fit.key for fit in requires],
             "lock": lock_versions(),
         }
-        return Fit(hash_value(depends), method, settings, train, used_generator, seed, tuple(requires))
+        if rows is not None:
+            depends["rows"] = rows
+        if others := self.told_of(train)[len(train) :]:
+            depends["told of"] = {name: self._public_key(name) for name in others}
+        return Fit(hash_value(depends), method, settings, train, used_generator, seed, tuple(requires), rows)
+
+    def told_of(self, train: tuple[str, ...]) -> tuple[str, ...]:
+        """The benchmarks that a fit's lab knows by name, initial prompt and limits: those trained on and, where these
+        are several, all others too, as the policy may be asked about one that it was not trained on.
+        """
+        return train if len(train) == 1 else (*train, *(name for name in self.config.benchmarks if name not in train))
+
+    def fit_sizes(self, benchmark: str, rows: int | None) -> tuple[int | None, int]:
+        """Train and dev rows that a fit draws of a benchmark."""
+        sizes = self.config.benchmarks[benchmark].sizes
+        if rows is None or sizes.train is None:
+            return rows or sizes.train, sizes.dev
+        return rows, round(sizes.dev * rows / sizes.train)
+
+    @cache
+    def _public_key(self, benchmark: str) -> str:
+        """What is known of a benchmark without its rows."""
+        config = self.config.benchmarks[benchmark]
+        return hash_value([config.initial_prompt, config.max_new_tokens, hash_code(benchmark_file(benchmark))])
 
     def cell(self, fit: Fit, benchmark: str) -> Cell:
         """A cell with its key."""
@@ -432,23 +467,31 @@ class Plan:
 
         Order: the dataclass's defaults, the preset's `settings`, those of the method's variant that the subject names,
         the subject's stored winner of this benchmark if nothing it depends on has changed, then `over`, an experiment's
-        variant; `where` is its place in the config.
+        variant; `where` is its place in the config. Trained on several benchmarks, each searched setting has the median
+        of its values in their winners (the lower one, of an even number), so that no row of another benchmark chooses.
         """
         config = self.subject(subject)
         values: dict[str, Any] = dict(config.settings)
         tuned = "none"
-        if winners and config.search and len(train) == 1:
-            winner = self.winners.get((subject, train[0]))
-            if winner is not None and winner.key == self.tuning_key(subject, train[0]):
-                values |= winner.settings
-                tuned = "winner"
-            elif winner is not None:
-                self.expired.add((subject, train[0]))
-                tuned = "expired"
-            else:
-                tuned = "untuned"
+        if winners and config.search and train:
+            found, tuned = self._winners_of(subject, train)
+            if found and len(train) == 1:
+                values |= found[0].settings
+            elif found:
+                own = json.loads(self._checked(subject.partition(".")[0], values, self._place(subject, "settings")))
+                for name in config.search:
+                    values[name] = median_low([winner.settings.get(name, own[name]) for winner in found])
         place = where or self._place(subject, "settings")
         return self._checked(subject.partition(".")[0], merge(values, over or {}), place), tuned
+
+    def _winners_of(self, subject: str, train: tuple[str, ...]) -> tuple[list[Winner], str]:
+        """A current winner for each train benchmark, and what to call that; none where one is missing or expired."""
+        stored = {name: self.winners.get((subject, name)) for name in train}
+        found = [one for name, one in stored.items() if one and one.key == self.tuning_key(subject, name)]
+        if len(found) == len(train):
+            return found, "winner" if len(train) == 1 else "medians"
+        self.expired |= {(subject, name) for name, one in stored.items() if one and one not in found}
+        return [], "expired" if all(stored.values()) else "untuned"
 
     @cached_property
     def tunable(self) -> list[tuple[str, str]]:
@@ -541,14 +584,14 @@ class Plan:
                     # The same for each generator, if it uses none.
                     for generator in variant.generators[: None if cls.uses_generator else 1]:
                         for benchmark in experiment.benchmarks:
-                            train = (benchmark,)
+                            train = experiment.trained_on(benchmark)
                             settings, tuned = self.settings(variant.subject, train, variant.over, where=variant.place)
-                            if tuned == "winner":
+                            if tuned in ("winner", "medians"):
                                 tuned = self._whose_winner(variant.subject, settings, train, generator)
                             elif tuned == "none":
                                 tuned = self._required_winners(method, settings, train)
                             for seed in experiment.seeds:
-                                fit = self.fit(method, settings, train, generator, seed)
+                                fit = self.fit(method, settings, train, generator, seed, experiment.rows)
                                 cell = self.cell(fit, benchmark)
                                 row = PlanRow(
                                     name,
@@ -570,15 +613,15 @@ class Plan:
         """How a method without a search is tuned: by the winners of what it builds on, if that was searched."""
         required = self._split(method, json.loads(settings))[1]
         words = {self.settings(name, train, required.get(name))[1] for name in self.registry[method].cls.requires}
-        found = [word for word in ("expired", "untuned", "winner") if word in words]
-        return "none" if not found else "inherited" if found[0] == "winner" else found[0]
+        found = [word for word in ("expired", "untuned", "winner", "medians") if word in words]
+        return "none" if not found else "inherited" if found[0] in ("winner", "medians") else found[0]
 
     def _whose_winner(self, subject: str, settings: str, train: tuple[str, ...], generator: str) -> str:
         """How far settings are a winner's own: fits are compared, as a setting written out may be the default's."""
         method = subject.partition(".")[0]
-        alone = self.settings(subject, train)[0]
+        alone, own = self.settings(subject, train)
         same = self.fit(method, settings, train, generator, 0).key == self.fit(method, alone, train, generator, 0).key
-        word = "winner" if same else "inherited"
+        word = own if same else "inherited"
         elsewhere = self.registry[method].cls.uses_generator and generator != self.tuning_generator
         return f"{word} of {self.tuning_generator}" if elsewhere else word
 

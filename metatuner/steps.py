@@ -248,6 +248,7 @@ class Workshop:
         cls = self.plan.registry[fit.method].cls
         method_config = self.config.methods.get(fit.method)
         budget_name = method_config.budget if method_config else "default"
+        limits = self.config.budgets[budget_name]
         identity = {
             "key": fit.key,
             "method": fit.method,
@@ -256,19 +257,18 @@ class Workshop:
             "generator": fit.generator,
             "seed": fit.seed,
             "requires": {needed.method: needed.key for needed in fit.requires},
+            **({} if fit.rows is None else {"rows": fit.rows}),
         }
         task = FitTask(
             key=fit.key,
             method=cls(make_settings(cls, json.loads(fit.settings), fit.method)),
-            benchmarks={name: self.benchmarks[name] for name in fit.train},
+            benchmarks={name: self.benchmarks[name] for name in self.plan.told_of(fit.train)},
             pools={name: self.layout.data(name) / "pool.jsonl" for name in fit.train},
-            sizes={
-                name: (self.config.benchmarks[name].sizes.train, self.config.benchmarks[name].sizes.dev)
-                for name in fit.train
-            },
+            sizes={name: self.plan.fit_sizes(name, fit.rows) for name in fit.train},
             generator=fit.generator,
             seed=fit.seed,
-            budget=Budget(self.config.budgets[budget_name].model_dump(), budget_name),
+            budget=Budget(limits.counts, budget_name),
+            seconds=limits.seconds,
             prerequisites={needed.method: self.layout.fit(needed.key) for needed in fit.requires},
             batch_tokens=self.config.batch_tokens,
             identity=identity,
@@ -276,8 +276,8 @@ class Workshop:
         failures = self.layout.logs / "failed" / f"{fit.key}.txt"
         return run_fit(task, self.models, folder, failures, share=share)
 
-    def open_policy(self, fit: Fit, *, share: bool) -> Any:
-        """The saved policy of a fit, on fresh models."""
+    def open_policy(self, fit: Fit, *, share: bool, budget: Any = None) -> Any:
+        """The saved policy of a fit, on fresh models, which `budget` meters if there is one."""
         from metatuner.harness.ground import Ground
         from metatuner.harness.policy import load_policy
 
@@ -287,6 +287,9 @@ class Workshop:
             benchmarks=self.benchmarks,
             batch_tokens=self.config.batch_tokens,
         )
+        for role, lm in (("actor", ground.actor), ("generator", ground.generator)):
+            if budget is not None and lm is not None:
+                budget.attach(lm, role)
         return load_policy(self.layout.fit(fit.key) / "policy", ground)
 
     def trial(self, fit: Fit, rows: Sequence[Row]) -> dict[str, Any]:
@@ -314,6 +317,7 @@ class Workshop:
 
     def evaluate(self, cell: Cell, *, share: bool) -> Any:
         """Compute a cell unless it is complete; its outcome."""
+        from metatuner.harness.budget import Budget
         from metatuner.harness.evaluation import evaluate_policy
         from metatuner.harness.fitting import Outcome, complete_folder, failure, measured
 
@@ -323,10 +327,12 @@ class Workshop:
         failures = self.layout.logs / "failed" / f"{cell.key}.txt"
         try:
             with complete_folder(folder) as temporary:
+                budget = Budget()
                 with measured() as meter:
-                    policy = self.open_policy(cell.fit, share=share)
+                    policy = self.open_policy(cell.fit, share=share, budget=budget)
                     test = self.layout.data(cell.benchmark) / "test.jsonl"
                     evaluate_policy(policy, self.benchmarks[cell.benchmark], test, temporary)
+                cost = {**budget.cost(), **asdict(meter)}
                 identity = {
                     "key": cell.key,
                     "fit": cell.fit.key,
@@ -337,7 +343,7 @@ class Workshop:
                     "seed": cell.fit.seed,
                 }
                 write_atomically(temporary / "cell.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
-                write_atomically(temporary / "cost.json", json.dumps(asdict(meter), indent=1, sort_keys=True) + "\n")
+                write_atomically(temporary / "cost.json", json.dumps(cost, indent=1, sort_keys=True) + "\n")
         except Exception as error:  # a method's policy may raise anything; it is this cell's outcome, never a score
             return failure(cell.key, error, failures)
         failures.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.budget import Budget
 from metatuner.harness.ground import Lab, to_query
+from metatuner.harness.method import make_settings
 from metatuner.harness.policies import Adapter
 from metatuner.harness.policy import load_policy
 from metatuner.lm import completion_ids, generate, render
@@ -114,6 +115,23 @@ def test_a_saved_adapter_answers_as_the_fitted_one(tmp_path: Path) -> None:
     assert loaded.respond(queries) == fitted
     assert [answer.completion for answer in fitted] != [answer.completion for answer in plain]
     assert "forward" not in vars(policy.actor.model.get_base_model())
+
+
+def test_it_trains_and_answers_under_the_prompt_it_is_given(tmp_path: Path) -> None:
+    settings = Settings(epochs=3, prompts={"gsm8k": "tom has apples", "math": "unused"})
+    policy = SFT(settings).fit(make_lab(tmp_path))
+    assert policy.prompts == {"gsm8k": "tom has apples"}
+    (asked,) = policy.respond([to_query(ROWS[0])])
+    assert asked.prompt == "tom has apples"
+    trained = encode(make_lab(tmp_path), ROWS, policy.prompts)[0]["input_ids"]
+    assert trained != encode(make_lab(tmp_path), ROWS)[0]["input_ids"]
+    # The trained weights depend on it: the very same training under p~ gives others.
+    policy.save(tmp_path / "told")
+    SFT(Settings(epochs=3)).fit(make_lab(tmp_path)).save(tmp_path / "initial")
+    told, initial = (next((tmp_path / name).rglob("*.safetensors")).read_bytes() for name in ("told", "initial"))
+    assert told != initial
+    with pytest.raises(UserError, match="unknown benchmark 'gsm8'; did you mean gsm8k"):
+        make_settings(SFT, {"prompts": {"gsm8": "x"}}, "methods.sft.settings")
 
 
 def test_rows_that_do_not_fit_the_window_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -128,3 +128,10 @@ def test_a_command_runs_with_a_fixed_order_of_sets(monkeypatch):
     }
     assert len(seen) == 1
     assert seen.pop().strip().lstrip("-").isdigit()
+
+
+def test_run_names_the_experiments_that_are_left() -> None:
+    assert list(c.load_config("nano", {"run": "ablation"}).experiments) == ["ablation"]
+    assert list(c.load_config("nano", {"run": ["rollouts", "main"]}).experiments) == ["rollouts", "main"]
+    with pytest.raises(UserError, match="'run': no experiment 'mains'; did you mean main"):
+        c.load_config("nano", {"run": "mains"})

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def fit(tmp_path):
     pool = tmp_path / "pool.jsonl"
     pool.write_text(rows_to_text(ROWS), encoding="utf-8")
 
-    def run(act, *, seed=0, prerequisites=None, budget=None):
+    def run(act, *, seed=0, prerequisites=None, budget=None, seconds=None):
         task = FitTask(
             key="k",
             method=Toy(act),
@@ -68,6 +69,7 @@ def fit(tmp_path):
             prerequisites=prerequisites or {},
             batch_tokens=512,
             identity={"method": "toy"},
+            seconds=seconds,
         )
         return run_fit(task, TinyPool(), tmp_path / "fits" / "k", tmp_path / "failed.txt", share=False)
 
@@ -168,10 +170,24 @@ def test_what_a_prerequisite_cost_is_counted(fit, tmp_path):
     before = tmp_path / "before"
     before.mkdir()
     spent = {"lm_calls": 100, "prompt_tokens": 200, "generated_tokens": 300, "trained_tokens": 400}
-    (before / "cost.json").write_text(json.dumps({**spent, "seconds": 1.0}))
+    by_model = {"actor": {**spent, "flops": 5_000}}
+    (before / "cost.json").write_text(json.dumps({**spent, "seconds": 1.0, "flops": 5_000, "by_model": by_model}))
     fit(zero, prerequisites={"warm_up": before})
     cost = json.loads((fit.folder / "cost.json").read_text())
     assert {name: cost[name] for name in spent} == spent
+    assert cost["flops"] == 5_000
+    assert cost["by_model"]["actor"] == by_model["actor"]
+
+
+def test_a_hung_method_fails_with_the_key_to_raise(fit):
+    def hang(lab):
+        while True:
+            pass
+
+    outcome = fit(hang, seconds=0.3)
+    assert outcome.status == "failed"
+    assert re.search(r"not done after 0.3 s; .*budgets\.\w+\.seconds", outcome.reason)
+    assert not fit.folder.exists()
 
 
 def test_train_and_dev_are_redrawn_by_the_seed_and_disjoint(fit):

@@ -12,7 +12,7 @@ from metatuner.harness.config import dump_config, load_config, read_config
 from metatuner.hashing import ROOT
 from metatuner.plan import Plan
 
-OTHERS = ("ablation", "parts", "sharing", "regularisation", "d2", "rollouts")
+OTHERS = ("ablation", "sharing", "regularisation", "d2", "rollouts", "small", "generalisation", "sft_prompts")
 
 
 def plan(overrides=None, preset="nano"):
@@ -170,10 +170,84 @@ def test_all_experiments_of_the_default_preset_share_what_they_can():
         name: len({row.fit for row in made.rows if row.experiment == name} - main) for name in made.config.experiments
     }
     # Untuned, variants under their own tuned settings are those under the whole method's.
-    assert anew == {"main": 0, "ablation": 24, "parts": 64, "sharing": 17, "regularisation": 4, "d2": 3, "rollouts": 4}
+    assert anew == {
+        "main": 0,
+        "ablation": 24,
+        "sharing": 17,
+        "regularisation": 4,
+        "d2": 3,
+        "rollouts": 4,
+        "small": 12,  # zero-shot, few-shot and SFT use no generator
+        "generalisation": 24,
+        "sft_prompts": 16,
+    }
     sharing = fits_of(made, "sharing")
     assert sharing["none", "large"].key in {row.fit for row in made.rows if row.variant == "without_s"}
     assert sharing["half", "large"].key in main
+
+
+def test_each_benchmark_is_tested_by_what_was_trained_on_the_others():
+    names = ["math", "gsm8k", "hotpotqa", "cosmosqa"]
+    made = plan_of(method="sft", variants={"default": {}}, benchmarks=names, train="others", rows=43)
+    rows = [row for row in made.rows if row.experiment == "grid"]
+    assert {row.benchmark: row.trained_on for row in rows} == {
+        name: "+".join(other for other in names if other != name) for name in names
+    }
+    for row in rows:
+        fit = made.fits[row.fit]
+        assert row.benchmark not in fit.train
+        assert made.told_of(fit.train)[3:] == (row.benchmark,)
+        assert made.fit_sizes("gsm8k", fit.rows) == (43, 22)  # 64 dev rows to 128
+    one = made.fit("sft", rows[0].settings, ("gsm8k",), "large", 0)
+    assert made.told_of(one.train) == ("gsm8k",)
+    assert made.fit_sizes("gsm8k", one.rows) == (128, 64)
+
+
+def test_a_fit_on_several_benchmarks_depends_on_the_others_prompts_and_on_none_of_their_rows():
+    names = ["math", "gsm8k", "hotpotqa"]
+
+    def keys(**changes):
+        made = plan_of(method="sft", benchmarks=names, train="others", rows=43, **changes)
+        return {row.benchmark: row.fit for row in made.rows if row.experiment == "grid"}
+
+    before = keys()
+    rows = keys(benchmarks__gsm8k__split_seed=7)  # other rows of GSM8K
+    assert rows["gsm8k"] == before["gsm8k"]
+    assert rows["math"] != before["math"]
+    prompt = keys(benchmarks__gsm8k__initial_prompt="another")  # it is asked under this
+    assert all(prompt[name] != before[name] for name in names)
+    more = keys(experiments__grid__rows=44)
+    assert not set(more.values()) & set(before.values())
+
+
+def test_trained_on_several_benchmarks_a_setting_is_the_median_of_their_winners(tmp_path, monkeypatch):
+    import metatuner.plan as module
+    from metatuner.harness.tuning import Winner, write_winners
+
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    names = ["math", "gsm8k", "hotpotqa", "cosmosqa"]
+    rates = dict(zip(names, (0.4, 0.1, 0.2, 0.3), strict=True))
+    key = {name: plan().tuning_key("sft", name) for name in names}
+    found = [Winner("sft", name, {"learning_rate": rates[name]}, 50.0, 8, 0, (), key[name]) for name in names]
+
+    def settings(winners):
+        write_winners(tmp_path / "winners.json", winners)
+        grid = {"benchmarks": names, "train": "others", "rows": 43, "tuning__winners": "winners.json"}
+        made = plan_of(method="sft", **grid)
+        return {row.benchmark: (json.loads(row.settings), row.tuned) for row in made.rows if row.experiment == "grid"}
+
+    tuned = settings(found)
+    assert {name: (values["learning_rate"], word) for name, (values, word) in tuned.items()} == {
+        "math": (0.2, "medians"),
+        "gsm8k": (0.3, "medians"),
+        "hotpotqa": (0.3, "medians"),
+        "cosmosqa": (0.2, "medians"),
+    }
+    own = plan().config.methods["sft"].settings
+    assert tuned["math"][0]["epochs"] == own["epochs"]  # no winner names it
+    without = settings(found[1:])
+    assert without["gsm8k"] == ({**tuned["math"][0], "learning_rate": own["learning_rate"]}, "untuned")
+    assert without["math"][1] == "medians"
 
 
 def test_an_experiment_runs_with_each_of_its_generators():

@@ -96,8 +96,8 @@ def test_the_paper_preset_runs_to_its_table_on_local_folders(folders, tmp_path):
     overrides = [
         f"models={{actor: {small % folders[0]}, generators: {{large: {small % folders[1]}}}}}",
         f"benchmarks={{gsm8k: {{source: local, path: rows, max_new_tokens: 4, sizes: {sizes}}}}}",
-        "experiments={main: {methods: [few_shot, sft, metatuner_j], benchmarks: [gsm8k], seeds: [0]}, ablation: null, "
-        "sharing: null, regularisation: null, d2: null, rollouts: null}",
+        "run=main",
+        "experiments={main: {methods: [few_shot, sft, metatuner_j], benchmarks: [gsm8k], seeds: [0]}}",
         "methods={metatuner_warmup: {settings: {rollouts: 2, max_prompt_tokens: 8}}}",
     ]
     done = subprocess.run(

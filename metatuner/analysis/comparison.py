@@ -118,7 +118,7 @@ def unequal_tuning(comparison: Comparison) -> str:
     unequal: dict[str, list[str]] = {}
     for benchmark in comparison.benchmarks:
         searched = [entry for entry in comparison.of(benchmark) if entry.mean and entry.tuned not in ("", "none")]
-        tuned = [entry for entry in searched if entry.tuned.startswith(("winner", "inherited"))]
+        tuned = [entry for entry in searched if entry.tuned.startswith(("winner", "inherited", "medians"))]
         if tuned and len(tuned) < len(searched):
             names = ", ".join(method_title(entry.method, entry.variant) for entry in tuned)
             others = ", ".join(method_title(each.method, each.variant) for each in searched if each not in tuned)
@@ -160,13 +160,13 @@ def _compare_on(
             if line.status == "ok":
                 answers = read_query_scores(root, line.cell)
                 groups = groups or {query: answers[query].group for query in sorted(answers)}
-                found[seed] = _aligned(answers, groups, line, root)
+                found[seed] = aligned(answers, groups, line, root)
         entries.append(_measure(own[0], primary, found, list(groups.values()), _holes(by_seed.values())))
         arrays[method, variant] = found
     return _mark(entries, arrays, list(groups.values()), reference)
 
 
-def _aligned(answers: Mapping[str, QueryScore], queries: Mapping[str, str], line: Score, root: Path) -> Array:
+def aligned(answers: Mapping[str, QueryScore], queries: Mapping[str, str], line: Score, root: Path) -> Array:
     """A cell's scores in the order of `queries`, checked against its line of scores.csv."""
     if answers.keys() != queries.keys():
         raise UserError(

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from metatuner.analysis.comparison import Comparison, Entry, compare, unequal_tuning
 from metatuner.analysis.drawing import FAMILY_COLOURS, INK, WIDTH, draw, note_lines, size, whiskers, write_note
+from metatuner.analysis.figure_1 import figure_1
 from metatuner.analysis.grids import figure_4, grid_figure
+from metatuner.analysis.kinds import figure_kinds
 from metatuner.analysis.labels import FAMILIES, METRICS, describe_world, method_family, method_title
 from metatuner.harness.config import Config
 
@@ -31,6 +33,8 @@ def figure_main(config: Config) -> list[Path]:
 
 FIGURES: dict[str, Callable[[Config], list[Path]]] = {
     "figure_main": figure_main,
+    "figure_1": figure_1,
+    "figure_kinds": figure_kinds,
     "figure_3": partial(grid_figure, name="figure_3", experiment="sharing"),
     "figure_4": figure_4,
     "figure_5": partial(grid_figure, name="figure_5", experiment="d2"),
@@ -40,6 +44,8 @@ FIGURES: dict[str, Callable[[Config], list[Path]]] = {
 
 EXPERIMENTS = {
     "figure_main": "main",
+    "figure_1": "main",
+    "figure_kinds": "main",
     "figure_3": "sharing",
     "figure_4": "regularisation",
     "figure_5": "d2",

@@ -53,6 +53,10 @@ VARIANTS = {
     "without_s_tuned": "w/o S, own settings",
     "static_lora": "one static LoRA for F, own settings",
     "gumbel": "Gumbel-Softmax, own settings",
+    "prompt_step": "a prompt to go step by step",
+    "prompt_plan": "a prompt to plan first",
+    "prompt_check": "a prompt to check the work",
+    "prompt_vague": "a vague prompt",
 }
 
 SETTINGS = {
@@ -111,6 +115,15 @@ def method_title(method: str, variant: str = DEFAULT_VARIANT) -> str:
     """A method's name in print, with its variant if there is one."""
     title = METHODS[method][0] if method in METHODS else method
     return title if variant == DEFAULT_VARIANT else f"{title} ({VARIANTS.get(variant, variant)})"
+
+
+def variant_title(variant: str) -> str:
+    """A variant's name alone; the method as it is by default stands under the initial prompt.
+
+    >>> variant_title("default"), variant_title("without_f"), variant_title("mine")
+    ('the initial prompt', 'w/o F', 'mine')
+    """
+    return "the initial prompt" if variant == DEFAULT_VARIANT else VARIANTS.get(variant, variant)
 
 
 def value_title(setting: str, value: Any) -> str:

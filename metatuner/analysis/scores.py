@@ -67,6 +67,8 @@ class QueryScore:
     """The primary metric, 0..1."""
     group: str
     """Rows with equal ones share a context, say, and are not independent; the id where the cell names no group."""
+    kind: str = ""
+    """For breakdowns (level, type)."""
 
 
 def read_query_scores(root: Path, cell: str) -> dict[str, QueryScore]:
@@ -80,14 +82,14 @@ def read_query_scores(root: Path, cell: str) -> dict[str, QueryScore]:
                 try:
                     row = json.loads(line)
                     name, score = str(row["id"]), float(row["score"])
-                    group = str(row.get("group", name))
+                    group, kind = str(row.get("group", name)), str(row.get("kind", ""))
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(f"{path}, line {number}: no id and score ({error!r}); {remedy}") from None
                 if name in scores:
                     raise UserError(f"{path}, line {number}: duplicate id {name!r}; {remedy}")
                 if not 0 <= score <= 1:
                     raise UserError(f"{path}, line {number}: score {score} is not in 0..1; {remedy}")
-                scores[name] = QueryScore(score, group)
+                scores[name] = QueryScore(score, group, kind)
     except FileNotFoundError:
         raise UserError(f"no file {path}; run the evaluation again, or restore the cells beside scores.csv") from None
     return scores
@@ -238,7 +240,7 @@ def read_settings(path: Path) -> list[dict[str, str]]:
                 raise UserError(f"{path}, line 1: the columns must be {','.join(SETTINGS_COLUMNS)}; {remedy}")
             for row in rows:
                 word = row["tuned"]
-                if word.partition(" of ")[0] not in ("winner", "inherited", "expired", "untuned", "none"):
+                if word.partition(" of ")[0] not in ("winner", "inherited", "medians", "expired", "untuned", "none"):
                     raise UserError(f"{path}, line {rows.line_num}: tuned is {word!r}, no known word; {remedy}")
                 found.append(row)
     except FileNotFoundError:
@@ -254,8 +256,9 @@ def read_tuned(
     Lines of other generators than those named are left out; "" names those of methods that use none.
 
     That is `winner` (of random search on the tune split), `inherited` (a variant under the winner of the method without
-    its changes, or a method that builds on winners), either of them `of GENERATOR`, `expired` (a winner no longer
-    current: the preset's own are used), `untuned` (a search space, but no winner), or `none` (nothing to search).
+    its changes, or a method that builds on winners), `medians` (of the winners of several train benchmarks), any of
+    them `of GENERATOR`, `expired` (a winner no longer current: the preset's own are used), `untuned` (a search space,
+    but no winner), or `none` (nothing to search).
     Empty where there is no file: results folders of older versions have none.
 
     Raises:

@@ -72,7 +72,7 @@ def _chunks(total: int, width: int) -> Iterator[int]:
         yield min(size, total - start)
 
 
-def _group_sums(array: Array, groups: Sequence[Hashable] | None) -> tuple[Array, Array]:
+def group_sums(array: Array, groups: Sequence[Hashable] | None) -> tuple[Array, Array]:
     """Sums of scores by group, (seeds, groups), and the number of queries in each, (groups,)."""
     if groups is None:
         return array, np.ones(array.shape[1])
@@ -101,7 +101,7 @@ def bootstrap_means(
     Returns:
         (resamples,) means.
     """
-    sums, sizes = _group_sums(_as_scores(scores), groups)
+    sums, sizes = group_sums(_as_scores(scores), groups)
     seeds, total = sums.shape
     if seeds < MIN_SEEDS:
         sums = sums.mean(axis=0, keepdims=True)
@@ -144,7 +144,7 @@ def mean_interval(
     estimate = float(array.mean())
     conditional = len(array) < MIN_SEEDS
     if estimate in (0.0, 1.0):
-        extreme = wilson_interval(estimate, len(_group_sums(array, groups)[1]), level=level)
+        extreme = wilson_interval(estimate, len(group_sums(array, groups)[1]), level=level)
         return Interval(estimate, extreme.low, extreme.high, conditional)
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(bootstrap_means(array, groups, seed=seed, resamples=resamples), [tail, 100 - tail])
@@ -179,7 +179,7 @@ def paired_difference(
         raise ValueError(f"paired scores must have one shape; got {left.shape} and {right.shape}")
     gaps = left - right
     seeds, queries = gaps.shape
-    sums, sizes = _group_sums(gaps, groups)
+    sums, sizes = group_sums(gaps, groups)
     means = bootstrap_means(gaps, groups, seed=seed, resamples=resamples)
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
@@ -191,11 +191,11 @@ def paired_difference(
         crossing = min((means <= TOLERANCE).sum(), (means >= -TOLERANCE).sum())
         p = max(p, min(1.0, 2 * (1 + int(crossing)) / (1 + resamples)))
     estimate = float(gaps.mean())
-    error = _standard_error(sums.mean(axis=0) - estimate * sizes, queries)
+    error = standard_error(sums.mean(axis=0) - estimate * sizes, queries)
     return Difference(estimate, float(low), float(high), seeds < MIN_SEEDS, p, error)
 
 
-def _standard_error(residuals: Array, queries: int) -> float:
+def standard_error(residuals: Array, queries: int) -> float:
     """Of a mean over queries drawn in groups, linearised (Cochran 1977, Sampling Techniques, section 9A).
 
     Args:

@@ -15,6 +15,7 @@ from metatuner.analysis.appendix import APPENDIX
 from metatuner.analysis.comparison import Comparison, Entry, MethodId, compare, unequal_tuning
 from metatuner.analysis.escaping import escape_latex, escape_markdown, inert
 from metatuner.analysis.files import write_text
+from metatuner.analysis.kinds import table_kinds
 from metatuner.analysis.labels import (
     BENCHMARKS,
     DEFAULT_VARIANT,
@@ -45,6 +46,18 @@ def table_1(config: Config) -> list[Path]:
     return _make(config, "table_1", "main", "Table 1: main results", "Main results.")
 
 
+def table_2(config: Config) -> list[Path]:
+    """The same with the smaller generator, for the methods that use one: `tables/table_2.{csv,md,tex}`."""
+    caption = "Main results with the smaller generator; methods that use none are the same as in Table 1."
+    return _make(config, "table_2", "small", "Table 2: main results, smaller generator", caption)
+
+
+def table_4(config: Config) -> list[Path]:
+    """Each benchmark by policies trained on the others: `tables/table_4.{csv,md,tex}`; the paths written."""
+    caption = "Generalisation: each benchmark tested with policies that were trained on the others."
+    return _make(config, "table_4", "generalisation", "Table 4: trained on the other benchmarks", caption)
+
+
 def table_3(config: Config) -> list[Path]:
     """The ablation, each row compared with the whole method: `tables/table_3.{csv,md,tex}`; the paths written."""
     caption = "Ablation: MetaTuner-J without one of its parts, and two arms that the paper does not have."
@@ -66,13 +79,24 @@ def table_parts_i(config: Config) -> list[Path]:
 
 TABLES: dict[str, Callable[[Config], list[Path]]] = {
     "table_1": table_1,
+    "table_2": table_2,
     "table_3": table_3,
+    "table_4": table_4,
+    "table_kinds": table_kinds,
     "table_parts": table_parts,
     "table_parts_i": table_parts_i,
 }
 """What makes the tables that have a form of their own, by name."""
 
-EXPERIMENTS = {"table_1": "main", "table_3": "ablation", "table_parts": "parts", "table_parts_i": "parts"}
+EXPERIMENTS = {
+    "table_1": "main",
+    "table_2": "small",
+    "table_3": "ablation",
+    "table_4": "generalisation",
+    "table_kinds": "main",
+    "table_parts": "parts",
+    "table_parts_i": "parts",
+}
 """The experiment that each of them shows."""
 
 
@@ -414,11 +438,17 @@ def _settings(comparison: Comparison) -> Iterator[str]:
             if len(set(words.values())) > 1:
                 named.append(comparison.titles[benchmark])
     whole = "those tuned for the whole method, or for the methods it is made of"
-    elsewhere = {"winner": "tuned so, but with generator", "inherited": f"{whole}, with generator"}
+    medians = "medians of those tuned so on each benchmark trained on"
+    elsewhere = {
+        "winner": "tuned so, but with generator",
+        "inherited": f"{whole}, with generator",
+        "medians": f"{medians}, with generator",
+    }
     parted = [(word, *word.split(" of ", 1)) for word in found if " of " in word]
     headings = {
         "winner": "tuned by random search on the tune split",
         "inherited": whole,
+        "medians": medians,
         **{word: f"{elsewhere[kind]} {generator}" for word, kind, generator in parted},
         "untuned": "the preset's own",
         "expired": "expired winners, so the preset's own",

@@ -2,10 +2,16 @@
 
 Counts come from two places. `metatuner.lm.generate` reports each completion exactly. Every other forward pass of a
 model (library trainers, scoring passes) is seen by a hook on its decoder. Padding is never counted.
+
+FLOPs are estimated from the tokens (Kaplan et al. 2020, arXiv 2001.08361, section 2.1, parted by what has a
+gradient): a token read costs 2 N, a token written 2 (N + H), a token trained 4 (N + H) and 2 for each weight that is
+trained, where N are the decoder's weights without its embedding and H those of the LM head. Left out: attention's
+products, which grow with the context, and what a method computes outside its models (a parameter decoder, a policy
+head).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from metatuner.errors import UserError, suggest
@@ -38,6 +44,19 @@ class Usage:
             setattr(self, name, getattr(self, name) + counts.get(name, 0))
 
 
+@dataclass
+class ModelUse:
+    """What one model was used for."""
+
+    usage: Usage = field(default_factory=Usage)
+    flops: int = 0
+    """Estimated floating-point operations, as the module's docstring says."""
+
+    def as_dict(self) -> dict[str, int]:
+        """Counts by name, FLOPs among them."""
+        return {**asdict(self.usage), "flops": self.flops}
+
+
 class Budget:
     """A meter with limits. Attach it to every model of the fit; it raises BudgetExceeded when a limit is crossed."""
 
@@ -45,6 +64,7 @@ class Budget:
         self.name = name
         self.limits = {key: value for key, value in (limits or {}).items() if value is not None}
         self.used = Usage()
+        self.by_model: dict[str, ModelUse] = {}
         self._detach: list[Callable[[], None]] = []
 
     def left(self, what: str) -> float:
@@ -63,12 +83,47 @@ class Budget:
                     "lower the method's settings or raise the budget in the preset"
                 )
 
-    def attach(self, lm: "LM") -> None:
-        """Meter a model (and copies and PEFT wrappings made of it from now on) until `detach`."""
+    def add_cost(self, cost: Mapping[str, Any]) -> None:
+        """Count what a cost.json tells of an earlier fit that this one builds on."""
+        for role, told in cost["by_model"].items():
+            use = self.by_model.setdefault(role, ModelUse())
+            use.usage.add(told)
+            use.flops += told["flops"]
+        self.add(**{name: cost[name] for name in asdict(self.used)})
+
+    def cost(self) -> dict[str, Any]:
+        """What cost.json keeps: the totals, estimated FLOPs, and both by model."""
+        by_model = {role: use.as_dict() for role, use in sorted(self.by_model.items())}
+        return {
+            **asdict(self.used),
+            "flops": sum(use.flops for use in self.by_model.values()),
+            "by_model": by_model,
+        }
+
+    def attach(self, lm: "LM", role: str = "model") -> None:
+        """Meter a model (and copies and PEFT wrappings made of it from now on) until `detach`.
+
+        Args:
+            lm: the model.
+            role: what it is called in `by_model`.
+        """
         import torch
 
+        use = self.by_model.setdefault(role, ModelUse())
+        head = lm.model.get_output_embeddings().weight.numel()
+
+        def body(module: Any) -> int:
+            embedding = module.get_input_embeddings().weight.numel()
+            return sum(weight.numel() for weight in module.parameters()) - embedding
+
+        def count(flops: int, **counts: int) -> None:
+            use.usage.add(counts)
+            use.flops += flops
+            self.add(**counts)
+
         def completions(prompt_tokens: int, generated_tokens: int, calls: int) -> None:
-            self.add(lm_calls=calls, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+            flops = 2 * (prompt_tokens + generated_tokens) * body(lm.decoder) + 2 * generated_tokens * head
+            count(flops, lm_calls=calls, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
 
         pad = lm.filler
 
@@ -86,11 +141,12 @@ class Budget:
                 tokens = int((ids != pad).sum()) if ids is not None and pad is not None else rows * length
             cache = kwargs.get("past_key_values")
             if torch.is_grad_enabled():
-                self.add(trained_tokens=tokens)
+                trained = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+                count(tokens * (4 * (body(module) + head) + 2 * trained), trained_tokens=tokens)
             elif cache is not None and cache.get_seq_length() > 0:
-                self.add(generated_tokens=tokens)
+                count(2 * tokens * (body(module) + head), generated_tokens=tokens)
             else:
-                self.add(lm_calls=rows, prompt_tokens=tokens)
+                count(2 * tokens * body(module), lm_calls=rows, prompt_tokens=tokens)
 
         handle = lm.decoder.register_forward_pre_hook(forward, with_kwargs=True)
         lm.traffic.listeners.append(completions)

@@ -92,6 +92,14 @@ class BudgetConfig(_Part):
     lm_calls: int | None = Field(None, ge=1)
     generated_tokens: int | None = Field(None, ge=1)
     trained_tokens: int | None = Field(None, ge=1)
+    seconds: float | None = Field(
+        None, gt=0, description="longest time of one `fit`, its prerequisites not included; decides no result"
+    )
+
+    @property
+    def counts(self) -> dict[str, int | None]:
+        """The limits on what is counted, by name."""
+        return self.model_dump(mode="json", exclude={"seconds"})
 
 
 class SearchConfig(_Part):
@@ -154,6 +162,14 @@ class ExperimentConfig(_Part):
         "one's; `tuned_as`: one of the method's own `variants`; `generator`: the only one it runs with",
     )
 
+    train: Literal["same", "others"] = Field(
+        "same",
+        description="same: trained and tested on one benchmark; others: tested on each benchmark, trained on all the "
+        "experiment's others",
+    )
+    rows: int | None = Field(
+        None, ge=2, description="train rows of each train benchmark, dev rows in proportion; null: the benchmark's own"
+    )
     axis: str | None = Field(
         None,
         description="a setting that variants differ in (or METHOD.SETTING of a required method): a figure's x axis",
@@ -163,6 +179,12 @@ class ExperimentConfig(_Part):
     def generators(self) -> list[str]:
         """The generators' names."""
         return [self.generator] if isinstance(self.generator, str) else self.generator
+
+    def trained_on(self, benchmark: str) -> tuple[str, ...]:
+        """The benchmarks that a fit trains on whose policy is tested on this one."""
+        if self.train == "same":
+            return (benchmark,)
+        return tuple(name for name in self.benchmarks if name != benchmark)
 
     @property
     def points(self) -> dict[tuple[str, str], Any]:
@@ -198,6 +220,9 @@ class Config(_Part):
     methods: dict[str, MethodConfig]
     tuning: TuningConfig = TuningConfig()  # type: ignore[call-arg]
     experiments: dict[ExperimentId, ExperimentConfig] = Field(min_length=1)
+    run: str | list[str] | None = Field(
+        None, description="the experiments that are run, by name (a word, or a list); null: all; others are left out"
+    )
     extra_methods: list[str] = Field(default_factory=list, description="files of further methods")
 
     @model_validator(mode="after")
@@ -218,6 +243,8 @@ class Config(_Part):
             for method in experiment.variants:
                 if method not in experiment.methods:
                     raise ValueError(f"experiments.{name}.variants: {method!r} is not among the experiment's methods")
+            if experiment.train == "others" and len(experiment.benchmarks) < 2:
+                raise ValueError(f"experiments.{name}.train: `others` needs two benchmarks at least; add one")
             if experiment.axis and not experiment.points:
                 raise ValueError(
                     f"experiments.{name}.axis: no variant sets {experiment.axis!r}; leave it out, or set it"
@@ -336,6 +363,17 @@ def _without_nulls(experiments: Any) -> Any:
     return found
 
 
+def _chosen(experiments: Any, run: Any) -> Any:
+    """The experiments that `run` names, in its order; all where it names none."""
+    names = [run] if isinstance(run, str) else run
+    if not isinstance(names, list) or not isinstance(experiments, dict):
+        return experiments  # what is wrong with them is found by their types
+    for name in names:
+        if name not in experiments:
+            raise UserError(f"config key 'run': no experiment {name!r}; {suggest(str(name), experiments)}")
+    return {name: experiments[name] for name in names}
+
+
 def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None) -> Config:
     """The preset named, deep-merged with overrides and validated.
 
@@ -343,7 +381,7 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
         preset: a name in config/presets.
         overrides: nested keys (or one level of dotted ones: `{"tuning.trials": 2}`) that replace the preset's.
 
-    An experiment, or a variant in one, that is set to null is left out.
+    An experiment, or a variant in one, that is set to null is left out, and so are those that `run` does not name.
     """
     values = _read_preset(preset)
     for key, value in (overrides or {}).items():
@@ -352,7 +390,7 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
         values = merge(values, {key.split(".")[0]: value})
     if isinstance(values.get("extra_methods"), str):  # --config extra_methods=FILE gives a bare name
         values["extra_methods"] = [values["extra_methods"]]
-    values["experiments"] = _without_nulls(values.get("experiments"))
+    values["experiments"] = _chosen(_without_nulls(values.get("experiments")), values.get("run"))
     values.setdefault("preset", preset)
     values.setdefault("results", f"results/{preset}")
     return resolve(values)

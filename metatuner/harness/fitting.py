@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import Benchmark
-from metatuner.harness.budget import Budget, Usage
+from metatuner.harness.budget import Budget
 from metatuner.harness.ground import Lab, derive_seed
+from metatuner.harness.limits import time_limit
 from metatuner.harness.method import Method
 from metatuner.harness.models import ModelPool
 from metatuner.harness.policy import Policy, write_atomically
@@ -57,6 +58,8 @@ class FitTask:
     batch_tokens: int
     identity: Mapping[str, Any]
     """What fit.json keeps."""
+    seconds: float | None = None
+    """How long `fit` may take."""
 
 
 @contextlib.contextmanager
@@ -145,9 +148,9 @@ def build_lab(task: FitTask, models: ModelPool, *, share: bool, workdir: Path, l
         random.Random(derive_seed("mix", *task.pools, task.seed)).shuffle(train)
     actor = models.get("actor", share=share)
     generator = models.get(task.generator, share=share) if task.generator else None
-    for lm in (actor, generator):
+    for role, lm in (("actor", actor), ("generator", generator)):
         if lm is not None:
-            task.budget.attach(lm)
+            task.budget.attach(lm, role)
     return Lab(
         actor=actor,
         generator=generator,
@@ -188,10 +191,9 @@ def run_fit(task: FitTask, models: ModelPool, folder: Path, failures: Path, *, s
                     if reason is not None:
                         raise _Skipped(reason)
                     for needed in task.prerequisites.values():
-                        spent = json.loads((needed / "cost.json").read_text(encoding="utf-8"))
-                        lab.budget.add(**{name: spent[name] for name in asdict(Usage())})
+                        lab.budget.add_cost(json.loads((needed / "cost.json").read_text(encoding="utf-8")))
                     seed_everything(lab.stream("global"))
-                    with measured() as meter:
+                    with measured() as meter, time_limit(task.seconds, task.budget.name):
                         policy = task.method.fit(lab)
                     if not isinstance(policy, Policy):
                         raise UserError(
@@ -201,7 +203,7 @@ def run_fit(task: FitTask, models: ModelPool, folder: Path, failures: Path, *, s
                     lab.budget.detach()
             policy.save(temporary / "policy")
             shutil.rmtree(scratch, ignore_errors=True)
-            cost = {**asdict(lab.budget.used), **asdict(meter)}
+            cost = {**lab.budget.cost(), **asdict(meter)}
             write_atomically(temporary / "cost.json", json.dumps(cost, indent=1, sort_keys=True) + "\n")
             identity = json.dumps(dict(task.identity), indent=1, sort_keys=True, ensure_ascii=False)
             write_atomically(temporary / "fit.json", identity + "\n")
