@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("figure", "make a figure from scores at hand").add_argument(
         "--name", required=True, help="figure_main, figure_2 to figure_6, figure_EXPERIMENT, or all"
     )
+    add("claims", "judge the paper's claims on scores at hand and on its published numbers")
     add("swaps", "score a finished MetaTuner cell under other queries' prompts and LoRAs, on tune rows").add_argument(
         "--cell", required=True, help="its key in scores.csv"
     )

@@ -12,8 +12,8 @@ import yaml
 from metatuner.analysis.figures import figures_of
 from metatuner.analysis.tables import tables_of
 from metatuner.errors import UserError
+from metatuner.files import write_text
 from metatuner.harness.config import Config, dump_config, load_config
-from metatuner.harness.policy import write_atomically
 from metatuner.hashing import ROOT, hash_code, hash_value
 from metatuner.plan import Pack, Plan
 
@@ -68,7 +68,7 @@ class Dag:
         """Write the resolved config, which every command reads."""
         text, path = dump_config(self.plan.config), self.layout.config
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_atomically(path, text)
+            write_text(path, text)
 
     # ---- ground ------------------------------------------------------------------------------------------------
 
@@ -211,6 +211,13 @@ class Dag:
         return hash_code(ANALYSIS / "tables.py", ANALYSIS / "figures.py", data=published)
 
     @cached_property
+    def claims_key(self) -> str:
+        """What claims depend on beside scores.csv."""
+        published = sorted((ROOT / "results" / "published").glob("*.csv"))
+        experiments = self.plan.config.model_dump(mode="json")["experiments"]
+        return hash_value([experiments, hash_code(ANALYSIS / "claims" / "__init__.py", data=published)])
+
+    @cached_property
     def framework_key(self) -> str:
         """What the drawing of the framework depends on."""
         return hash_value([self.plan.framework, self.plan.config.preset, hash_code(ANALYSIS / "framework.py")])
@@ -233,6 +240,7 @@ class Dag:
         drawn = self.figures + ["figure_2"] * (self.plan.framework is not None)
         files += [layout.table(name, suffix) for name in self.tables for suffix in ("csv", "md", "tex")]
         files += [layout.figure(name, suffix) for name in drawn for suffix in ("png", "pdf")]
+        files += [layout.claims(suffix) for suffix in ("csv", "parts.csv", "md")]
         if self.uses_nano_rows:
             files += [layout.root / "world.json", layout.root / "world.md"]
         return files

@@ -272,8 +272,8 @@ class Plan:
         return ()
 
     @cache
-    def data_key(self, benchmark: str) -> str:
-        """What a benchmark's rows and its scoring depend on."""
+    def _data_recipe(self, benchmark: str) -> str:
+        """What a benchmark's rows depend on, code left out but for the nano world's."""
         config: BenchmarkConfig = self.config.benchmarks[benchmark]
         if config.source == "nano":
             source: Any = [self.world_key, self.world_sizes()[benchmark]["train"]]
@@ -282,8 +282,12 @@ class Plan:
         else:
             source = "hub"
         used = config.model_dump(mode="json", exclude={"path": True, "sizes": {"audit"}})
-        code = hash_code(benchmark_file(benchmark), HARNESS / "splits.py")
-        return hash_value([used, source, code])
+        return hash_value([used, source])
+
+    @cache
+    def data_key(self, benchmark: str) -> str:
+        """What a benchmark's rows and its scoring depend on."""
+        return hash_value([self._data_recipe(benchmark), hash_code(benchmark_file(benchmark), HARNESS / "splits.py")])
 
     @cache
     def _fit_code(self, method: str) -> str:
@@ -429,7 +433,8 @@ class Plan:
 
     def tuning_base(self, subject: str, benchmark: str) -> str:
         """The same without code: what may not change if a winner is to be confirmed instead of searched again."""
-        return hash_value({**self._tuning_depends(subject, benchmark), "code": ""})
+        depends = self._tuning_depends(subject, benchmark)
+        return hash_value({**depends, "data": self._data_recipe(benchmark), "code": ""})
 
     @cache
     def _tuning_depends(self, subject: str, benchmark: str) -> dict[str, Any]:

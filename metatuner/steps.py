@@ -14,9 +14,9 @@ from typing import Any
 
 from metatuner import progress, usage
 from metatuner.errors import UserError, suggest
+from metatuner.files import write_text
 from metatuner.harness.config import Config, SearchConfig, dump_config, json_schema, load_config, read_config
 from metatuner.harness.layout import Layout
-from metatuner.harness.policy import write_atomically
 from metatuner.harness.rows import Row
 from metatuner.hashing import ROOT
 from metatuner.plan import Cell, Fit, Plan
@@ -97,7 +97,7 @@ def show_usage(config: Config, arguments: argparse.Namespace) -> None:
 def cost(config: Config, arguments: argparse.Namespace) -> None:
     """Print what is left of a preset and its predicted cost, from a finished run of the same models."""
     from metatuner.analysis.cost import Work, describe, forecast, read_metered
-    from metatuner.analysis.files import read_json
+    from metatuner.files import read_json
 
     plan, root = Plan(config), arguments.metered
     metered = read_metered(root)
@@ -186,7 +186,7 @@ def data(config: Config, arguments: argparse.Namespace) -> None:
     folder = plan.layout.data(name)
     (folder / "key.txt").unlink(missing_ok=True)
     splits.write(folder)
-    write_atomically(folder / "key.txt", plan.data_key(name) + "\n")  # last: it vouches for the others
+    write_text(folder / "key.txt", plan.data_key(name) + "\n")  # last: it vouches for the others
     progress.say(f"{name}: {splits.summary()}")
 
 
@@ -342,8 +342,8 @@ class Workshop:
                     "generator": cell.fit.generator,
                     "seed": cell.fit.seed,
                 }
-                write_atomically(temporary / "cell.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
-                write_atomically(temporary / "cost.json", json.dumps(cost, indent=1, sort_keys=True) + "\n")
+                write_text(temporary / "cell.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
+                write_text(temporary / "cost.json", json.dumps(cost, indent=1, sort_keys=True) + "\n")
         except Exception as error:  # a method's policy may raise anything; it is this cell's outcome, never a score
             return failure(cell.key, error, failures)
         failures.unlink(missing_ok=True)
@@ -377,9 +377,9 @@ def _run_pack(
     before = int(attempts.read_text(encoding="utf-8")) if attempts.is_file() else 0
     count = max(before, int(attempt or 0)) + any(outcome.status == "failed" for outcome in outcomes)
     if count != before:
-        write_atomically(attempts, str(count))
+        write_text(attempts, str(count))
     record = {"outcomes": pack_outcomes(outcomes)}
-    write_atomically(layout.pack(step, name), json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_text(layout.pack(step, name), json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def fit(config: Config, arguments: argparse.Namespace) -> None:
@@ -457,7 +457,7 @@ def tune(config: Config, arguments: argparse.Namespace) -> None:
         progress.say(f"{method} on {benchmark}: {over or 'the preset itself'} -> {result['reason'] or result['score']}")
         countdown.step()
     record = {"method": method, "benchmark": benchmark, "key": plan.tuning_key(method, benchmark), "trials": results}
-    write_atomically(layout.tune(method, benchmark), json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_text(layout.tune(method, benchmark), json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def tune_warmup(config: Config, arguments: argparse.Namespace) -> int:
@@ -471,7 +471,7 @@ def tune_warmup(config: Config, arguments: argparse.Namespace) -> int:
         progress.say(f"{outcome.status}: {outcome.key}: {outcome.reason}")
     if failed:
         return 1
-    write_atomically(
+    write_text(
         shop.layout.pack("tune", arguments.benchmark),
         json.dumps({"outcomes": [asdict(outcome) for outcome in outcomes]}, indent=1, sort_keys=True) + "\n",
     )
@@ -488,7 +488,7 @@ def _try(shop: "Workshop", subject: str, benchmark: str, over: dict[str, Any], r
         return dict(json.loads(scored.read_text(encoding="utf-8")))
     result = shop.trial(fit, rows)
     if result["status"] == "ok":
-        write_atomically(scored, json.dumps(result, sort_keys=True) + "\n")
+        write_text(scored, json.dumps(result, sort_keys=True) + "\n")
     return result
 
 
@@ -624,9 +624,9 @@ def scores(config: Config, arguments: argparse.Namespace) -> None:
 
     plan = Plan(config)
     write_scores(plan.row_dicts(), _outcomes(plan), plan.layout.root)
-    write_atomically(plan.layout.settings, _settings_csv(plan.row_dicts()))
+    write_text(plan.layout.settings, _settings_csv(plan.row_dicts()))
     for path, told in ((plan.layout.methods, plan.descriptions), (plan.layout.searches, plan.searches)):
-        write_atomically(path, json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     if plan.expired:
         named = ", ".join(f"{method} on {benchmark}" for method, benchmark in sorted(plan.expired))
         progress.say(
@@ -660,6 +660,14 @@ def figure(config: Config, arguments: argparse.Namespace) -> None:
     if design is not None:
         makers["figure_2"] = lambda config: figure_2(config, Design(**design))
     _draw(config, arguments.name, makers)
+
+
+def claims(config: Config, arguments: argparse.Namespace) -> None:
+    """Judge the paper's claims."""
+    from metatuner.analysis.claims import claims as judge
+
+    for path in judge(config):
+        progress.say(f"wrote {path}")
 
 
 def _draw(config: Config, name: str, makers: Mapping[str, Callable[[Config], Iterable[Path]]]) -> None:
@@ -810,6 +818,7 @@ STEPS: dict[str, Callable[..., int | None]] = {
     "scores": scores,
     "table": table,
     "figure": figure,
+    "claims": claims,
     "swaps": swaps,
     "export-adapter": export_adapter,
     "provenance": provenance,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metatuner.analysis.files import read_json
 from metatuner.analysis.labels import (
     DEFAULT_VARIANT,
     METRICS,
@@ -20,6 +19,7 @@ from metatuner.analysis.plain_tables import PlainTable, write_plain
 from metatuner.analysis.published import read_test_sizes
 from metatuner.analysis.scores import Score, cell_folder, read_scores, read_settings
 from metatuner.errors import UserError
+from metatuner.files import read_json
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout

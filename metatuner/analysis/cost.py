@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from metatuner.analysis.files import read_json
 from metatuner.errors import UserError
+from metatuner.files import read_json
 
 KINDS = ("fit", "cell")
 

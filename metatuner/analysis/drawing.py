@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatuner.analysis.comparison import Entry
-from metatuner.analysis.files import write_bytes
 from metatuner.analysis.statistics import LEVEL
+from metatuner.files import write_bytes
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
 

@@ -54,11 +54,15 @@ class Contrast(Difference):
     p_less: float = 1.0
     """One-sided: of the hypothesis that it is at least the margin."""
 
-    @property
-    def needed(self) -> float:
+    def needed(self, tests: int = 1) -> float:
         """Queries at which a two-sided test would tell the difference, as it is estimated, from the margin with
-        probability 0.8; infinite where the estimate is the margin."""
-        return needed_queries(self.estimate - self.margin, self.standard_error, self.queries)
+        probability 0.8; infinite where the estimate is the margin.
+
+        Args:
+            tests: how many the test has to be corrected for (Bonferroni).
+        """
+        level = 1 - (1 - LEVEL) / tests
+        return needed_queries(self.estimate - self.margin, self.standard_error, self.queries, level=level)
 
 
 def contrast(

@@ -12,7 +12,6 @@ import numpy as np
 from metatuner.analysis import statistics
 from metatuner.analysis.drawing import INK, NOTE_HEIGHT, WIDTH, draw, note_lines, write_note
 from metatuner.analysis.escaping import inert
-from metatuner.analysis.files import write_text
 from metatuner.analysis.labels import (
     DEFAULT_VARIANT,
     benchmark_rank,
@@ -24,6 +23,7 @@ from metatuner.analysis.labels import (
 from metatuner.analysis.plain_tables import PlainTable, write_plain
 from metatuner.analysis.scores import QueryScore, read_query_scores, read_scores
 from metatuner.analysis.statistics import Interval
+from metatuner.files import write_text
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metatuner.analysis.escaping import escape_latex, escape_markdown, inert
-from metatuner.analysis.files import write_text
+from metatuner.files import write_text
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
 

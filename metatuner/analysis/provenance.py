@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from metatuner.analysis.files import write_json
+from metatuner.files import write_json
 from metatuner.harness.config import Config
 from metatuner.hashing import ROOT, hash_value
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from metatuner.analysis.files import read_json, write_text
 from metatuner.errors import UserError
+from metatuner.files import read_json, write_text
 
 STATUSES = ("ok", "skipped", "failed")
 

@@ -14,7 +14,6 @@ from statistics import median
 from metatuner.analysis.appendix import APPENDIX
 from metatuner.analysis.comparison import Comparison, Entry, MethodId, compare, unequal_tuning
 from metatuner.analysis.escaping import escape_latex, escape_markdown, inert
-from metatuner.analysis.files import write_text
 from metatuner.analysis.kinds import table_kinds
 from metatuner.analysis.labels import (
     BENCHMARKS,
@@ -28,6 +27,7 @@ from metatuner.analysis.labels import (
 )
 from metatuner.analysis.published import PaperTable, published_beside
 from metatuner.analysis.statistics import LEVEL, MIN_SEEDS, Difference, smallest_detectable_effect
+from metatuner.files import write_text
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
 

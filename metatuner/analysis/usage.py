@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from metatuner.analysis.files import read_json
 from metatuner.errors import UserError
+from metatuner.files import read_json
 
 
 @dataclass

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from metatuner.analysis.files import write_json
 from metatuner.analysis.labels import DEFAULT_VARIANT
+from metatuner.files import write_json
 
 
 def write_verdict(rows: Iterable[Mapping[str, Any]], outcomes: Mapping[str, tuple[str, str]], path: Path) -> list[str]:

@@ -16,8 +16,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.tasks import TaskManager
 
 from metatuner.errors import UserError
+from metatuner.files import write_text
 from metatuner.harness.benchmarks import Benchmark
-from metatuner.harness.policy import Policy, Query, Response, write_atomically
+from metatuner.harness.policy import Policy, Query, Response
 from metatuner.harness.tasks.functions import STOPPED
 
 TASKS = Path(__file__).parent / "tasks"
@@ -128,8 +129,8 @@ def evaluate_policy(
         STOPPED: dict(Counter(record[STOPPED] for record in records if record[STOPPED] is not None)),
     }
     lines = [json.dumps(record, ensure_ascii=False, sort_keys=True) + "\n" for record in records]
-    write_atomically(out / "predictions.jsonl", "".join(lines))
-    write_atomically(out / "metrics.json", json.dumps(summary, indent=1, sort_keys=True) + "\n")
+    write_text(out / "predictions.jsonl", "".join(lines))
+    write_text(out / "metrics.json", json.dumps(summary, indent=1, sort_keys=True) + "\n")
     return records, summary
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metatuner.errors import UserError
+from metatuner.files import write_text
 from metatuner.harness.benchmarks import Benchmark
 from metatuner.harness.budget import Budget
 from metatuner.harness.ground import Lab, derive_seed
 from metatuner.harness.limits import time_limit
 from metatuner.harness.method import Method
 from metatuner.harness.models import ModelPool
-from metatuner.harness.policy import Policy, write_atomically
+from metatuner.harness.policy import Policy
 from metatuner.harness.splits import draw_train_dev
 
 Status = Literal["ok", "skipped", "failed"]
@@ -204,9 +205,9 @@ def run_fit(task: FitTask, models: ModelPool, folder: Path, failures: Path, *, s
             policy.save(temporary / "policy")
             shutil.rmtree(scratch, ignore_errors=True)
             cost = {**lab.budget.cost(), **asdict(meter)}
-            write_atomically(temporary / "cost.json", json.dumps(cost, indent=1, sort_keys=True) + "\n")
+            write_text(temporary / "cost.json", json.dumps(cost, indent=1, sort_keys=True) + "\n")
             identity = json.dumps(dict(task.identity), indent=1, sort_keys=True, ensure_ascii=False)
-            write_atomically(temporary / "fit.json", identity + "\n")
+            write_text(temporary / "fit.json", identity + "\n")
     except _Skipped as skipped:
         return Outcome(task.key, "skipped", str(skipped))
     except Exception as error:  # the method's author may raise anything; it is this fit's outcome, never a score

@@ -17,6 +17,7 @@ class Layout:
         self.settings = self.root / "settings.csv"
         self.methods = self.root / "methods.json"
         self.searches = self.root / "searches.json"
+        self.efficiency = self.root / "efficiency.csv"
         self.provenance = self.root / "provenance.json"
         self.verdict = self.root / "verdict.json"
         self.usage = self.root / "usage"
@@ -57,6 +58,10 @@ class Layout:
     def table(self, name: str, suffix: str) -> Path:
         """A table's file."""
         return self.root / "tables" / f"{name}.{suffix}"
+
+    def claims(self, suffix: str) -> Path:
+        """What became of the paper's claims: csv, parts.csv or md."""
+        return self.root / ("claims_parts.csv" if suffix == "parts.csv" else f"claims.{suffix}")
 
     def figure(self, name: str, suffix: str) -> Path:
         """A figure's file."""

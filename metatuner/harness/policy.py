@@ -1,7 +1,6 @@
 """What `fit` returns and `evaluate` asks: a policy answers queries, and is saved as deltas over named base models."""
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from metatuner.errors import UserError, suggest
+from metatuner.files import write_text
 
 if TYPE_CHECKING:
     from metatuner.harness.ground import Ground
@@ -65,21 +65,7 @@ class Policy(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         state = self.write(folder)
         manifest = {"format": FORMAT, "kind": self.kind, "state": state}
-        write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is either the old one or the whole new one, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_text(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False))
 
 
 def register_policy(kind: str) -> Callable[[type[Policy]], type[Policy]]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metatuner.errors import UserError
+from metatuner.files import write_text
 from metatuner.harness.benchmarks import Benchmark, load_hub, load_rows
-from metatuner.harness.policy import write_atomically
 from metatuner.harness.rows import Row, read_rows, rows_to_text
 
 
@@ -43,7 +43,7 @@ class Splits:
         """Write pool.jsonl, tune.jsonl, test.jsonl and, last, splits.json: ids, their hash and what was left out."""
         splits = {"pool": self.pool, "tune": self.tune, "test": self.test}
         for name, rows in splits.items():
-            write_atomically(folder / f"{name}.jsonl", rows_to_text(rows))
+            write_text(folder / f"{name}.jsonl", rows_to_text(rows))
         listing = {
             "benchmark": self.benchmark,
             "seed": self.seed,
@@ -54,7 +54,7 @@ class Splits:
             },
         }
         text = json.dumps(listing, ensure_ascii=False, indent=1, sort_keys=True)
-        write_atomically(folder / "splits.json", text + "\n")
+        write_text(folder / "splits.json", text + "\n")
 
 
 def draw_splits(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metatuner.errors import UserError
-from metatuner.harness.policy import write_atomically
+from metatuner.files import write_text
 
 
 @dataclass(frozen=True)
@@ -53,4 +53,4 @@ def write_winners(path: Path, winners: Iterable[Winner]) -> None:
     """Store winners, sorted, as JSON."""
     ordered = sorted(winners, key=lambda winner: (winner.method, winner.benchmark))
     text = json.dumps([asdict(winner) for winner in ordered], indent=1, sort_keys=True)
-    write_atomically(path, text + "\n")
+    write_text(path, text + "\n")

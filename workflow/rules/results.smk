@@ -81,6 +81,25 @@ rule figure_2:
         "metatuner figure --config {params.config:q} --name figure_2 --log {log:q}"
 
 
+rule claims:
+    input:
+        scores=L.scores,
+        searches=L.searches,
+    output:
+        csv=L.claims("csv"),
+        parts=L.claims("parts.csv"),
+        md=report(L.claims("md"), caption="../captions/claims.rst", category="Claims"),
+    params:
+        config=CONFIG,
+        key=BENCH.claims_key,
+    log:
+        usage_log("results", "claims"),
+    conda:
+        "../../envs/metatuner.yaml"
+    shell:
+        "metatuner claims --config {params.config:q} --log {log:q}"
+
+
 rule provenance:
     input:
         L.scores,

@@ -1,4 +1,4 @@
-"""Writing and reading the small files of a results folder."""
+"""Writing and reading small files: what is there is the old file or the whole new one, also after a crash."""
 
 import json
 import os
@@ -13,7 +13,10 @@ def write_bytes(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,6 @@
+"""The paper's claims as code: each with its estimand, test and threshold, judged on whatever data are at hand."""
+
+from metatuner.analysis.claims.output import claims
+from metatuner.analysis.claims.ruling import VERDICTS, Part, Ruling
+
+__all__ = ["VERDICTS", "Part", "Ruling", "claims"]

@@ -1,0 +1,399 @@
+"""The ten claims, on what was measured. A claim names experiments, never the baselines that happen to be there."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import permutations
+
+from metatuner.analysis.claims.ruling import Part, Ruling, Verdict, every, some
+from metatuner.analysis.claims.runs import Arm, Runs
+from metatuner.analysis.effects import Contrast
+from metatuner.errors import UserError
+
+METATUNER = ("metatuner_i", "metatuner_j")
+WHOLE = Arm("metatuner_j")
+RANGE = 0.05
+"""Of scores in 0..1: how far apart SFT's scores under different prompts are claimed to be."""
+NOT_INFERIOR = -0.01
+"""The margin of non-inferiority: one point."""
+HALF = 0.5
+"""Of the time of answering: what writing a query's prompt and parameters is claimed to take less than."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, and how it is settled."""
+
+    number: int
+    title: str
+    estimand: str
+    test: str
+    threshold: str
+    judge: Callable[[Runs], tuple[Verdict, tuple[Part, ...], Part | None, float | None, str]]
+
+    def on(self, runs: Runs) -> Ruling:
+        """The claim on a run."""
+        verdict, parts, decisive, needed, detail = self.judge(runs)
+        return Ruling(
+            self.number,
+            self.title,
+            "measured",
+            verdict,
+            self.estimand,
+            self.test,
+            self.threshold,
+            parts,
+            decisive,
+            needed,
+            detail,
+        )
+
+
+Judged = tuple[Verdict, tuple[Part, ...], Part | None, float | None, str]
+
+
+def _missing(detail: str) -> Judged:
+    return "not evaluable", (), None, None, detail
+
+
+def _every(parts: list[Part], detail: str = "") -> Judged:
+    verdict, decisive, needed = every(parts)
+    missing = next((part.reason for part in parts if part.contrast is None), "")
+    return verdict, tuple(parts), decisive, needed, "; ".join(filter(None, (detail, missing)))
+
+
+def _some(parts: list[Part], against: list[Part], detail: str = "") -> Judged:
+    verdict, decisive, needed = some(parts, against)
+    missing = next((part.reason for part in parts if part.contrast is None), "")
+    return verdict, (*parts, *against), decisive, needed, "; ".join(filter(None, (detail, missing)))
+
+
+def _baselines(runs: Runs, experiment: str) -> list[str]:
+    return [name for name in runs.methods(experiment) if not name.startswith("metatuner")]
+
+
+def _chosen(runs: Runs, experiment: str, tuned_on: tuple[str, ...]) -> tuple[str, str]:
+    """-I or -J, whichever had the higher mean score on tune rows of these benchmarks; and how that was told."""
+    present = [name for name in METATUNER if name in runs.methods(experiment)]
+    if len(present) < 2:
+        return (present or ["metatuner_j"])[0], ""
+    means = {}
+    for name in present:
+        found = [
+            search["score"]
+            for search in runs.searches
+            if search["subject"] == name and search["benchmark"] in tuned_on and search["status"] == "current"
+        ]
+        if len(found) < len(tuned_on):
+            return "metatuner_j", "no tune scores of both -I and -J: -J is taken"
+        means[name] = sum(found) / len(found)
+    return max(present, key=lambda name: means[name]), ""
+
+
+def _beats_baselines(runs: Runs, experiment: str) -> Judged:
+    parts, details = [], []
+    for benchmark in runs.benchmarks(experiment):
+        trained = runs.config.experiments[experiment].trained_on(benchmark)
+        chosen, detail = _chosen(runs, experiment, trained)
+        details.append(detail or f"{runs.title(benchmark)}: {Arm(chosen).title} by tune scores")
+        for name in _baselines(runs, experiment):
+            title = f"{Arm(chosen).title} over {Arm(name).title} on {runs.title(benchmark)}"
+            parts.append(runs.part(title, experiment, [Arm(chosen)], [Arm(name)], [benchmark]))
+    return _every(parts, "; ".join(dict.fromkeys(details)))
+
+
+def claim_1(runs: Runs) -> Judged:
+    """MetaTuner beats every baseline on every benchmark."""
+    return _beats_baselines(runs, "main") if runs.has("main") else _missing("experiment main was not run")
+
+
+def claim_2(runs: Runs) -> Judged:
+    """Hybrids beat prompt-only and parameter-only methods on average."""
+    if not runs.has("main"):
+        return _missing("experiment main was not run")
+    families = {
+        family: [Arm(name) for name in runs.methods("main", family)] for family in ("hybrid", "prompt", "parameter")
+    }
+    if not all(families.values()):
+        return _missing(f"no {next(name for name, arms in families.items() if not arms)} method was run")
+    parts = [
+        runs.part(
+            f"hybrids over {family}-only methods", "main", families["hybrid"], families[family], runs.benchmarks("main")
+        )
+        for family in ("prompt", "parameter")
+    ]
+    named = "; ".join(f"{family}: {', '.join(arm.title for arm in arms)}" for family, arms in families.items())
+    return _every(parts, named)
+
+
+def claim_3(runs: Runs) -> Judged:
+    """The whole beats each of its ablations on every benchmark."""
+    if not runs.has("ablation"):
+        return _missing("experiment ablation was not run")
+    there = runs.variants("ablation", "metatuner_j")
+    parts, untuned = [], []
+    for name in ("without_f", "without_p", "without_s"):
+        variant = f"{name}_tuned" if f"{name}_tuned" in there else name
+        untuned += [name] * (variant == name)
+        for benchmark in runs.benchmarks("ablation"):
+            arm = Arm("metatuner_j", variant)
+            title = f"{WHOLE.title} over {arm.title} on {runs.title(benchmark)}"
+            parts.append(runs.part(title, "ablation", [WHOLE], [arm], [benchmark]))
+    told = f"under the whole's settings: {', '.join(untuned)}" if untuned else "each ablation under its own settings"
+    return _every(parts, told)
+
+
+def claim_4(runs: Runs) -> Judged:
+    """Supervised regularisation beats Gumbel-Softmax."""
+    if not runs.has("regularisation"):
+        return _missing("experiment regularisation was not run")
+    arm = Arm("metatuner_j", "gumbel")
+    benchmarks = runs.benchmarks("regularisation")
+    part = runs.part("supervised regularisation over Gumbel-Softmax", "regularisation", [WHOLE], [arm], benchmarks)
+    return _every([part], "mean over benchmarks")
+
+
+def claim_5(runs: Runs) -> Judged:
+    """Some inner sharing depth beats both ends, and the best share is smaller for the larger generator."""
+    if not runs.has("sharing"):
+        return _missing("experiment sharing was not run")
+    design = runs.config.experiments["sharing"]
+    shares = {
+        variant: over["shared_layers"]
+        for variant, over in design.variants["metatuner_j"].items()
+        if "shared_layers" in over and "encoder_layers" not in over
+    }
+    inner = [name for name, share in shares.items() if 0 < share < 1]
+    ends = [name for name, share in shares.items() if share in (0, 1)]
+    if not inner or len(ends) < 2:
+        return _missing("the grid has no inner depth beside both ends")
+    benchmarks = runs.benchmarks("sharing")
+    parts, against = [], []
+    for generator in design.generators:
+        for name in inner:
+            for end in ends:
+                pair = [Arm("metatuner_j", name, generator)], [Arm("metatuner_j", end, generator)]
+                title = f"k = {shares[name]:g} K over {shares[end]:g} K, generator {generator}"
+                parts.append(runs.part(title, "sharing", *pair, benchmarks, group=f"{generator} {name}"))
+                title = f"k = {shares[end]:g} K over {shares[name]:g} K, generator {generator}"
+                against.append(runs.part(title, "sharing", pair[1], pair[0], benchmarks, group=f"{generator} {end}"))
+    verdicts = []
+    for generator in design.generators:
+        own = [[part for part in side if part.group.startswith(f"{generator} ")] for side in (parts, against)]
+        verdicts.append(some(*own))
+    order = {"contradicted": 0, "not evaluable": 1, "undecided": 2, "supported": 3}
+    verdict, decisive, needed = min(verdicts, key=lambda each: order[each[0]])
+    told = (
+        "an inner depth for each generator; that the best share is smaller for the larger one is told by no test here: "
+    )
+    told += "the best point of a flat curve is luck"
+    return verdict, (*parts, *against), decisive, needed, told
+
+
+def claim_6(runs: Runs) -> Judged:
+    """Some smaller number of rollouts beats the largest."""
+    if not runs.has("rollouts"):
+        return _missing("experiment rollouts was not run")
+    points = {variant: value for (_, variant), value in runs.config.experiments["rollouts"].points.items()}
+    if len(points) < 2:
+        return _missing("the grid has one number of rollouts alone")
+    most = max(points, key=lambda variant: points[variant])
+    benchmarks = runs.benchmarks("rollouts")
+    parts, against = [], []
+    for name, number in points.items():
+        if name != most:
+            arms = [Arm("metatuner_j", name)], [Arm("metatuner_j", most)]
+            parts.append(runs.part(f"{number} rollouts over {points[most]}", "rollouts", *arms, benchmarks))
+            title = f"{points[most]} rollouts over {number}"
+            against.append(runs.part(title, "rollouts", arms[1], arms[0], benchmarks, group="the largest number"))
+    return _some(parts, against)
+
+
+def claim_7(runs: Runs) -> Judged:
+    """-J is at least -I on average, within a point."""
+    if not runs.has("main") or not set(METATUNER) <= set(runs.methods("main")):
+        return _missing("experiment main has not both -I and -J")
+    part = runs.part(
+        "MetaTuner-J less MetaTuner-I, above -1 point",
+        "main",
+        [Arm("metatuner_j")],
+        [Arm("metatuner_i")],
+        runs.benchmarks("main"),
+        margin=NOT_INFERIOR,
+    )
+    return _every([part], "mean over benchmarks")
+
+
+def claim_8(runs: Runs) -> Judged:
+    """SFT varies with its prompt by more than 5 points, and its worst falls below the best prompt optimiser."""
+    if not runs.has("sft_prompts"):
+        return _missing("experiment sft_prompts was not run")
+    benchmarks, variants = runs.benchmarks("sft_prompts"), runs.variants("sft_prompts", "sft")
+    spread = [
+        runs.part(
+            f"SFT under {first} over SFT under {second}, by more than 5 points",
+            "sft_prompts",
+            [Arm("sft", first)],
+            [Arm("sft", second)],
+            benchmarks,
+            margin=RANGE,
+            group=f"{first} {second}",
+        )
+        for first, second in permutations(variants, 2)
+    ]
+    range_verdict = _some(spread, [], "mean over benchmarks; all pairs of prompts are corrected for each other")
+    optimisers = runs.methods("main", "prompt") if runs.has("main") else []
+    if not optimisers:
+        return _missing("no prompt optimiser was run")
+    below = [_across(runs, name, variant, benchmarks) for name in optimisers for variant in variants]
+    below_verdict = _some(below, [], "")
+    both = [range_verdict, below_verdict]
+    order = {"contradicted": 0, "not evaluable": 1, "undecided": 2, "supported": 3}
+    verdict, _, decisive, needed, _ = min(both, key=lambda each: order[each[0]])
+    details = "; ".join(filter(None, (each[4] for each in both)))
+    return verdict, (*spread, *below), decisive, needed, details
+
+
+def _across(runs: Runs, optimiser: str, variant: str, benchmarks: list[str]) -> Part:
+    """A prompt optimiser of the main experiment over SFT under a prompt, on the seeds that both have."""
+    from metatuner.analysis.claims.runs import Hole
+    from metatuner.analysis.effects import Gaps, contrast
+    from metatuner.analysis.statistics import derive_seed
+
+    name = f"{Arm(optimiser).title} over SFT under {variant}"
+    try:
+        gaps = []
+        for benchmark in benchmarks:
+            own = runs.answers("main", Arm(optimiser), benchmark)
+            other = runs.answers("sft_prompts", Arm("sft", variant), benchmark)
+            shared = [seed for seed in own.seeds if seed in other.seeds]
+            if not shared:
+                raise Hole(f"no seed is common to {optimiser} and SFT under prompts")
+            left = own.values[[own.seeds.index(seed) for seed in shared]]
+            right = other.values[[other.seeds.index(seed) for seed in shared]]
+            gaps.append(Gaps(left - right, own.groups, own.binary and other.binary))
+    except Hole as hole:
+        return Part(name, None, str(hole))
+    return Part(name, contrast(gaps, seed=derive_seed("claim", name, *benchmarks)))
+
+
+def claim_9(runs: Runs) -> Judged:
+    """Trained on the other benchmarks, MetaTuner beats the baselines."""
+    if not runs.has("generalisation"):
+        return _missing("experiment generalisation was not run")
+    return _beats_baselines(runs, "generalisation")
+
+
+def claim_10(runs: Runs) -> Judged:
+    """Writing a query's prompt and parameters takes less than half of the time of answering it."""
+    path = runs.layout.efficiency
+    if not path.is_file():
+        return _missing("no timings: run `snakemake --cores all efficiency`")
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "metatuner_j"]
+    parts = []
+    try:
+        for row in rows:
+            low, mid, high = (float(row[key]) for key in ("write_share_low", "write_share", "write_share_high"))
+            name = (
+                f"half of the answering time less the writing time, as a share of it, on {runs.title(row['benchmark'])}"
+            )
+            # Repeated timings, no sample of queries: the quartiles stand where an interval would.
+            sure = [0.0 if high < HALF else 1.0, 0.0 if low > HALF else 1.0]
+            told = Contrast(HALF - mid, HALF - high, HALF - low, True, 2 * min(sure), 0.0, 0.0, 0, *sure)
+            parts.append(Part(name, told))
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a file of timings ({error!r}); run `snakemake --cores all efficiency`") from None
+    if not parts:
+        return _missing("no timing of MetaTuner-J")
+    verdict, decisive, _ = every(parts)
+    needed = None if verdict != "undecided" else float("inf")
+    told = "timings on this machine; a share is told from one half where its quartiles over repeats are on one side"
+    return verdict, tuple(parts), decisive, needed, told
+
+
+PAIRED = "paired test over queries (McNemar's exact test, or sign flips of groups)"
+POOLED = "sign flips of groups over all benchmarks"
+EACH = "each difference above 0, p <= 0.05"
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        1,
+        "MetaTuner (-I or -J, chosen on tune) beats every baseline on every benchmark",
+        "difference of mean scores, for each baseline and benchmark",
+        f"{PAIRED}; intersection-union",
+        EACH,
+        claim_1,
+    ),
+    Claim(
+        2,
+        "Hybrid methods beat prompt-only and parameter-only methods on average over benchmarks",
+        "mean score of the hybrids less that of each other family, averaged over methods and benchmarks",
+        f"{POOLED}; intersection-union",
+        EACH,
+        claim_2,
+    ),
+    Claim(
+        3,
+        "The full method beats w/o F, w/o P and w/o S on every benchmark",
+        "difference of mean scores, for each ablation and benchmark",
+        f"{PAIRED}; intersection-union",
+        EACH,
+        claim_3,
+    ),
+    Claim(
+        4,
+        "Supervised regularisation beats Gumbel-Softmax, both tuned",
+        "difference of mean scores, averaged over benchmarks",
+        POOLED,
+        "difference above 0, p <= 0.05",
+        claim_4,
+    ),
+    Claim(
+        5,
+        "The best sharing depth is inside (0, K): some inner k beats both ends",
+        "for each generator, difference of mean scores between an inner depth and each end",
+        f"{PAIRED}; an inner depth needs both, inner depths are corrected by Holm; for each generator",
+        "both differences above 0, corrected p <= 0.05",
+        claim_5,
+    ),
+    Claim(
+        6,
+        "More rollouts do not always help: some smaller number beats the largest",
+        "difference of mean scores between a smaller number and the largest",
+        f"{PAIRED}; Holm over the numbers",
+        "a difference above 0, corrected p <= 0.05",
+        claim_6,
+    ),
+    Claim(
+        7,
+        "-J is at least -I on average (non-inferiority)",
+        "mean score of -J less that of -I, averaged over benchmarks",
+        "z-test with linearised standard error, and bootstrap; the larger p",
+        "difference above -1 point, p <= 0.05",
+        claim_7,
+    ),
+    Claim(
+        8,
+        "SFT's score varies with its training prompt, and its worst falls below the best prompt optimiser",
+        "difference between two prompts, averaged over benchmarks; an optimiser's mean less SFT's under a prompt",
+        "all ordered pairs of prompts, Holm; all pairs of an optimiser and a prompt, Holm",
+        "a pair more than 5 points apart; an optimiser above SFT under some prompt; corrected p <= 0.05",
+        claim_8,
+    ),
+    Claim(
+        9,
+        "Trained on three benchmarks, MetaTuner beats the baselines on the fourth",
+        "difference of mean scores on the benchmark left out, for each baseline",
+        f"{PAIRED}; intersection-union",
+        EACH,
+        claim_9,
+    ),
+    Claim(
+        10,
+        "Generating a query's prompt and parameters takes less than half of the time of answering it",
+        "seconds for writing a query's prompt and parameters over seconds for answering it, on each benchmark",
+        "quartiles of interleaved repeats",
+        "share below 0.5 on every benchmark",
+        claim_10,
+    ),
+)

@@ -1,0 +1,181 @@
+"""Claims: verdicts follow the data, a null world supports none, and what is missing is said and never guessed."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_results import CHANCES, fake_config, fake_run, plan_rows, write_cells
+
+from metatuner.analysis.claims import VERDICTS, claims
+from metatuner.analysis.claims.ruling import Part, every, some
+from metatuner.analysis.effects import Contrast, unpaired_difference
+from metatuner.analysis.published import read_published, read_test_sizes
+from metatuner.analysis.scores import write_scores
+from metatuner.harness.config import Config
+
+EQUAL = dict.fromkeys(CHANCES, 0.5)
+
+
+def judged(config: Config) -> dict[tuple[int, str], dict[str, str]]:
+    """Lines of claims.csv by claim and source."""
+    paths = claims(config)
+    assert [path.name for path in paths] == ["claims.csv", "claims_parts.csv", "claims.md"]
+    with open(paths[0], encoding="utf-8", newline="") as file:
+        return {(int(row["claim"]), row["data"]): row for row in csv.DictReader(file)}
+
+
+def run(results: Path, chances: dict[str, float], n: int = 200, **keys: Any) -> dict[tuple[int, str], dict[str, str]]:
+    config = fake_config(results, **keys)
+    fake_run(config, n=n, chances=chances)
+    return judged(config)
+
+
+# ---- verdicts ------------------------------------------------------------------------------------------------------
+
+
+def part(name: str, estimate: float, error: float = 1.0, group: str = "") -> Part:
+    """A z-test of an estimate."""
+    z = unpaired_difference([(0.5, 10**9)], [(0.5, 10**9)])
+    from statistics import NormalDist
+
+    greater = 1 - NormalDist().cdf(estimate / error)
+    told = Contrast(estimate, 0, 0, z.conditional, 2 * min(greater, 1 - greater), error, 0.0, 100, greater, 1 - greater)
+    return Part(name, told, group=group)
+
+
+MISSING = Part("missing", None, "nobody ran it")
+
+
+def test_every_part_must_hold_each_at_its_own_level() -> None:
+    assert every([part("a", 3), part("b", 2.0)])[0] == "supported"
+    verdict, decisive, needed = every([part("a", 3), part("b", 1.5)])
+    assert (verdict, decisive.name) == ("undecided", "b")
+    assert needed == pytest.approx(100 * ((1.959964 + 0.841621) / 1.5) ** 2, abs=1)
+
+
+def test_the_reverse_is_corrected_for_all_parts() -> None:
+    assert every([part("a", 3), part("b", -2.1)])[0] == "undecided"  # p = 0.036, twice that after Holm
+    verdict, decisive, _ = every([part("a", 3), part("b", -2.5)])
+    assert (verdict, decisive.name) == ("contradicted", "b")
+
+
+def test_what_is_missing_is_not_evaluable_unless_the_rest_contradicts() -> None:
+    assert every([part("a", 3), MISSING])[0] == "not evaluable"
+    assert every([part("a", -4), MISSING])[0] == "contradicted"
+    assert every([MISSING])[0] == "not evaluable"
+    assert some([part("a", 3), MISSING])[0] == "not evaluable"
+
+
+def test_some_one_group_must_hold_whole_after_correction() -> None:
+    pair = [part("a1", 3, group="a"), part("a2", 3, group="a"), part("b1", 0.1, group="b"), part("b2", 4, group="b")]
+    assert some(pair)[0] == "supported"
+    near = [part("a1", 2.1, group="a"), part("a2", 3, group="a"), part("b1", 0.1, group="b"), part("b2", 4, group="b")]
+    assert some(near)[0] == "undecided"  # p = 0.036 for a, of two groups
+    assert some([part("a", -3), part("b", -3)])[0] == "contradicted"
+    assert some([part("a", -3), part("b", -0.5)])[0] == "undecided"
+
+
+# ---- measured ------------------------------------------------------------------------------------------------------
+
+
+def test_in_a_world_without_differences_no_claim_of_one_is_supported(tmp_path: Path) -> None:
+    differences = (1, 2, 3, 4, 5, 6, 8, 9)
+    found = []
+    for first in range(6):
+        config = everything(tmp_path / str(first), seeds=[10 * first, 10 * first + 1])
+        fake_run(config, n=100, chances={})  # 0.5 for all
+        rows = judged(config)
+        found += [rows[number, "measured"]["verdict"] for number in differences]
+    assert found.count("supported") == 0
+    assert found.count("undecided") > len(found) / 2
+
+
+def everything(results: Path, seeds: list[int]) -> Config:
+    """Every experiment that claims ask for, but for timings."""
+    main = {"methods": list(CHANCES), "benchmarks": ["math", "gsm8k"], "seeds": seeds, "generator": "large"}
+    own = {"methods": ["metatuner_j"], "benchmarks": ["math", "gsm8k"], "seeds": seeds, "generator": "large"}
+    shares = {"none": 0, "half": 0.5, "all": 1.0}
+    variants = {
+        "ablation": {name: {} for name in ("default", "without_f", "without_p", "without_s")},
+        "regularisation": {"default": {}, "gumbel": {}},
+        "sharing": {name: {"shared_layers": share} for name, share in shares.items()},
+        "rollouts": {name: {"metatuner_warmup": {"rollouts": number}} for name, number in (("n1", 1), ("n8", 8))},
+    }
+    axes = {"sharing": "shared_layers", "rollouts": "metatuner_warmup.rollouts"}
+    experiments: dict[str, Any] = {"main": main, "generalisation": {**main, "train": "others"}}
+    for name, each in variants.items():
+        experiments[name] = {**own, "variants": {"metatuner_j": each}, "axis": axes.get(name)}
+    prompts = {"default": {}, "prompt_a": {}, "prompt_b": {}}
+    experiments["sft_prompts"] = {**own, "methods": ["sft"], "variants": {"sft": prompts}}
+    return fake_config(results, experiments=experiments)
+
+
+def test_a_large_difference_is_found_and_its_reverse_contradicts(tmp_path: Path) -> None:
+    better = run(tmp_path / "better", {**EQUAL, "metatuner_j": 0.9})
+    assert better[1, "measured"]["verdict"] == better[2, "measured"]["verdict"] == "supported"
+    assert float(better[1, "measured"]["low"]) > 0
+    worse = run(tmp_path / "worse", {**EQUAL, "metatuner_j": 0.2})
+    assert worse[1, "measured"]["verdict"] == worse[2, "measured"]["verdict"] == "contradicted"
+    assert float(worse[1, "measured"]["high"]) < 0
+
+
+def test_what_was_not_run_is_not_evaluable_and_says_so(tmp_path: Path) -> None:
+    rows = run(tmp_path, CHANCES, n=20)
+    for number in (3, 4, 5, 6, 7, 8, 9, 10):
+        row = rows[number, "measured"]
+        assert row["verdict"] == "not evaluable"
+        assert row["detail"]
+        assert row["estimate"] == row["p"] == ""
+
+
+def test_a_failed_cell_is_a_hole_and_no_zero(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    (lost,) = [
+        row["cell"] for row in plan_rows(config) if (row["method"], row["benchmark"], row["seed"]) == ("sft", "math", 1)
+    ]
+    outcomes = {lost: ("failed", "RuntimeError: it broke")}
+    rows = write_cells(config, n=200, outcomes=outcomes, chances={**EQUAL, "metatuner_j": 0.9})
+    write_scores(rows, outcomes, tmp_path)
+    found = judged(config)
+    assert found[1, "measured"]["verdict"] == "not evaluable"
+    assert "SFT on nano MATH, seed 1: failed: RuntimeError: it broke" in found[1, "measured"]["detail"]
+    with open(tmp_path / "claims_parts.csv", encoding="utf-8", newline="") as file:
+        parts = {row["part"]: row for row in csv.DictReader(file) if row["data"] == "measured" and row["claim"] == "1"}
+    assert parts["MetaTuner-J over SFT on nano MATH"]["estimate"] == ""
+    assert float(parts["MetaTuner-J over SFT on nano GSM8K"]["estimate"]) > 0
+
+
+def test_a_sources_name_and_its_world_stand_in_every_line(tmp_path: Path) -> None:
+    rows = run(tmp_path, CHANCES, n=20)
+    assert {row["world"] for (_, data), row in rows.items() if data == "measured"} == {"nano"}
+    assert all("secondary sources" in row["world"] for (_, data), row in rows.items() if data == "published")
+    page = (tmp_path / "claims.md").read_text()
+    assert "rankings are no evidence" in page.split("##")[0]
+    assert all(row["verdict"] in VERDICTS for row in rows.values())
+
+
+def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    fake_run(config, n=30)
+    first = [path.read_bytes() for path in claims(config)]
+    assert [path.read_bytes() for path in claims(config)] == first
+
+
+# ---- published -----------------------------------------------------------------------------------------------------
+
+
+def test_published_numbers_decide_what_they_can(tmp_path: Path) -> None:
+    rows = run(tmp_path, CHANCES, n=20)
+    verdicts = {number: row["verdict"] for (number, data), row in rows.items() if data == "published"}
+    assert {number for number, verdict in verdicts.items() if verdict == "not evaluable"} == {4, 5, 6, 8, 9, 10}
+    # The largest gap between the whole and an ablation, in standard errors of unpaired scores, is small.
+    scores, sizes = read_published(), read_test_sizes()
+    for variant in ("without_f", "without_p", "without_s"):
+        for benchmark, size in sizes.items():
+            whole = scores["metatuner_j", "default", benchmark].score / 100
+            part = scores["metatuner", variant, benchmark].score / 100
+            error = np.sqrt((whole * (1 - whole) + part * (1 - part)) / size.size)
+            assert abs(whole - part) / error < 1.96
+    assert verdicts[3] == "undecided"
