@@ -300,8 +300,8 @@ def claim_10(runs: Runs) -> Judged:
             )
             # Repeated timings, no sample of queries: the quartiles stand where an interval would.
             sure = [0.0 if high < HALF else 1.0, 0.0 if low > HALF else 1.0]
-            told = Contrast(HALF - mid, HALF - high, HALF - low, True, 2 * min(sure), 0.0, 0.0, 0, *sure)
-            parts.append(Part(name, told))
+            timed = Contrast(HALF - mid, HALF - high, HALF - low, True, 2 * min(sure), 0.0, 0.0, 0, *sure)
+            parts.append(Part(name, timed))
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: not a file of timings ({error!r}); run `snakemake --cores all efficiency`") from None
     if not parts:

@@ -113,10 +113,11 @@ def some(parts: Sequence[Part], against: Sequence[Part] = ()) -> tuple[Verdict, 
             return "contradicted", max(reverse[other], key=lambda part: part.p), None
     elif max(part.p_reverse for part in parts) <= ALPHA:
         return "contradicted", max(parts, key=lambda part: part.p_reverse), None
-    told = weakest.contrast
     # Where the strongest group's weakest part points the other way, more of such data would not lead to the claim.
-    hopeless = told is None or told.estimate <= told.margin
-    return "undecided", weakest, inf if hopeless else told.needed(len(supporting))
+    told, needed = weakest.contrast, inf
+    if told is not None and told.estimate > told.margin:
+        needed = told.needed(len(supporting))
+    return "undecided", weakest, needed
 
 
 def _groups(parts: Sequence[Part]) -> dict[str, list[Part]]:

@@ -1,0 +1,131 @@
+"""What PPO and GRPO share: log-probabilities of sampled answers, a frozen reference, the clipped objective, updates.
+
+Shapes: B answers of at most T tokens, padded on the right; `mask` [B, T] is 1 on an answer's tokens.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metatuner.errors import UserError
+from metatuner.lm import LM
+from metatuner.lm.losses import logits_at
+
+
+def answer_tokens(
+    lm: LM, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """What a pass over answers reads and predicts.
+
+    Returns:
+        inputs [B, width], places [tokens] of the flattened inputs whose outputs predict the answers' tokens, targets
+        [tokens], and the length of each answer. Rows are padded on the right, where a causal model never looks.
+    """
+    lengths = [len(completion) for completion in completions]
+    width = max(len(prompt) + length for prompt, length in zip(prompts, lengths, strict=True)) - 1
+    inputs = torch.full((len(prompts), width), lm.filler)
+    places: list[int] = []
+    targets: list[int] = []
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        ids = [*prompt, *completion]
+        inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+        start = row * width + len(prompt) - 1
+        places += range(start, start + len(completion))
+        targets += completion
+    device = lm.device
+    return inputs.to(device), torch.tensor(places, device=device), torch.tensor(targets, device=device), lengths
+
+
+def log_probs(lm: LM, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
+    """Log-probability [B, T] of each answer's tokens given its prompt; 0 on padding."""
+    inputs, places, targets, lengths = answer_tokens(lm, prompts, completions)
+    told = torch.log_softmax(logits_at(lm, inputs, places), dim=-1)
+    return padded(told.gather(1, targets[:, None])[:, 0], lengths)
+
+
+def padded(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """A value a token [tokens] as [B, T], 0 on padding."""
+    return torch.nn.utils.rnn.pad_sequence(values.split(list(lengths)), batch_first=True)
+
+
+def token_mask(lengths: Sequence[int], device: Any) -> Tensor:
+    """[B, T], 1 on an answer's tokens."""
+    return padded(torch.ones(sum(lengths), device=device), lengths)
+
+
+def clipped_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
+    """PPO's clipped objective a token, negative (arXiv 1707.06347, equation 7); 0 on padding.
+
+    Args:
+        new: log-probabilities under the policy being trained, [B, T].
+        old: under the policy that sampled, [B, T].
+        advantages: [B, T], or [B, 1] for one an answer.
+        mask: [B, T].
+        clip: how far the ratio may move from 1.
+    """
+    ratio = (new - old).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages) * mask
+
+
+def kl_estimate(new: Tensor, reference: Tensor) -> Tensor:
+    """An unbiased, positive estimate of KL(new || reference) a token: r - log r - 1, r = reference / new (k3 of
+    Schulman's note on approximating KL divergence; arXiv 2402.03300, equation 4)."""
+    gap = reference - new
+    return gap.exp() - gap - 1
+
+
+@contextmanager
+def frozen(weights: Mapping[str, torch.nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within it, parameters have other values: the reference policy, in the very model that is trained."""
+    now = {name: weight.data for name, weight in weights.items()}
+    try:
+        for name, weight in weights.items():
+            weight.data = values[name]
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.data = now[name]
+
+
+def adapter_weights(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The LoRA's parameters, made trainable; all others are frozen."""
+    found = {}
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("lora_" in name)
+        if weight.requires_grad:
+            found[name] = weight
+    return found
+
+
+class Updates:
+    """AdamW with a clipped gradient and a rate that falls to 0 in a line over a known number of steps."""
+
+    def __init__(self, groups: list[dict[str, Any]], *, steps: int, gradient_clip: float, what: str) -> None:
+        """
+        Args:
+            groups: of parameters, each with its `lr`.
+            steps: optimizer steps there will be at most.
+            gradient_clip: largest norm of all gradients together.
+            what: the method, for errors.
+        """
+        self.parameters = [weight for group in groups for weight in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: max(0.0, 1 - step / steps))
+        self.gradient_clip, self.what, self.taken = gradient_clip, what, 0
+
+    def step(self, loss: Tensor) -> float:
+        """One step down; the loss. UserError if it is not finite."""
+        value = float(loss.detach())
+        self.taken += 1
+        if not math.isfinite(value):
+            raise UserError(f"{self.what}: loss {value} at optimizer step {self.taken}; lower learning_rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
+        self.optimizer.step()
+        self.schedule.step()
+        return value

@@ -1,0 +1,184 @@
+"""DPO: the warmed-up actor learns to prefer its right answers to its wrong ones."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from metatuner.errors import UserError
+from metatuner.harness.ground import Lab, derive_seed
+from metatuner.harness.method import Count, Method, Positive, Share
+from metatuner.harness.policies import Adapter
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be set."""
+
+    warmup_learning_rate: Positive = 2e-4
+    """Of the SFT before: as SFT's own default."""
+    warmup_epochs: Count = 1
+    """Passes of the SFT before; few, as an actor that knows its train rows by heart errs on none of them."""
+    rollouts: Count = 8
+    """Answers sampled a train row, between which pairs are found; as many as MetaTuner's rollouts."""
+    rollout_temperature: Positive = 1.0
+    """Of these samples: the actor's own distribution."""
+    pairs: Count = 4
+    """Most pairs a train row."""
+    beta: Positive = 0.1
+    """Weight of the reference in DPO's loss (arXiv 2305.18290, its usual value)."""
+    learning_rate: Positive = 5e-6
+    """Peak rate of AdamW; TRL's default is 1e-6 for all weights, a LoRA takes more."""
+    epochs: Count = 1
+    """Passes over the pairs; usual for DPO."""
+    batch_size: Count = 16
+    """Pairs an optimizer step."""
+    warmup: Share = 0.1
+    """Share of the steps in which the rate rises from 0; it then falls to 0 along a cosine, as SFT's does here."""
+    rank: Count = 8
+    """Rank of the adapter (r), as SFT's."""
+    alpha: Count = 16
+    """Scale of the adapter, as SFT's."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linears that get an adapter, as SFT's."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower."""
+
+
+class DPO(Method):
+    """Preference optimisation on pairs of a right and a wrong rollout."""
+
+    name = "dpo"
+    family = "parameter"
+    reference = "Rafailov et al. 2023, Direct Preference Optimization (arXiv 2305.18290), through TRL's DPOTrainer"
+    deviations = (
+        "Pairs are rollouts of the warmed-up actor that scored differently, not preferences of people.",
+        "Warm-up and preferences train one LoRA; the reference is that LoRA as the warm-up left it.",
+    )
+    Settings = Settings
+
+    def fit(self, lab: Lab) -> Adapter:
+        """Warm up on `lab.train`, sample, and train on pairs; where no row gives one, the warmed-up actor is returned
+        and the log says so."""
+        from baselines._warm_actor import warm_up
+
+        settings: Settings = self.settings
+        policy = warm_up(
+            lab,
+            learning_rate=settings.warmup_learning_rate,
+            epochs=settings.warmup_epochs,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            targets=settings.targets,
+        )
+        pairs = find_pairs(lab, policy, settings)
+        if pairs:
+            train(lab, policy, pairs, settings)
+        return policy
+
+
+def find_pairs(lab: Lab, policy: Adapter, settings: Settings) -> list[dict[str, list[int]]]:
+    """Token ids of pairs: `prompt_ids`, `chosen_ids`, `rejected_ids`, the completions with their end of turn.
+
+    A row's answers are paired the best with the worst, the next best with the next worst, and so on while their rewards
+    differ; equal answers count once.
+    """
+    from baselines._warm_actor import covers, sample
+
+    random = lab.random("pairs")
+    rows = [row for row in lab.train for _ in range(settings.rollouts)]
+    trained = 2 * settings.epochs * min(settings.pairs, settings.rollouts // 2)
+    if not covers(lab, lab.train, answers=settings.rollouts, trained=trained):
+        raise UserError(
+            f"dpo: the budget does not cover {settings.rollouts} rollouts of {len(lab.train)} rows; lower `rollouts`, "
+            "or raise the budget in the preset"
+        )
+    seeds = [derive_seed(lab.stream("rollouts"), index) for index in range(len(rows))]
+    told = sample(lab, policy.actor, rows, seeds=seeds, temperature=settings.rollout_temperature)
+    pairs, mixed = [], 0
+    for start in range(0, len(rows), settings.rollouts):
+        distinct: dict[str, int] = {}
+        for index in range(start, start + settings.rollouts):
+            distinct.setdefault(told.texts[index], index)
+        ranked = sorted(distinct.values(), key=lambda index: -told.rewards[index])
+        found = [
+            (best, worst)
+            for best, worst in zip(ranked, reversed(ranked), strict=True)
+            if told.rewards[best] > told.rewards[worst]
+        ][: settings.pairs]
+        mixed += bool(found)
+        pairs += [
+            {
+                "prompt_ids": told.prompts[best],
+                "chosen_ids": told.completions[best],
+                "rejected_ids": told.completions[worst],
+            }
+            for best, worst in found
+        ]
+    random.shuffle(pairs)
+    reward = round(sum(told.rewards) / len(told.rewards), 5)
+    lab.log(event="pairs", pairs=len(pairs), rows=len(lab.train), mixed=mixed, reward=reward)
+    return pairs
+
+
+def train(lab: Lab, policy: Adapter, pairs: list[dict[str, list[int]]], settings: Settings) -> None:
+    """Train the policy's adapter on pairs, against itself as it is now."""
+    import torch
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
+
+    class Prepared(DPOTrainer):
+        """Reads the ids that the pairs hold, which are those that inference reads and writes."""
+
+        def _prepare_dataset(self, dataset: Any, *rest: Any, **options: Any) -> Any:
+            return dataset
+
+    lm = policy.actor
+    model: Any = lm.model
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("lora_" in name)
+    trainer = Prepared(
+        model=model,
+        processing_class=lm.tokenizer,
+        train_dataset=Dataset.from_list(pairs),
+        data_collator=DataCollatorForPreference(pad_token_id=lm.filler),
+        args=DPOConfig(
+            output_dir=str(lab.workdir),
+            beta=settings.beta,
+            max_length=None,
+            learning_rate=settings.learning_rate,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            lr_scheduler_type="cosine",
+            warmup_steps=settings.warmup,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            bf16=lm.spec.dtype == "bfloat16",
+            fp16=lm.spec.dtype == "float16",
+            use_cpu=lm.device.type == "cpu",
+            seed=lab.stream("dpo") % 2**32,
+            save_strategy="no",
+            logging_strategy="steps",
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=lm.device.type == "cuda",
+        ),
+    )
+    trainer.remove_callback(PrinterCallback)  # the fit has its own log
+    torch.manual_seed(lab.stream("dpo"))
+    trainer.train()
+    for entry in trainer.state.log_history:
+        if "loss" in entry:
+            told = {name: round(entry[key], 5) for name, key in LOGGED.items() if key in entry}
+            lab.log(event="step", step=entry["step"], **told)
+            if not math.isfinite(entry["loss"]):
+                raise UserError(f"dpo: loss {entry['loss']} at step {entry['step']}; lower learning_rate")
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    vars(trained.get_base_model()).pop("forward", None)  # the trainer's own, which would call this model ever after
+    trained.delete_adapter("ref")
+
+
+LOGGED = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+"""What the log keeps of TRL's."""

@@ -1,0 +1,236 @@
+"""PPO: the warmed-up actor learns from rewards through a value head, near the policy that it started from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from metatuner.harness.ground import Lab, derive_seed
+from metatuner.harness.method import Count, Method, NotNegative, Positive, Share
+from metatuner.harness.policies import Adapter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from metatuner.lm import LM
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be set; numbers without a source are those of arXiv 1909.08593 and its code, lm-human-preferences."""
+
+    warmup_learning_rate: Positive = 2e-4
+    """Of the SFT before: as SFT's own default."""
+    warmup_epochs: Count = 1
+    """Passes of the SFT before."""
+    steps: Count = 50
+    """Batches of answers sampled; training also ends when the budget does not cover another."""
+    batch: Count = 64
+    """Train rows a batch, drawn anew, one answer each (512 in the source)."""
+    temperature: Positive = 1.0
+    """Of the samples: the actor's own distribution."""
+    epochs: Count = 4
+    """Passes over each batch."""
+    minibatch: Count = 32
+    """Answers an optimizer step (a quarter of a batch in the source)."""
+    clip: Positive = 0.2
+    """How far the ratio of probabilities, and a value, may move in one batch."""
+    discount: Share = 1.0
+    """Of later rewards (gamma)."""
+    gae_lambda: Share = 0.95
+    """Of generalised advantage estimation (arXiv 1506.02438)."""
+    value_weight: NotNegative = 0.1
+    """Of the value loss beside the policy's."""
+    kl_coefficient: NotNegative = 0.2
+    """Of the divergence from the warmed-up actor in each token's reward, at first."""
+    kl_target: Positive = 6.0
+    """Nats an answer: above, the coefficient rises, below it falls."""
+    kl_horizon: Positive = 10_000.0
+    """Answers in which the coefficient moves by at most the factor e^0.2."""
+    learning_rate: Positive = 1e-5
+    """Of AdamW, falling to 0 in a line."""
+    value_learning_rate: Positive = 1e-3
+    """Of the value head, which starts at 0: a head takes more than a LoRA."""
+    gradient_clip: Positive = 1.0
+    """Largest gradient norm; common practice, none in the source."""
+    rank: Count = 8
+    """Rank of the adapter (r), as SFT's."""
+    alpha: Count = 16
+    """Scale of the adapter, as SFT's."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the linears that get an adapter, as SFT's."""
+
+
+class PPO(Method):
+    """Proximal policy optimisation on the task metric, with a linear value head on the actor's last hidden states.
+
+    TRL ships no PPO, so the loop is written here.
+    """
+
+    name = "ppo"
+    family = "parameter"
+    reference = (
+        "Schulman et al. 2017 (arXiv 1707.06347), as for language models in Ziegler et al. 2019 (arXiv 1909.08593)"
+    )
+    deviations = (
+        "The reward is the task metric of an answer, on its last token; no reward model is trained.",
+        "The actor is warmed up by SFT on the train rows, and one LoRA is trained throughout; the reference is that "
+        "LoRA as the warm-up left it.",
+        "The value head reads the policy's own hidden states without a gradient into them: with a LoRA there is "
+        "little to share.",
+    )
+    Settings = Settings
+
+    def fit(self, lab: Lab) -> Adapter:
+        """Warm up on `lab.train`, then sample a batch and learn from it in turns."""
+        import torch
+
+        from baselines._policy_gradient import Updates, adapter_weights, clipped_loss, frozen, log_probs, token_mask
+        from baselines._warm_actor import covers, sample, warm_up
+
+        settings: Settings = self.settings
+        policy = warm_up(
+            lab,
+            learning_rate=settings.warmup_learning_rate,
+            epochs=settings.warmup_epochs,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            targets=settings.targets,
+        )
+        lm, random = policy.actor, lab.random("batches")
+        weights = adapter_weights(lm.model)
+        start = {name: weight.detach().clone() for name, weight in weights.items()}
+        head = torch.nn.Linear(lm.model.config.hidden_size, 1, device=lm.device)
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        size = min(settings.batch, len(lab.train))
+        minibatches = -(-size // settings.minibatch)
+        updates = Updates(
+            [
+                {"params": list(weights.values()), "lr": settings.learning_rate},
+                {"params": list(head.parameters()), "lr": settings.value_learning_rate},
+            ],
+            steps=settings.steps * settings.epochs * minibatches,
+            gradient_clip=settings.gradient_clip,
+            what="ppo",
+        )
+        controller = KLController(settings.kl_coefficient, settings.kl_target, settings.kl_horizon)
+        for step in range(1, settings.steps + 1):
+            rows = random.sample(list(lab.train), size)
+            if not covers(lab, rows, answers=1, trained=settings.epochs):
+                lab.log(event="budget", steps=step - 1)
+                break
+            seeds = [derive_seed(lab.stream("rollouts"), step, index) for index in range(len(rows))]
+            told = sample(lab, lm, rows, seeds=seeds, temperature=settings.temperature)
+            mask = token_mask([len(each) for each in told.completions], lm.device)
+            with torch.no_grad():
+                old, states = _read(lm, told.prompts, told.completions)
+                values = head(states)[..., 0] * mask
+                with frozen(weights, start):
+                    reference = log_probs(lm, told.prompts, told.completions)
+            scores = torch.tensor(told.rewards, dtype=old.dtype, device=lm.device)
+            rewards = token_rewards(scores, old, reference, mask, controller.coefficient)
+            advantages = gae(rewards, values, mask, settings.discount, settings.gae_lambda)
+            returns = advantages + values
+            advantages = whitened(advantages, mask)
+            losses = []
+            for _ in range(settings.epochs):
+                order = random.sample(range(size), size)
+                for first in range(0, size, settings.minibatch):
+                    chosen = order[first : first + settings.minibatch]
+                    longest = max(len(told.completions[index]) for index in chosen)
+                    part = (chosen, slice(0, longest))
+                    batch = [told.prompts[index] for index in chosen], [told.completions[index] for index in chosen]
+                    new, states = _read(lm, *batch)
+                    here, count = mask[part], mask[part].sum()
+                    surrogate = clipped_loss(new, old[part], advantages[part], here, settings.clip).sum() / count
+                    value = head(states.detach())[..., 0]
+                    error = value_loss(value, values[part], returns[part], here, settings.clip)
+                    losses.append(updates.step(surrogate + settings.value_weight * error))
+            kl = float(((old - reference) * mask).sum(1).mean())
+            lab.log(
+                event="step",
+                step=step,
+                reward=round(sum(told.rewards) / size, 5),
+                kl=round(kl, 5),
+                kl_coefficient=round(controller.coefficient, 6),
+                loss=round(sum(losses) / len(losses), 5),
+            )
+            controller.update(kl, size)
+        return policy
+
+
+class KLController:
+    """The coefficient of the divergence, moved towards a target (arXiv 1909.08593, section 2.2)."""
+
+    def __init__(self, coefficient: float, target: float, horizon: float) -> None:
+        self.coefficient, self.target, self.horizon = coefficient, target, horizon
+
+    def update(self, kl: float, answers: int) -> None:
+        """Move after a batch: the error is KL / target - 1, within 0.2 of 0; K is 1 / horizon an answer."""
+        error = min(0.2, max(-0.2, kl / self.target - 1))
+        self.coefficient *= 1 + error * answers / self.horizon
+
+
+def token_rewards(scores: "Tensor", new: "Tensor", reference: "Tensor", mask: "Tensor", coefficient: float) -> "Tensor":
+    """The reward of each token [B, T]: less the divergence there, plus the answer's score on its last token.
+
+    Args:
+        scores: [B].
+        new: log-probabilities under the policy that sampled, [B, T].
+        reference: under the reference, [B, T].
+        mask: [B, T].
+        coefficient: of the divergence.
+    """
+    rewards = -coefficient * (new - reference) * mask
+    last = mask.sum(1).long() - 1
+    rewards[range(len(scores)), last] += scores
+    return rewards
+
+
+def gae(rewards: "Tensor", values: "Tensor", mask: "Tensor", discount: float, smoothing: float) -> "Tensor":
+    """Generalised advantage estimates [B, T] (arXiv 1506.02438, equation 16); after an answer's end all is 0."""
+    import torch
+
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])
+    following = torch.zeros_like(rewards[:, 0])
+    for token in reversed(range(rewards.shape[1])):
+        here = mask[:, token]
+        delta = rewards[:, token] + discount * following - values[:, token]
+        running = (delta + discount * smoothing * running) * here
+        following = values[:, token] * here
+        advantages[:, token] = running
+    return advantages
+
+
+def whitened(values: "Tensor", mask: "Tensor") -> "Tensor":
+    """Scaled to mean 0 and variance 1 over all tokens; 0 on padding."""
+    count = mask.sum()
+    mean = (values * mask).sum() / count
+    variance = ((values - mean) ** 2 * mask).sum() / count
+    return (values - mean) * (variance + 1e-8).rsqrt() * mask
+
+
+def value_loss(value: "Tensor", old: "Tensor", returns: "Tensor", mask: "Tensor", clip: float) -> "Tensor":
+    """Half the mean squared error of values, clipped around those of sampling: the larger of both a token."""
+    import torch
+
+    near = old + (value - old).clamp(-clip, clip)
+    worse = torch.maximum((value - returns) ** 2, (near - returns) ** 2)
+    return 0.5 * (worse * mask).sum() / mask.sum()
+
+
+def _read(
+    lm: "LM", prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> tuple["Tensor", "Tensor"]:
+    """Log-probabilities [B, T] of the answers' tokens, and the hidden states [B, T, H] that predict them."""
+    import torch
+
+    from baselines._policy_gradient import answer_tokens, padded
+
+    inputs, places, targets, lengths = answer_tokens(lm, prompts, completions)
+    output = lm.model(input_ids=inputs, use_cache=False, output_hidden_states=True)
+    logits = output.logits.flatten(0, 1).index_select(0, places).float()
+    states = output.hidden_states[-1].flatten(0, 1).index_select(0, places)
+    told = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0]
+    return padded(told, lengths), torch.nn.utils.rnn.pad_sequence(states.split(lengths), batch_first=True)
