@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "--name", required=True, help="figure_main, figure_2 to figure_6, figure_EXPERIMENT, or all"
     )
     add("claims", "judge the paper's claims on scores at hand and on its published numbers")
+    add("report", "write report.html from the files of the results folder")
     add("swaps", "score a finished MetaTuner cell under other queries' prompts and LoRAs, on tune rows").add_argument(
         "--cell", required=True, help="its key in scores.csv"
     )

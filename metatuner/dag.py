@@ -232,9 +232,15 @@ class Dag:
         """Names of the preset's figures that are drawn from scores."""
         return list(figures_of(self.plan.config))
 
+    @cached_property
+    def report_key(self) -> str:
+        """What the report depends on beside the files that it shows."""
+        assets = sorted((ANALYSIS / "report").glob("*.[cj]s*"))
+        return hash_code(ANALYSIS / "report" / "page.py", data=assets)
+
     @property
-    def result_files(self) -> list[Path]:
-        """What `snakemake --cores all` makes."""
+    def report_inputs(self) -> list[Path]:
+        """The files that the report shows."""
         layout = self.layout
         files = [layout.scores, layout.provenance]
         drawn = self.figures + ["figure_2"] * (self.plan.framework is not None)
@@ -244,3 +250,8 @@ class Dag:
         if self.uses_nano_rows:
             files += [layout.root / "world.json", layout.root / "world.md"]
         return files
+
+    @property
+    def result_files(self) -> list[Path]:
+        """What `snakemake --cores all` makes."""
+        return [*self.report_inputs, self.layout.report]

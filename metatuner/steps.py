@@ -670,6 +670,13 @@ def claims(config: Config, arguments: argparse.Namespace) -> None:
         progress.say(f"wrote {path}")
 
 
+def report(config: Config, arguments: argparse.Namespace) -> None:
+    """Write the report."""
+    from metatuner.analysis.report import report as write
+
+    progress.say(f"wrote {write(config)}")
+
+
 def _draw(config: Config, name: str, makers: Mapping[str, Callable[[Config], Iterable[Path]]]) -> None:
     if name != "all" and name not in makers:
         raise UserError(f"--name {name!r}: nothing in this preset; {suggest(name, [*makers, 'all'])}")
@@ -819,6 +826,7 @@ STEPS: dict[str, Callable[..., int | None]] = {
     "table": table,
     "figure": figure,
     "claims": claims,
+    "report": report,
     "swaps": swaps,
     "export-adapter": export_adapter,
     "provenance": provenance,

@@ -28,7 +28,13 @@ def run(tmp_path: Path, **cells: list[float]) -> Config:
         splits = {split: {"n": n} for split, n in (("pool", 50), ("tune", 7), ("test", N))}
         (folder / "splits.json").write_text(json.dumps({"splits": splits}))
         rows = [
-            {"id": f"{name}-{i}", "query": f"q {i} of {name}", "kind": "odd" if i % 2 else "even", "group": str(i // 2)}
+            {
+                "id": f"{name}-{i}",
+                "query": f"q {i} of {name}",
+                "kind": "odd" if i % 2 else "even",
+                "group": str(i // 2),
+                "gold": ["7"],
+            }
             for i in range(N)
         ]
         (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -112,7 +112,7 @@ def contrast(
         greater, less = (p / 2, 1 - p / 2) if estimate > 0 else (1 - p / 2, p / 2)
     else:
         z = (estimate - margin) / error if error else inf * np.sign(estimate - margin) if estimate != margin else 0.0
-        greater, less = 1 - NormalDist().cdf(z), NormalDist().cdf(z)
+        greater, less = NormalDist().cdf(-z), NormalDist().cdf(z)
     if margin != 0 or seeds >= MIN_SEEDS:
         greater, less = max(greater, resampled[0]), max(less, resampled[1])
     return Contrast(
@@ -234,6 +234,6 @@ def unpaired_difference(
     else:
         half = normal.inv_cdf((1 + level) / 2) * error
         low, high = estimate - half, estimate + half
-    greater, less = 1 - normal.cdf(z), normal.cdf(z)
+    greater, less = normal.cdf(-z), normal.cdf(z)
     rows = sum(n for _, n in first)
     return Contrast(estimate, low, high, True, min(1.0, 2 * min(greater, less)), error, margin, rows, greater, less)

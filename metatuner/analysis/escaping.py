@@ -36,6 +36,15 @@ def inert(value: str) -> str:
     return value
 
 
+def from_csv(value: str) -> str:
+    """A field as it was before `inert`.
+
+    >>> from_csv("'=1+1"), from_csv("'tis")
+    ('=1+1', "'tis")
+    """
+    return value[1:] if value.startswith("'") and value[1:].startswith(FORMULA) else value
+
+
 def escape_markdown(text: str) -> str:
     """Text as Markdown shows it, in a table's cell too."""
     return "".join(_MARKDOWN.get(character, character) for character in text)

@@ -41,7 +41,7 @@ def draw_families(left: Comparison, right: Comparison | None, world: str) -> "Fi
     from matplotlib.figure import Figure
 
     shown = [method for method in left.methods if method_family(method[0]) in FAMILIES]
-    note = note_lines(_note(left, right, world))
+    note = note_lines(_note(left, right, world), 0.95 * WIDTH)
     rows = -(-max(len(shown), 1) // 4)
     top, bottom = 0.32 + 0.15 * max(rows, 2), 0.5 + NOTE_HEIGHT * len(note)
     height = top + HEIGHT + bottom
@@ -129,10 +129,10 @@ def _draw_best(axes: "Axes", left: Comparison, right: Comparison) -> None:
 
 
 def _caption(axes: "Axes", title: str, columns: int) -> None:
-    axes.set_title(
-        title, loc="left", fontweight="bold", pad=4 + 11 * -(-len(axes.get_legend_handles_labels()[1]) // columns)
-    )
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, fontsize=6.5, handletextpad=0.2)
+    lines = -(-len(axes.get_legend_handles_labels()[1]) // columns)
+    axes.set_title(title, loc="left", fontweight="bold", pad=4 + 11 * lines)
+    if lines:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, fontsize=6.5, handletextpad=0.2)
     axes.spines["bottom"].set_color(FAINT)
 
 

@@ -100,6 +100,23 @@ rule claims:
         "metatuner claims --config {params.config:q} --log {log:q}"
 
 
+rule html_report:
+    # One file to look at; `snakemake --report` makes another, of how the run went.
+    input:
+        BENCH.report_inputs,
+    output:
+        L.report,
+    params:
+        config=CONFIG,
+        key=BENCH.report_key,
+    log:
+        usage_log("results", "report"),
+    conda:
+        "../../envs/metatuner.yaml"
+    shell:
+        "metatuner report --config {params.config:q} --log {log:q}"
+
+
 rule provenance:
     input:
         L.scores,

@@ -85,7 +85,7 @@ def _chosen(runs: Runs, experiment: str, tuned_on: tuple[str, ...]) -> tuple[str
             if search["subject"] == name and search["benchmark"] in tuned_on and search["status"] == "current"
         ]
         if len(found) < len(tuned_on):
-            return "metatuner_j", "no tune scores of both -I and -J: -J is taken"
+            return "metatuner_j", "no tune scores of both -I and -J: MetaTuner-J is taken"
         means[name] = sum(found) / len(found)
     return max(present, key=lambda name: means[name]), ""
 
@@ -366,7 +366,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         7,
-        "-J is at least -I on average (non-inferiority)",
+        "MetaTuner-J is at least as good as MetaTuner-I on average (non-inferiority)",
         "mean score of -J less that of -I, averaged over benchmarks",
         "z-test with linearised standard error, and bootstrap; the larger p",
         "difference above -1 point, p <= 0.05",

@@ -1,0 +1,207 @@
+"""What the report's browser shows, as compact JSON: each text once, each benchmark on its own, compressed."""
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from metatuner.analysis.labels import DEFAULT_VARIANT, benchmark_rank, benchmark_title, method_rank, method_title
+from metatuner.analysis.scores import Score, cell_folder, read_scores, read_settings
+from metatuner.errors import UserError
+from metatuner.files import read_json
+from metatuner.harness.config import Config
+from metatuner.harness.layout import Layout
+
+REMEDY = "run `snakemake --cores all` again"
+POINTS = 200
+"""Points of a training curve, at most; longer ones are thinned."""
+
+
+def packed(value: Any) -> str:
+    """JSON, deflated, in base64: equal values give equal bytes, and nothing in it could be taken for markup."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def browser(config: Config) -> dict[str, dict[str, Any]]:
+    """The main experiment's predictions by benchmark.
+
+    Each benchmark: `title`, `ids`, `kinds`, `queries` and `golds` by row; `texts`, every distinct prompt, completion
+    and extracted answer; `cells`, each with `method`, `seed`, `key` and, by row, `prompt`, `completion`, `extracted`
+    (indices of texts; -1 for none) and `score`.
+    """
+    layout = Layout(config)
+    by_benchmark: dict[str, list[Score]] = {}
+    for score in main_scores(config):
+        by_benchmark.setdefault(score.benchmark, []).append(score)
+    found = {}
+    for benchmark in sorted(by_benchmark, key=benchmark_rank):
+        rows = _lines(layout.data(benchmark) / "test.jsonl")
+        place = {row["id"]: index for index, row in enumerate(rows)}
+        texts: dict[str, int] = {}
+        cells = []
+        for score in sorted(by_benchmark[benchmark], key=lambda each: (method_rank(each.method), each.seed)):
+            records = _lines(cell_folder(layout.root, score.cell) / "predictions.jsonl")
+            ordered = sorted(records, key=lambda record: place.get(record["id"], len(rows)))
+            if [record["id"] for record in ordered] != [row["id"] for row in rows]:
+                raise UserError(
+                    f"cell {score.cell} was tested on other rows than data/{benchmark}/test.jsonl; {REMEDY}"
+                )
+            cell: dict[str, Any] = {"method": method_title(score.method), "seed": score.seed, "key": score.cell}
+            for name in ("prompt", "completion", "extracted"):
+                cell[name] = [
+                    -1 if record[name] is None else texts.setdefault(record[name], len(texts)) for record in ordered
+                ]
+            cell["score"] = [round(record["score"], 4) for record in ordered]
+            cells.append(cell)
+        found[benchmark] = {
+            "title": benchmark_title(benchmark, config.benchmarks[benchmark].source),
+            "ids": [row["id"] for row in rows],
+            "kinds": [row["kind"] for row in rows],
+            "queries": [row["query"] for row in rows],
+            "golds": [" or ".join(row["gold"]) for row in rows],
+            "texts": list(texts),
+            "cells": cells,
+        }
+    return found
+
+
+def main_scores(config: Config) -> list[Score]:
+    """The complete cells of the main experiment, each once."""
+    if "main" not in config.experiments:
+        return []
+    generator = config.experiments["main"].generators[0]
+    found = {
+        score.cell: score
+        for score in read_scores(Layout(config).scores)
+        if score.experiment == "main"
+        and score.variant == DEFAULT_VARIANT
+        and score.status == "ok"
+        and score.generator in ("", generator)
+    }
+    return list(found.values())
+
+
+def cells(config: Config) -> list[dict[str, Any]]:
+    """Every cell of every experiment: where it stands, its score or the reason it has none, settings, cost, curves."""
+    layout = Layout(config)
+    settings = {
+        (row["experiment"], row["method"], row["variant"], row["benchmark"]): (row["tuned"], row["settings"])
+        for row in read_settings(layout.settings)
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for score in read_scores(layout.scores):
+        if score.cell in found:
+            if score.experiment not in found[score.cell]["experiments"]:
+                found[score.cell]["experiments"].append(score.experiment)
+            continue
+        tuned, own = settings.get((score.experiment, score.method, score.variant, score.benchmark), ("", "{}"))
+        entry: dict[str, Any] = {
+            "key": score.cell,
+            "experiments": [score.experiment],
+            "method": method_title(score.method, score.variant),
+            "benchmark": benchmark_title(score.benchmark, config.benchmarks[score.benchmark].source),
+            "trained_on": score.trained_on,
+            "generator": score.generator,
+            "seed": score.seed,
+            "metric": score.metric,
+            "score": score.score,
+            "status": score.status,
+            "reason": score.reason,
+            "tuned": tuned,
+            "settings": json.loads(own),
+        }
+        if score.status == "ok":
+            entry |= _made(layout, score.cell)
+        found[score.cell] = entry
+    return list(found.values())
+
+
+def _made(layout: Layout, cell: str) -> dict[str, Any]:
+    """Costs and curves of a complete cell, as far as its files are there."""
+    folder = layout.cell(cell)
+    told: dict[str, Any] = {}
+    if (folder / "cost.json").is_file():
+        told["evaluation_cost"] = read_json(folder / "cost.json", REMEDY)
+    identity = folder / "cell.json"
+    if identity.is_file():
+        fit = layout.fit(read_json(identity, REMEDY)["fit"])
+        if (fit / "cost.json").is_file():
+            told["fit_cost"] = read_json(fit / "cost.json", REMEDY)
+        if (fit / "log.jsonl").is_file():
+            told |= _curves(_lines(fit / "log.jsonl"))
+    return told
+
+
+def _curves(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers of repeated events as series, by event and name; other events as they are."""
+    series: dict[str, list[float]] = {}
+    others: list[Mapping[str, Any]] = []
+    counts: dict[str, int] = {}
+    events = list(events)
+    for event in events:
+        counts[str(event.get("event"))] = counts.get(str(event.get("event")), 0) + 1
+    for event in events:
+        name = str(event.get("event"))
+        if counts[name] < 3:
+            others.append(event)
+            continue
+        for key, value in event.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "epoch"):
+                series.setdefault(f"{name}: {key}", []).append(float(value))
+    return {"curves": {name: thinned(values) for name, values in sorted(series.items())}, "events": others[:20]}
+
+
+def thinned(values: list[float]) -> list[float]:
+    """At most `POINTS` values, evenly chosen, the last among them."""
+    if len(values) <= POINTS:
+        return values
+    return [values[round(index * (len(values) - 1) / (POINTS - 1))] for index in range(POINTS)]
+
+
+def costs(config: Config) -> list[list[str]]:
+    """By method: fits, and means a fit of what it used, with what it builds on; then of a test query."""
+    layout = Layout(config)
+    fits: dict[str, list[dict[str, Any]]] = {}
+    queries: dict[str, list[float]] = {}
+    for score in main_scores(config):
+        identity = layout.cell(score.cell) / "cell.json"
+        if not identity.is_file():
+            continue
+        cost = layout.fit(read_json(identity, REMEDY)["fit"]) / "cost.json"
+        if cost.is_file():
+            fits.setdefault(score.method, []).append(read_json(cost, REMEDY))
+        if (layout.cell(score.cell) / "cost.json").is_file():
+            spent = read_json(layout.cell(score.cell) / "cost.json", REMEDY)["seconds"]
+            queries.setdefault(score.method, []).append(spent / score.n)
+    rows = []
+    for method in sorted(fits, key=method_rank):
+        told = fits[method]
+
+        def mean(name: str, told: list[dict[str, Any]] = told) -> float:
+            return sum(each.get(name, 0) for each in told) / len(told)
+
+        rows.append(
+            [
+                method_title(method),
+                str(len(told)),
+                *(f"{mean(name):,.0f}" for name in ("lm_calls", "prompt_tokens", "generated_tokens", "trained_tokens")),
+                f"{mean('flops') / 1e12:.3g}",
+                f"{mean('seconds'):.1f}",
+                f"{max(each['peak_gpu_memory_bytes'] or each['peak_memory_bytes'] for each in told) / 1e6:,.0f}",
+                f"{1000 * sum(queries.get(method, [0])) / max(len(queries.get(method, [])), 1):.1f}",
+            ]
+        )
+    return rows
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except FileNotFoundError:
+        raise UserError(f"no file {path}; {REMEDY}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON Lines ({error.msg}); {REMEDY}") from None

@@ -1,0 +1,204 @@
+"""The report: complete, self-contained, and inert whatever text it holds."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_results import plan_rows
+from test_analysis_appendix import run
+
+from metatuner.analysis.claims import claims
+from metatuner.analysis.figures import figures_of
+from metatuner.analysis.provenance import write_provenance
+from metatuner.analysis.report import report
+from metatuner.analysis.report.data import POINTS, packed, thinned
+from metatuner.analysis.report.markdown import read_documents, to_html
+from metatuner.analysis.scores import write_scores
+from metatuner.analysis.tables import tables_of
+from metatuner.errors import UserError
+from metatuner.harness.config import Config
+
+MARK = "document.body.setAttribute('data-hacked', 'yes')"
+HOSTILE = (
+    f'<img src=x onerror="{MARK}"></script><script>{MARK}</script><!-- {{{{7*7}}}} \u2028 =1+1 | **bold** `x` '
+    f"\\input{{x}} javascript:{MARK} &lt;b&gt; \ufeff"
+)
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
+    """A finished run whose every text is hostile, and its report."""
+    root = tmp_path_factory.mktemp("results")
+    config = run(root)
+    rows = plan_rows(config)
+    lost = rows[-1]["cell"]
+    shutil.rmtree(root / "cells" / lost)
+    write_scores(rows, {lost: ("failed", f"ValueError: {HOSTILE}")}, root)
+    for row in rows[:-1]:
+        path = root / "cells" / row["cell"] / "predictions.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for record in records:
+            record |= {"prompt": f"prompt {HOSTILE}", "completion": HOSTILE, "extracted": None, "gold": [HOSTILE]}
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        cost = {"seconds": 1.5, "peak_memory_bytes": 10**6, "peak_gpu_memory_bytes": 0, "lm_calls": 7, "flops": 2e12}
+        (root / "cells" / row["cell"] / "cost.json").write_text(json.dumps(cost))
+        (root / "cells" / row["cell"] / "cell.json").write_text(json.dumps({"fit": row["fit"]}))
+        fit = root / "fits" / row["fit"]
+        fit.mkdir(parents=True)
+        (fit / "cost.json").write_text(json.dumps(cost))
+        events = [{"event": "step", "step": i, "loss": 1 / (i + 1)} for i in range(5)]
+        events.append({"event": HOSTILE, "text": HOSTILE})
+        (fit / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    for name in config.benchmarks:
+        path = root / "data" / name / "test.jsonl"
+        queries = [json.loads(line) for line in path.read_text().splitlines()]
+        for query in queries:
+            query |= {"query": f"q {HOSTILE}", "kind": HOSTILE}
+        path.write_text("".join(json.dumps(query) + "\n" for query in queries))
+    for make in (*tables_of(config).values(), *figures_of(config).values()):
+        make(config)
+    claims(config)
+    write_provenance(config, {"note": HOSTILE}, root / "provenance.json")
+    return config, report(config).read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_it_loads_nothing_from_anywhere_and_runs_its_own_script_alone(made: tuple[Config, str]) -> None:
+    _, text = made
+    page = Page(text)
+    for tag, attributes in page.tags:
+        source = attributes.get("src")
+        assert source is None or source.startswith("data:image/png;base64,"), (tag, source)
+        target = attributes.get("href")
+        assert target is None or re.match(r"#\w+|(tables|figures)/\w+\.\w+$", target), (tag, target)
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+    (policy,) = [each["content"] for tag, each in page.tags if each.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+
+
+def test_hostile_text_arrives_as_text(made: tuple[Config, str]) -> None:
+    config, text = made
+    page = Page(text)
+    assert "img" not in {tag for tag, each in page.tags if "onerror" in each}
+    assert f"ValueError: {' '.join(HOSTILE.split())}" in page.text
+    blocks = dict(re.findall(r'<script type="application/octet-stream" id="([\w-]+)">([\w+/=]+)</script>', text))
+    assert set(blocks) == {*(f"queries-{name}" for name in config.benchmarks), "cells-data"}
+    data = {name: json.loads(zlib.decompress(base64.b64decode(block))) for name, block in blocks.items()}
+    assert HOSTILE in data["queries-gsm8k"]["texts"]
+    assert data["queries-gsm8k"]["queries"][0] == f"q {HOSTILE}"
+
+
+def test_a_hole_is_shown_with_its_reason_and_no_score(made: tuple[Config, str]) -> None:
+    config, text = made
+    block = re.findall(r'id="cells-data">([\w+/=]+)<', text)[0]
+    cells = json.loads(zlib.decompress(base64.b64decode(block)))
+    (hole,) = [cell for cell in cells if cell["status"] != "ok"]
+    assert hole["score"] is None
+    assert hole["reason"].startswith("ValueError: <img")
+    assert len(cells) == 2 * len(config.benchmarks)
+    assert cells[0]["curves"] == {"step: loss": [1 / (i + 1) for i in range(5)]}
+    assert cells[0]["fit_cost"]["lm_calls"] == 7
+
+
+def test_it_says_which_world_was_measured_and_what_is_published(made: tuple[Config, str]) -> None:
+    _, text = made
+    page = Page(text)
+    assert "rankings are no evidence about the paper" in " ".join(page.text.split())
+    assert "secondary sources" in page.text
+    headings = [each["id"] for tag, each in page.tags if tag == "section"]
+    sections = ["overview", "claims", "tables", "figures", "queries", "cells", "cost", "appendix", "provenance"]
+    assert headings == sections
+
+
+def test_the_same_files_give_the_same_bytes(made: tuple[Config, str]) -> None:
+    config, text = made
+    assert report(config).read_text(encoding="utf-8") == text
+
+
+def test_a_missing_cell_is_named(made: tuple[Config, str], tmp_path: Path) -> None:
+    config, _ = made
+    copy = tmp_path / "copy"
+    shutil.copytree(config.results, copy)
+    moved = config.model_copy(update={"results": str(copy)})
+    next((copy / "cells").glob("*/predictions.jsonl")).unlink()
+    with pytest.raises(UserError, match=r"no file .*predictions.jsonl; run `snakemake"):
+        report(moved)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here: install the package chromium to run this test")
+def test_in_a_browser_nothing_of_it_runs_and_queries_and_cells_are_shown(made: tuple[Config, str]) -> None:
+    config, _ = made
+    key = next(row["cell"] for row in plan_rows(config) if row["method"] == "metatuner_j")
+    address = (Path(config.results) / "report.html").resolve().as_uri() + f"#cell-{key}"
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True)
+    body = re.search(r"<body[^>]*>", done.stdout)
+    assert body is not None
+    assert 'data-ready="yes"' in body[0]
+    assert "data-hacked" not in body[0]
+    page = Page(done.stdout)
+    assert not [tag for tag, each in page.tags if tag == "img" and each.get("src") == "x"]
+    shown = done.stdout.split('id="q-list"')[1].split('id="q-more"')[0]
+    assert Page(f"<div {shown}").text.count(f"prompt {HOSTILE}") >= 2
+    counts = re.search(r'id="q-counts"[^>]*>([^<]*)', done.stdout)
+    assert counts is not None
+    assert re.search(r"right \d+, wrong \d+; against Zero-shot: won \d+, lost \d+, both \d+, neither \d+", counts[1])
+    detail = done.stdout.split('id="c-detail"')[1]
+    assert "<polyline" in detail
+    assert "step: loss" in detail
+
+
+# ---- its parts -----------------------------------------------------------------------------------------------------
+
+
+def test_markdown_tables_are_read_back_as_they_were_meant() -> None:
+    text = (
+        "# A \\*title\\*\n\n**lead**\n\n| a | b |\n| --- | ---: |\n| x\\|y | **1.0** [0, 2]† |\n\n- a `note`\n# Next\n"
+    )
+    first, second = read_documents(text)
+    assert (to_html(first.title), to_html(first.lead)) == ("A *title*", "<strong>lead</strong>")
+    assert first.header == ["a", "b"]
+    assert [[to_html(cell) for cell in row] for row in first.rows] == [["x|y", "<strong>1.0</strong> [0, 2]†"]]
+    assert first.notes == ["a `note`"]
+    assert second.title == "Next"
+    assert to_html("<b>&\\<i\\>\\**not closed") == "&lt;b&gt;&amp;&lt;i&gt;*<em>not closed</em>"
+
+
+def test_packing_is_reversible_and_thinning_keeps_both_ends() -> None:
+    value: dict[str, Any] = {"b": HOSTILE, "a": [1, None]}
+    assert json.loads(zlib.decompress(base64.b64decode(packed(value)))) == value
+    assert packed(value) == packed(dict(reversed(value.items())))
+    values = [float(each) for each in range(1000)]
+    assert len(thinned(values)) == POINTS
+    assert (thinned(values)[0], thinned(values)[-1]) == (0.0, 999.0)
+    assert thinned([1.0, 2.0]) == [1.0, 2.0]
