@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--query", help="a query as the model reads it")
     asked.add_argument("--id", help="the id of one of the cell's test rows")
     export.add_argument("--out", type=Path, required=True, help="a new folder")
+    add("efficiency", "time what the main experiment's policies cost a query")
     add("provenance", "write what the results depend on")
     add("verdict", "fail if any cell failed, naming each with its reason")
     cost = add("cost", "predict what a preset will cost, from what a finished run of the same models was metered at")

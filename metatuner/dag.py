@@ -138,6 +138,24 @@ class Dag:
         """Keys of a fit pack."""
         return list(self._pack(self.plan.fit_packs, name).keys)
 
+    @property
+    def efficiency_inputs(self) -> list[Path]:
+        """The fit packs that hold the policies that are timed, and splits to time them on."""
+        keys = {cell.fit.key for cell in self.plan.timed_cells}
+        packs = [name for name, pack in self.plan.fit_packs.items() if not keys.isdisjoint(pack.keys)]
+        splits = dict.fromkeys(self.split_file(cell.benchmark) for cell in self.plan.timed_cells)
+        return [*splits, *map(self.fit_pack_file, packs)]
+
+    @property
+    def efficiency_key(self) -> str:
+        """What timings are of."""
+        keys = [cell.fit.key for cell in self.plan.timed_cells]
+        return hash_value([keys, hash_code(ROOT / "metatuner" / "efficiency.py")])
+
+    def table_inputs(self, name: str) -> list[Path]:
+        """What a table is made of, beside cells and logs."""
+        return [self.layout.scores, *([self.layout.efficiency] if name == "table_5" else [])]
+
     def evaluate_inputs(self, name: str) -> list[Path]:
         """Splits of the benchmarks a pack is tested on, and the fit packs that hold its policies."""
         pack = self._pack(self.plan.evaluate_packs, name)

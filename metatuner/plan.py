@@ -711,6 +711,13 @@ class Plan:
         cells, fits = self._uses[fit.key]
         return all(self.layout.cell(cell.key).is_dir() for cell in cells) and all(map(self.is_complete, fits))
 
+    @cached_property
+    def timed_cells(self) -> list[Cell]:
+        """The first experiment's cells of its first seed, whose policies are timed."""
+        name, experiment = next(iter(self.config.experiments.items()))
+        cells = [cell for row, cell in self._grid if row.experiment == name and row.seed == experiment.seeds[0]]
+        return list({cell.key: cell for cell in cells}.values())
+
     @property
     def spare_policies(self) -> list[Path]:
         """The policies that `keep` does not want once all cells are there."""

@@ -276,17 +276,22 @@ class Workshop:
         failures = self.layout.logs / "failed" / f"{fit.key}.txt"
         return run_fit(task, self.models, folder, failures, share=share)
 
-    def open_policy(self, fit: Fit, *, share: bool, budget: Any = None) -> Any:
-        """The saved policy of a fit, on fresh models, which `budget` meters if there is one."""
+    def ground(self, generator: str, *, share: bool, ground_type: Any = None) -> Any:
+        """Fresh models with the benchmarks' rules; `generator` "" for none."""
         from metatuner.harness.ground import Ground
-        from metatuner.harness.policy import load_policy
 
-        ground = Ground(
+        return (ground_type or Ground)(
             actor=self.models.get("actor", share=share),
-            generator=self.models.get(fit.generator, share=share) if fit.generator else None,
+            generator=self.models.get(generator, share=share) if generator else None,
             benchmarks=self.benchmarks,
             batch_tokens=self.config.batch_tokens,
         )
+
+    def open_policy(self, fit: Fit, *, share: bool, budget: Any = None, ground_type: Any = None) -> Any:
+        """The saved policy of a fit, on fresh models, which `budget` meters if there is one."""
+        from metatuner.harness.policy import load_policy
+
+        ground = self.ground(fit.generator, share=share, ground_type=ground_type)
         for role, lm in (("actor", ground.actor), ("generator", ground.generator)):
             if budget is not None and lm is not None:
                 budget.attach(lm, role)
@@ -737,6 +742,16 @@ def swaps(config: Config, arguments: argparse.Namespace) -> None:
         print(f"{prompt:<18}{lora:<18}{shop.score(responses, rows):.1f}")
 
 
+def efficiency(config: Config, arguments: argparse.Namespace) -> None:
+    """Time the first experiment's policies, one seed, on tune rows."""
+    from metatuner.efficiency import measure, write
+
+    shop = Workshop(config)
+    cells = [cell for cell in shop.plan.timed_cells if (shop.layout.fit(cell.fit.key) / "policy").is_dir()]
+    shop.check_splits({cell.benchmark for cell in cells})
+    write(measure(shop, cells), shop.layout.efficiency)
+
+
 def provenance(config: Config, arguments: argparse.Namespace) -> None:
     """Write what the results depend on."""
     from metatuner.analysis.provenance import write_provenance
@@ -829,6 +844,7 @@ STEPS: dict[str, Callable[..., int | None]] = {
     "report": report,
     "swaps": swaps,
     "export-adapter": export_adapter,
+    "efficiency": efficiency,
     "provenance": provenance,
     "verdict": verdict,
     "cost": cost,

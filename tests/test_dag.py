@@ -16,10 +16,11 @@ import pytest
 
 from metatuner.hashing import ROOT
 
-CELLS = 6 * 4 * 2 + 17
+CELLS = 12 * 4 * 2 + 28
 """Of the smoke preset: the main experiment's, and those that only the others have."""
 
-TIMED = {"cost.json", "timing.json", "usage", "logs"}
+TIMED = {"cost.json", "timing.json", "usage", "logs", "efficiency.csv", "report.html"}
+TIMED |= {f"table_5.{suffix}" for suffix in ("csv", "md", "tex")}
 """Names of files and folders that hold timings."""
 
 
@@ -84,16 +85,28 @@ def test_a_run_makes_scores_table_figure_and_verdict(finished):
     assert statuses
     assert set(statuses) == {"ok"}
     tables = [
-        f"tables/{name}.{suffix}" for name in ("table_1", "table_3", "table_d2") for suffix in ("csv", "md", "tex")
+        f"tables/table_{name}.{suffix}" for name in (*range(1, 12), "d2", "kinds") for suffix in ("csv", "md", "tex")
     ]
-    figures = [f"figures/figure_{name}.{suffix}" for name in ("main", *range(2, 7)) for suffix in ("png", "pdf")]
-    for name in (*tables, *figures, "world.md"):
+    drawn = ("main", "kinds", "cost", *range(1, 7))
+    figures = [f"figures/figure_{name}.{suffix}" for name in drawn for suffix in ("png", "pdf")]
+    for name in (*tables, *figures, "world.md", "claims.csv", "claims.md", "report.html"):
         assert (results / name).stat().st_size > 0
     cells = list((results / "cells").iterdir())
     assert len(cells) == CELLS
     for cell in cells:
         metrics = json.loads((cell / "metrics.json").read_text())
         assert len((cell / "predictions.jsonl").read_text().splitlines()) == metrics["n"] == 12
+
+
+def test_policies_of_the_main_experiment_are_timed(finished):
+    with open(finished / "results" / "smoke" / "efficiency.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 * 4
+    for row in rows:
+        assert float(row["answer_ms"]) > 0
+        assert float(row["plain_ms"]) > 0
+    share = {row["method"]: float(row["write_share"]) for row in rows if row["benchmark"] == "math"}
+    assert share["zero_shot"] < 0.05 < share["metatuner_j"]
 
 
 def test_every_log_begins_with_the_command_that_repeats_its_step(finished):
@@ -122,7 +135,7 @@ def test_a_new_seed_computes_only_its_own_cells(finished, tmp_path):
     snakemake(folder, config=("experiments={main: {seeds: [0, 1, 2]}}",))
     after = {path.name: path.stat().st_mtime_ns for path in (folder / "results" / "smoke" / "cells").iterdir()}
     assert {name: after[name] for name in before} == before
-    assert len(after) == CELLS + 6 * 4
+    assert len(after) == CELLS + 12 * 4
 
 
 def test_tables_and_figures_are_redrawn_from_files_alone(finished, tmp_path):
@@ -133,7 +146,8 @@ def test_tables_and_figures_are_redrawn_from_files_alone(finished, tmp_path):
     for path in drawn:
         path.unlink()
     shutil.rmtree(folder / "results" / "cache")
-    shutil.rmtree(folder / "results" / "smoke" / "fits")
+    for policy in (folder / "results" / "smoke" / "fits").glob("*/policy"):
+        shutil.rmtree(policy)
     snakemake(folder, "tables", "figures")
     assert [path.read_bytes() for path in drawn] == wanted
     assert not (folder / "results" / "cache").exists()

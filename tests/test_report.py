@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from fake_results import plan_rows
 from test_analysis_appendix import run
+from test_analysis_costs_shown import HEADER
 
 from metatuner.analysis.claims import claims
 from metatuner.analysis.figures import figures_of
@@ -49,7 +50,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
         for record in records:
             record |= {"prompt": f"prompt {HOSTILE}", "completion": HOSTILE, "extracted": None, "gold": [HOSTILE]}
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        cost = {"seconds": 1.5, "peak_memory_bytes": 10**6, "peak_gpu_memory_bytes": 0, "lm_calls": 7, "flops": 2e12}
+        cost = {"seconds": 1.5, "peak_memory_bytes": 10**6, "peak_gpu_memory_bytes": 0, "flops": 2e12}
+        cost |= {"lm_calls": 7, "trained_tokens": 9, "prompt_tokens": 8, "generated_tokens": 6}
         (root / "cells" / row["cell"] / "cost.json").write_text(json.dumps(cost))
         (root / "cells" / row["cell"] / "cell.json").write_text(json.dumps({"fit": row["fit"]}))
         fit = root / "fits" / row["fit"]
@@ -64,6 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
         for query in queries:
             query |= {"query": f"q {HOSTILE}", "kind": HOSTILE}
         path.write_text("".join(json.dumps(query) + "\n" for query in queries))
+    (root / "efficiency.csv").write_text(f"{HEADER}\nmetatuner_j,math,0,2,3,1,2,2,0.5,0.4,0.6,1.5,9,cpu\n")
     for make in (*tables_of(config).values(), *figures_of(config).values()):
         make(config)
     claims(config)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metatuner.analysis.comparison import Comparison, Entry, compare, unequal_tuning
+from metatuner.analysis.costs_shown import figure_cost
 from metatuner.analysis.drawing import FAMILY_COLOURS, INK, WIDTH, draw, note_lines, size, whiskers, write_note
 from metatuner.analysis.figure_1 import figure_1
 from metatuner.analysis.grids import figure_4, grid_figure
@@ -35,6 +36,7 @@ FIGURES: dict[str, Callable[[Config], list[Path]]] = {
     "figure_main": figure_main,
     "figure_1": figure_1,
     "figure_kinds": figure_kinds,
+    "figure_cost": figure_cost,
     "figure_3": partial(grid_figure, name="figure_3", experiment="sharing"),
     "figure_4": figure_4,
     "figure_5": partial(grid_figure, name="figure_5", experiment="d2"),
@@ -46,6 +48,7 @@ EXPERIMENTS = {
     "figure_main": "main",
     "figure_1": "main",
     "figure_kinds": "main",
+    "figure_cost": "main",
     "figure_3": "sharing",
     "figure_4": "regularisation",
     "figure_5": "d2",

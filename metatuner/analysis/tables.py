@@ -13,6 +13,7 @@ from statistics import median
 
 from metatuner.analysis.appendix import APPENDIX
 from metatuner.analysis.comparison import Comparison, Entry, MethodId, compare, unequal_tuning
+from metatuner.analysis.costs_shown import table_5
 from metatuner.analysis.escaping import escape_latex, escape_markdown, inert
 from metatuner.analysis.kinds import table_kinds
 from metatuner.analysis.labels import (
@@ -82,6 +83,7 @@ TABLES: dict[str, Callable[[Config], list[Path]]] = {
     "table_2": table_2,
     "table_3": table_3,
     "table_4": table_4,
+    "table_5": table_5,
     "table_kinds": table_kinds,
     "table_parts": table_parts,
     "table_parts_i": table_parts_i,
@@ -93,6 +95,7 @@ EXPERIMENTS = {
     "table_2": "small",
     "table_3": "ablation",
     "table_4": "generalisation",
+    "table_5": "main",
     "table_kinds": "main",
     "table_parts": "parts",
     "table_parts_i": "parts",

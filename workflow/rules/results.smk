@@ -26,7 +26,7 @@ for name in BENCH.tables:
         name:
             name
         input:
-            L.scores,
+            BENCH.table_inputs(name),
         output:
             csv=L.table(name, "csv"),
             md=report(L.table(name, "md"), caption="../captions/table.rst", category="Tables"),
@@ -81,10 +81,32 @@ rule figure_2:
         "metatuner figure --config {params.config:q} --name figure_2 --log {log:q}"
 
 
+rule efficiency:
+    # Times on this machine, as ratios within one process; nothing else depends on them but Table 5, a claim, the report.
+    input:
+        BENCH.model_marks,
+        BENCH.efficiency_inputs,
+    output:
+        L.efficiency,
+    params:
+        config=CONFIG,
+        key=BENCH.efficiency_key,
+    log:
+        usage_log("results", "efficiency"),
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
+    conda:
+        "../../envs/metatuner.yaml"
+    priority: 15
+    shell:
+        "metatuner efficiency --config {params.config:q} --log {log:q}"
+
+
 rule claims:
     input:
         scores=L.scores,
         searches=L.searches,
+        efficiency=L.efficiency,
     output:
         csv=L.claims("csv"),
         parts=L.claims("parts.csv"),

@@ -1,0 +1,72 @@
+"""Table 5 and the figure of cost against score, from files alone."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from fake_results import fake_config, fake_run
+
+from metatuner.analysis.costs_shown import Point, figure_cost, fit_costs, pareto, table_5
+from metatuner.errors import UserError
+from metatuner.harness.config import Config
+
+HEADER = (
+    "method,benchmark,seed,queries,repeats,write_ms,answer_ms,plain_ms,write_share,write_share_low,write_share_high,"
+    "overhead,peak_memory_bytes,device"
+)
+
+
+def run(tmp_path: Path) -> Config:
+    """Zero-shot costs nothing; SFT takes 10 s and 2 TFLOP a fit, twice that with the other seed."""
+    config = fake_config(tmp_path, methods=["zero_shot", "sft"], seeds=[0, 1])
+    for row in fake_run(config):
+        times = 0 if row["method"] == "zero_shot" else 1 + row["seed"]
+        spent = {"seconds": 10.0 * times, "flops": 2e12 * times, "lm_calls": 0, "trained_tokens": 1500 * times}
+        memory = {"peak_memory_bytes": 10**8 * (1 + times), "peak_gpu_memory_bytes": 0}
+        for folder, name, value in (("cells", "cell.json", {"fit": row["fit"]}), ("fits", "cost.json", spent | memory)):
+            path = tmp_path / folder / row["cell" if folder == "cells" else "fit"] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(value))
+    lines = [
+        f"sft,{name},0,32,3,{write},10.0,9.0,0.2,0.1,0.3,1.{place},1000,cpu"
+        for place, (name, write) in enumerate((("math", 1.0), ("gsm8k", 3.0)))
+    ]
+    (tmp_path / "efficiency.csv").write_text("\n".join([HEADER, *lines]) + "\n")
+    return config
+
+
+def test_costs_are_means_over_the_fits_of_a_method(tmp_path: Path) -> None:
+    config = run(tmp_path)
+    assert [cost["seconds"] for cost in fit_costs(config)["sft"]] == [10.0, 20.0] * 4
+    with open(table_5(config)[0], encoding="utf-8", newline="") as file:
+        zero, sft = csv.DictReader(file)
+    assert (sft["fit, s"], sft["fit, TFLOP"], sft["fit, tokens trained"]) == ("15.0", "3", "2,250")
+    assert sft["fit, largest memory, MB"] == "300"
+    assert (sft["writing, ms a query"], sft["both / plain actor"]) == ("2.00", "1.05")
+    assert zero["writing, ms a query"] == ""  # it was not timed
+
+
+def test_the_papers_range_stands_apart_with_its_source(tmp_path: Path) -> None:
+    page = table_5(run(tmp_path))[1].read_text()
+    assert "0.03 to 0.53 s a query" in page
+    assert "secondary sources" in page
+    assert "rankings are no evidence" in page
+
+
+def test_without_timings_the_target_that_makes_them_is_named(tmp_path: Path) -> None:
+    config = run(tmp_path)
+    (tmp_path / "efficiency.csv").unlink()
+    with pytest.raises(UserError, match=r"no file .*efficiency.csv; run `snakemake --cores all efficiency`"):
+        table_5(config)
+
+
+def test_the_front_holds_whatever_no_cheaper_method_matches() -> None:
+    points = [Point("a", 0, 30), Point("b", 1, 25), Point("c", 2, 50), Point("d", 2, 60), Point("e", 3, 60)]
+    assert [point.method for point in pareto(points)] == ["a", "d"]
+
+
+def test_the_figure_is_the_same_in_every_run(tmp_path: Path) -> None:
+    config = run(tmp_path)
+    first = [path.read_bytes() for path in figure_cost(config)]
+    assert [path.read_bytes() for path in figure_cost(config)] == first
