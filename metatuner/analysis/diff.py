@@ -49,12 +49,16 @@ def compare_runs(first: Path, second: Path) -> list[Compared]:
     one, two = _by_name(first), _by_name(second)
     found: list[Compared] = []
     for name in dict.fromkeys([*one, *two]):
-        if name not in two:
+        # A hole names no metric where no cell of its benchmark has a result: it stands beside any.
+        own, other = (scores.get(name) or scores.get((*name[:-1], "")) for scores in (one, two))
+        if not name[-1] and any(each[:-1] == name[:-1] and each[-1] for each in (*one, *two)):
+            continue
+        if other is None:
             found.append(Compared(name, "only in the first"))
-        elif name not in one:
+        elif own is None:
             found.append(Compared(name, "only in the second"))
         else:
-            found.append(_compared(name, (first, one[name]), (second, two[name])))
+            found.append(_compared(name, (first, own), (second, other)))
     differing = [index for index, each in enumerate(found) if each.kind == "differs" and each.told]
     adjusted = holm([each.told.p if (each := found[index]).told else 1.0 for index in differing])
     for index, p in zip(differing, adjusted, strict=True):
