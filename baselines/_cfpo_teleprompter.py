@@ -13,7 +13,7 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from baselines._opro_teleprompter import _in_brackets
-from metatuner.harness.dspy_bridge import ActorProgram, LMEngine, VerbatimAdapter, user_errors
+from metatuner.harness.dspy_bridge import ActorProgram, VerbatimAdapter, user_errors
 from metatuner.harness.ground import Lab, to_query
 
 RENDERERS: Mapping[str, Callable[[str], str]] = {
@@ -308,12 +308,12 @@ class Paraphrase(dspy.Signature):
 class InstructEditor:
     """An instruct model follows meta-prompts: a diagnosis of cases and a revision, or a paraphrase."""
 
-    def __init__(self, engine: LMEngine, *, max_tokens: int) -> None:
-        self.engine, self.max_tokens = engine, max_tokens
+    def __init__(self, client: dspy.LM) -> None:
+        self.client = client
         self.diagnose, self.revise, self.paraphrase = map(dspy.Predict, (Diagnose, Revise, Paraphrase))
 
     def __call__(self, edits: Sequence[Edit], *, temperature: float) -> list[str]:
-        client = self.engine.client(temperature=temperature, max_tokens=self.max_tokens)
+        client = self.client.copy(temperature=temperature)  # of the same engine, whose draws go on
         with user_errors(), dspy.context(lm=client, adapter=VerbatimAdapter(), disable_history=True):
             return [_in_brackets(self._write(edit)) for edit in edits]
 

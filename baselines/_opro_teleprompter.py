@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from metatuner.harness.dspy_bridge import ActorProgram, LMEngine, VerbatimAdapter, user_errors
+from metatuner.harness.dspy_bridge import ActorProgram, VerbatimAdapter, user_errors
 from metatuner.harness.ground import Lab, to_query
 
 
@@ -145,9 +145,8 @@ class WriteInstruction(dspy.Signature):
 class InstructProposer:
     """An instruct model follows OPRO's meta-prompt: history, exemplars, then a request for a better text."""
 
-    def __init__(self, engine: LMEngine, *, shown: int, temperature: float, max_tokens: int) -> None:
-        self.shown = shown
-        self.client = engine.client(temperature=temperature, max_tokens=max_tokens)
+    def __init__(self, client: dspy.LM, *, shown: int) -> None:
+        self.client, self.shown = client, shown
         self.predict = dspy.Predict(WriteInstruction)
 
     def __call__(self, tried: Sequence[Scored], exemplars: Sequence[dspy.Example], count: int) -> list[str]:

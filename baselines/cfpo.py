@@ -16,7 +16,8 @@ class Settings:
     """What may be set; numbers without a source are the defaults of `src/main.py` in HenryLau7/CFPO."""
 
     proposer: Literal["instruct", "rewrite"] = "instruct"
-    """`instruct`: the generator follows meta-prompts. `rewrite`: it rewrites the instructions of the beam."""
+    """`instruct`: the generator, or the server that `models.proposer` names, follows meta-prompts. `rewrite`: the
+    generator rewrites the instructions of the beam."""
     rounds: Count = 5
     """Most rounds, content and format in turns; the search also ends when the budget does not cover another."""
     beam: Count = 8
@@ -46,7 +47,7 @@ class Settings:
 
 
 class CFPO(Method):
-    """One prompt for all queries: an instruction in a format, both searched. The proposer is the generator."""
+    """One prompt for all queries: an instruction in a format, both searched; the generator, or a server, proposes."""
 
     name = "cfpo"
     family = "prompt"
@@ -58,7 +59,8 @@ class CFPO(Method):
         "The ground renders queries for all methods alike, so a query format is a last line of the prompt that leads "
         "to the query.",
         "Cases for a diagnosis are those of the rows that candidates are scored on, not of a batch of their own.",
-        "The meta-prompts are worded anew and put to the generator instead of a commercial model.",
+        "The meta-prompts are worded anew and put to the generator (or to the server that the config names) instead of "
+        "a commercial model.",
         "Dev rows choose between the best candidates; the source returns the best on the rows they are scored on.",
         "With `proposer: rewrite` no meta-prompt is read: a diagnosis is a rewrite for a query that was answered "
         "wrongly, a paraphrase one for any train query.",
@@ -67,8 +69,12 @@ class CFPO(Method):
     Settings = Settings
     uses_generator = True
 
+    @property
+    def asks_proposer(self) -> bool:
+        return bool(self.settings.proposer == "instruct")
+
     def skip(self, lab: Lab) -> str | None:
-        return "no generator to edit prompts" if lab.generator is None else None
+        return "no generator to edit prompts" if lab.generator is None and lab.proposer is None else None
 
     def fit(self, lab: Lab) -> FixedPrompt:
         """Search from p~; trained on several benchmarks, one prompt for all, from the p~ of each."""
@@ -108,10 +114,9 @@ class CFPO(Method):
 
     def _editor(self, lab: Lab) -> "Editor":
         from baselines._cfpo_teleprompter import InstructEditor, RewriteEditor
-        from metatuner.harness.dspy_bridge import LMEngine
+        from metatuner.harness.dspy_bridge import proposer_client
 
         limit = self.settings.proposal_tokens
         if self.settings.proposer == "rewrite":
             return RewriteEditor(lab, max_tokens=limit)
-        engine = LMEngine(lab.need_generator(), seed=lab.stream("proposals"), batch_tokens=lab.batch_tokens)
-        return InstructEditor(engine, max_tokens=limit)
+        return InstructEditor(proposer_client(lab, temperature=self.settings.temperature, max_tokens=limit))

@@ -16,7 +16,8 @@ class Settings:
     """What may be set; numbers without a source are those of `optimize_instructions.py` in google-deepmind/opro."""
 
     proposer: Literal["instruct", "rewrite"] = "instruct"
-    """`instruct`: the generator follows OPRO's meta-prompt. `rewrite`: it rewrites the best instruction and p~."""
+    """`instruct`: the generator, or the server that `models.proposer` names, follows OPRO's meta-prompt. `rewrite`: the
+    generator rewrites the best instruction and p~."""
     steps: Count = 200
     """Most steps; the search also ends when the budget does not cover another step."""
     samples: Count = 8
@@ -38,21 +39,26 @@ class Settings:
 
 
 class OPRO(Method):
-    """One instruction for all queries, searched by a language model. The proposer is the generator."""
+    """One instruction for all queries, searched by a language model: the generator, or a server's."""
 
     name = "opro"
     family = "prompt"
     reference = "Yang et al. 2024, Large Language Models as Optimizers (arXiv 2309.03409); google-deepmind/opro"
     deviations = (
-        "The meta-prompt is worded anew and put to the generator instead of a commercial model.",
+        "The meta-prompt is worded anew and put to the generator (or to the server that the config names) instead of "
+        "a commercial model.",
         "Dev rows choose between the best candidates; OPRO reports the best on train rows.",
         "With `proposer: rewrite` no meta-prompt is read: proposals are rewrites of the best instruction and of p~.",
     )
     Settings = Settings
     uses_generator = True
 
+    @property
+    def asks_proposer(self) -> bool:
+        return bool(self.settings.proposer == "instruct")
+
     def skip(self, lab: Lab) -> str | None:
-        return "no generator to propose instructions" if lab.generator is None else None
+        return "no generator to propose instructions" if lab.generator is None and lab.proposer is None else None
 
     def fit(self, lab: Lab) -> FixedPrompt:
         """Search from p~; trained on several benchmarks, one instruction for all, from the p~ of each."""
@@ -82,20 +88,15 @@ class OPRO(Method):
 
     def _proposer(self, lab: Lab) -> "Proposer":
         from baselines._opro_teleprompter import InstructProposer, RewriteProposer
-        from metatuner.harness.dspy_bridge import LMEngine
+        from metatuner.harness.dspy_bridge import proposer_client
 
         settings = self.settings
         if settings.proposer == "rewrite":
             return RewriteProposer(lab, temperature=settings.temperature, max_tokens=settings.proposal_tokens)
-        engine = LMEngine(
-            lab.need_generator(),
-            seed=lab.stream("proposals"),
-            fan_out=settings.samples,
-            batch_tokens=lab.batch_tokens,
+        client = proposer_client(
+            lab, temperature=settings.temperature, max_tokens=settings.proposal_tokens, fan_out=settings.samples
         )
-        return InstructProposer(
-            engine, shown=settings.shown, temperature=settings.temperature, max_tokens=settings.proposal_tokens
-        )
+        return InstructProposer(client, shown=settings.shown)
 
     def _affordable(self, lab: Lab, answers: int, proposals: int) -> bool:
         """Whether the budget covers so many calls, each as long as it may get."""

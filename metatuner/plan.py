@@ -22,6 +22,7 @@ from metatuner.harness.config import (
     Config,
     MethodConfig,
     ModelConfig,
+    ProposerConfig,
     SearchConfig,
     expand_path,
     merge,
@@ -347,9 +348,16 @@ class Plan:
         }
         if rows is not None:
             depends["rows"] = rows
+        if proposer := self.proposer(method, settings):
+            depends["proposer"] = proposer.identity
         if told:
             depends["told of"] = {name: self._public_key(name) for name in told}
         return Fit(hash_value(depends), method, settings, train, used_generator, seed, tuple(requires), rows, told)
+
+    def proposer(self, method: str, settings: str) -> ProposerConfig | None:
+        """The server that proposes prompts to a method, under the settings of a fit; None where it asks none."""
+        server, cls = self.config.models.proposer, self.registry[method].cls
+        return server if server and cls(make_settings(cls, json.loads(settings), method)).asks_proposer else None
 
     def fit_sizes(self, benchmark: str, rows: int | None) -> tuple[int | None, int]:
         """Train and dev rows that a fit draws of a benchmark."""
@@ -448,8 +456,10 @@ class Plan:
         config, method = self.subject(subject), subject.partition(".")[0]
         cls = self.registry[method].cls
         generator = self.tuning_generator if cls.uses_generator else ""
-        required = self._split(method, config.settings)[1]
+        own, required = self._split(method, config.settings)
+        proposer = self.proposer(method, canonical(own))
         return {
+            **({"proposer": proposer.identity} if proposer else {}),
             "search": {name: space.model_dump(mode="json") for name, space in config.search.items()},
             "fixed": config.settings,
             "required": [self.settings(name, (benchmark,), required.get(name))[0] for name in cls.requires],

@@ -235,6 +235,7 @@ class Workshop:
         from metatuner.harness.budget import Budget
         from metatuner.harness.fitting import FitTask, Outcome, run_fit
         from metatuner.harness.method import make_settings
+        from metatuner.harness.proposer import ProposerServer
 
         folder = self.layout.fit(fit.key)
         if self.plan.is_complete(fit):
@@ -259,6 +260,9 @@ class Workshop:
             "requires": {needed.method: needed.key for needed in fit.requires},
             **({} if fit.rows is None else {"rows": fit.rows}),
         }
+        proposer = self.plan.proposer(fit.method, fit.settings)
+        if proposer is not None:
+            identity["proposer"] = proposer.identity
         task = FitTask(
             key=fit.key,
             method=cls(make_settings(cls, json.loads(fit.settings), fit.method)),
@@ -269,6 +273,7 @@ class Workshop:
             seed=fit.seed,
             budget=Budget(limits.counts, budget_name),
             seconds=limits.seconds,
+            proposer=ProposerServer(**proposer.model_dump()) if proposer else None,
             prerequisites={needed.method: self.layout.fit(needed.key) for needed in fit.requires},
             batch_tokens=self.config.batch_tokens,
             identity=identity,
@@ -768,12 +773,14 @@ def efficiency(config: Config, arguments: argparse.Namespace) -> None:
 def provenance(config: Config, arguments: argparse.Namespace) -> None:
     """Write what the results depend on."""
     from metatuner.analysis.provenance import write_provenance
+    from metatuner.harness.proposer import NOTE
 
-    plan = Plan(config)
+    plan, proposer = Plan(config), config.models.proposer
     dependencies = {
         "models": {role: plan.model_key(role) for role in ("actor", *config.models.generators)},
         "data": {name: plan.data_key(name) for name in config.benchmarks},
         "world": plan.world_key,
+        **({"proposer": {**proposer.identity, "note": NOTE}} if proposer else {}),
         "winners_used": sorted({f"{row.method} on {row.benchmark}" for row in plan.rows if row.tuned == "winner"}),
         "winners_expired": sorted({f"{row.method} on {row.benchmark}" for row in plan.rows if row.tuned == "expired"}),
     }

@@ -291,7 +291,7 @@ def test_instruct_editor_diagnoses_revises_and_paraphrases() -> None:
             return Response(id=None, model=request.model, message=text, finish_reason="stop", usage=Usage())
 
     wrong, right = (Case(example, answer) for example, answer in zip(examples(sums(2)), ("none", "12"), strict=True))
-    editor = InstructEditor(Recorder(tiny_lm(), seed=0), max_tokens=9)
+    editor = InstructEditor(Recorder(tiny_lm(), seed=0).client(temperature=1.0, max_tokens=9))
     assert editor([Edit("add", [wrong], [right]), Edit("add")], temperature=0.8) == ["add slowly", "sum them"]
     asked = ["".join(part.text for part in request.messages[-1].parts) for request in Recorder.requests]
     assert len(asked) == 3

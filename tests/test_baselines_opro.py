@@ -169,7 +169,7 @@ def test_instruct_proposer_shows_history_and_exemplars_and_reads_brackets() -> N
             return Response(id=None, model=request.model, message=text, finish_reason="stop", usage=Usage())
 
     engine = Recorder(tiny_lm(), seed=0)
-    propose = InstructProposer(engine, shown=20, temperature=1.0, max_tokens=9)
+    propose = InstructProposer(engine.client(temperature=1.0, max_tokens=9), shown=20)
     rows = sums(2)
     assert propose([Scored("try hard", 0.25)], examples(rows), 2) == ["think first", "plain reply"]
     first, second = engine.requests
@@ -191,7 +191,7 @@ def test_a_generator_samples_a_step_in_one_batch_with_its_own_streams(monkeypatc
     ask = {"exemplars": examples(sums(1)), "count": 4}
 
     def proposer() -> InstructProposer:
-        return InstructProposer(LMEngine(lm, seed=5, fan_out=4), shown=20, temperature=1.0, max_tokens=6)
+        return InstructProposer(LMEngine(lm, seed=5, fan_out=4).client(temperature=1.0, max_tokens=6), shown=20)
 
     one, two = proposer(), proposer()
     first = one([Scored("a", 0.5)], **ask)
@@ -203,7 +203,8 @@ def test_a_generator_samples_a_step_in_one_batch_with_its_own_streams(monkeypatc
 
 
 def test_what_the_user_can_mend_is_said_plainly() -> None:
-    propose = InstructProposer(LMEngine(tiny_lm(window=64), seed=0), shown=20, temperature=1.0, max_tokens=6)
+    client = LMEngine(tiny_lm(window=64), seed=0).client(temperature=1.0, max_tokens=6)
+    propose = InstructProposer(client, shown=20)
     with pytest.raises(UserError, match="window"):
         propose([Scored("a", 0.5)], examples(sums(1)), 1)
 

@@ -44,11 +44,47 @@ class ModelConfig(_Part):
         return self
 
 
+class ProposerConfig(_Part):
+    """A model behind an OpenAI-compatible server, local or remote, that proposes prompts."""
+
+    model: str = Field(min_length=1, description="what the server calls it")
+    base_url: str = Field(description="of the server, up to and without /chat/completions")
+    key_variable: str | None = Field(
+        None, description="name of the environment variable that holds the key, never the key; null: none is sent"
+    )
+    timeout: float = Field(60.0, gt=0, description="seconds that the server may be silent")
+    retries: int = Field(2, ge=0, le=10, description="further tries where the server is busy or does not answer")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What fits depend on: not how it is reached."""
+        return {"model": self.model, "base_url": self.base_url}
+
+    # A key that stands in the wrong place is not repeated in an error.
+    @model_validator(mode="after")
+    def _holds_no_key(self) -> "ProposerConfig":
+        if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
+            raise ValueError(
+                "key_variable must be the name of an environment variable (letters, digits, underscores), not the key"
+            )
+        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", self.base_url):
+            raise ValueError(
+                "base_url must be http:// or https://, a host and a path, without user, password or query; a key goes "
+                "into the environment variable that key_variable names"
+            )
+        return self
+
+
 class ModelsConfig(_Part):
     """The actor, which answers, and the generators, which write prompts and parameters, by size."""
 
     actor: ModelConfig
     generators: dict[str, ModelConfig] = Field(default_factory=dict)
+    proposer: ProposerConfig | None = Field(
+        None,
+        description="asked in the generator's place by methods whose setting `proposer` is `instruct`; null: the "
+        "generator is",
+    )
 
 
 class SizesConfig(_Part):

@@ -4,21 +4,30 @@ Import it within a fit: DSPy takes more than a second. Nothing here is cached by
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import dspy
 from dspy.lm15 import Message, Request, Response, Usage
 
 from metatuner.errors import UserError
-from metatuner.harness.ground import Ground, Lab, derive_seed
+from metatuner.harness.budget import Budget, ModelUse
+from metatuner.harness.ground import Demo, Ground, Lab, derive_seed
 from metatuner.harness.policy import Query
+from metatuner.harness.proposer import ProposerServer, Reply
 from metatuner.harness.rows import Row
-from metatuner.lm import LM, Completion, generate, render
+from metatuner.lm import LM, generate, render
 
 PROGRAM_INPUTS = ("query", "id", "benchmark")
+PROPOSER = "proposer"
+"""What a server is called in the cost by model."""
+SIDE_BY_SIDE = 8
+"""Requests that a server has to answer at a time."""
 
 
 def examples(rows: Iterable[Row]) -> list[dspy.Example]:
@@ -114,26 +123,29 @@ class VerbatimAdapter(dspy.ChatAdapter):
         return "\n\n".join(str(values[name]) for name in signature.input_fields if name in values)
 
 
-class LMEngine:
-    """A local language model behind `dspy.LM`.
+class Engine(ABC):
+    """A language model behind `dspy.LM`.
 
-    A request at temperature > 0 is sampled `fan_out` times in one batch. DSPy fans `n` candidates out into n equal
-    requests one after another, so `n = fan_out` costs one batch. A sample's random stream comes from the seed, the
-    request and how often that request was sampled before; it does not depend on other requests.
+    A request at temperature > 0 is sampled `fan_out` times at once. DSPy fans `n` candidates out into n equal requests
+    one after another, so `n = fan_out` costs one batch. A sample's random stream comes from the seed, the request and
+    how often that request was sampled before; it does not depend on other requests.
     """
 
-    def __init__(self, lm: LM, *, seed: int, fan_out: int = 1, batch_tokens: int = 16384) -> None:
-        self.lm, self.seed, self.fan_out, self.batch_tokens = lm, seed, fan_out, batch_tokens
-        self._ready: defaultdict[str, deque[Completion]] = defaultdict(deque)
+    name: str
+    """Of the model, in DSPy's records."""
+
+    def __init__(self, *, seed: int, fan_out: int = 1) -> None:
+        self.seed, self.fan_out = seed, fan_out
+        self._ready: defaultdict[str, deque[Reply]] = defaultdict(deque)
         self._drawn: Counter[str] = Counter()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "LMEngine":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Engine":
         return self  # DSPy copies its clients; the model stays one
 
     def client(self, *, temperature: float, max_tokens: int) -> dspy.LM:
         """The DSPy client of this engine: no cache, no retries."""
         return dspy.LM(
-            f"local/{self.lm.spec.path}",
+            self.name,
             engine=self,
             temperature=temperature,
             max_tokens=max_tokens,
@@ -151,26 +163,102 @@ class LMEngine:
             count = self.fan_out if temperature > 0 else 1
             seeds = [derive_seed(self.seed, key, self._drawn[key] + index) for index in range(count)]
             demos = list(zip(shown[::2], shown[1::2], strict=True))
-            ids = render(self.lm, system, query, demos, reserve=limit).ids
-            self._ready[key].extend(
-                generate(
-                    self.lm,
-                    [ids] * count,
-                    max_new_tokens=limit,
-                    temperature=temperature,
-                    seeds=seeds,
-                    batch_tokens=self.batch_tokens,
-                )
-            )
+            drawn = self.sample(system, demos, query, temperature=temperature, limit=limit, seeds=seeds)
+            self._ready[key].extend(drawn)
             self._drawn[key] += count
-        completion = self._ready[key].popleft()
+        sample = self._ready[key].popleft()
         return Response(
             id=None,
             model=request.model,
-            message=Message.assistant(completion.text or " "),  # DSPy takes an empty reply for a failure
-            finish_reason="length" if completion.truncated else "stop",
-            usage=Usage(input_tokens=completion.prompt_tokens, output_tokens=len(completion.ids)),
+            message=Message.assistant(sample.text or " "),  # DSPy takes an empty reply for a failure
+            finish_reason="length" if sample.truncated else "stop",
+            usage=Usage(input_tokens=sample.prompt_tokens, output_tokens=sample.generated_tokens),
         )
+
+    @abstractmethod
+    def sample(
+        self, system: str, demos: Sequence[Demo], query: str, *, temperature: float, limit: int, seeds: Sequence[int]
+    ) -> list[Reply]:
+        """A completion of at most `limit` tokens for each seed."""
+
+
+class LMEngine(Engine):
+    """A local language model."""
+
+    def __init__(self, lm: LM, *, seed: int, fan_out: int = 1, batch_tokens: int = 16384) -> None:
+        super().__init__(seed=seed, fan_out=fan_out)
+        self.lm, self.batch_tokens = lm, batch_tokens
+        self.name = f"local/{lm.spec.path}"
+
+    def sample(
+        self, system: str, demos: Sequence[Demo], query: str, *, temperature: float, limit: int, seeds: Sequence[int]
+    ) -> list[Reply]:
+        ids = render(self.lm, system, query, demos, reserve=limit).ids
+        completions = generate(
+            self.lm,
+            [ids] * len(seeds),
+            max_new_tokens=limit,
+            temperature=temperature,
+            seeds=seeds,
+            batch_tokens=self.batch_tokens,
+        )
+        return [Reply(each.text, each.prompt_tokens, len(each.ids), each.truncated) for each in completions]
+
+
+class ServerEngine(Engine):
+    """A language model behind a server; the samples of a request are asked for side by side.
+
+    The calls are counted before they are made, so that none goes out beyond the budget; the tokens are those of the
+    replies' `usage`. What a server samples is not reproducible, whatever the seeds.
+    """
+
+    def __init__(self, server: ProposerServer, *, budget: Budget, seed: int, fan_out: int = 1) -> None:
+        super().__init__(seed=seed, fan_out=fan_out)
+        self.server, self.budget = server, budget
+        self.name = f"{PROPOSER}/server"  # not the model's: DSPy has rules of its own for some
+
+    def sample(
+        self, system: str, demos: Sequence[Demo], query: str, *, temperature: float, limit: int, seeds: Sequence[int]
+    ) -> list[Reply]:
+        messages = [{"role": "system", "content": system}] if system else []
+        for asked, answered in demos:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        messages.append({"role": "user", "content": query})
+        self._count(lm_calls=len(seeds))
+        ask = partial(self.server.chat, messages, temperature=temperature, max_tokens=limit)
+        with ThreadPoolExecutor(max_workers=min(len(seeds), SIDE_BY_SIDE)) as threads:
+            replies = list(threads.map(lambda seed: ask(seed=seed), seeds))
+        self._count(
+            prompt_tokens=sum(each.prompt_tokens for each in replies),
+            generated_tokens=sum(each.generated_tokens for each in replies),
+        )
+        return replies
+
+    def _count(self, **counts: int) -> None:
+        self.budget.by_model.setdefault(PROPOSER, ModelUse()).usage.add(counts)
+        self.budget.add(**counts)
+
+
+def proposer_client(lab: Lab, *, temperature: float, max_tokens: int, fan_out: int = 1) -> dspy.LM:
+    """The client of what proposes prompts: the generator, or in its place the server that the config names.
+
+    The generator's samples derive from the lab's stream `proposals`; a server's are not reproducible, and the fit's log
+    says so. Take one client a fit (for another temperature `client.copy(temperature=...)`): a second one draws the same
+    samples again.
+
+    Args:
+        lab: its budget counts every call.
+        temperature: of the samples.
+        max_tokens: most tokens of a sample.
+        fan_out: how often a request is sampled at once; as many as candidates are asked for.
+    """
+    seed = lab.stream("proposals")
+    engine: Engine
+    if lab.proposer is not None:
+        engine = ServerEngine(lab.proposer, budget=lab.budget, seed=seed, fan_out=fan_out)
+    else:
+        engine = LMEngine(lab.need_generator(), seed=seed, fan_out=fan_out, batch_tokens=lab.batch_tokens)
+    return engine.client(temperature=temperature, max_tokens=max_tokens)
 
 
 def _text(parts: Iterable[Any]) -> str:

@@ -24,6 +24,7 @@ from metatuner.harness.limits import time_limit
 from metatuner.harness.method import Method
 from metatuner.harness.models import ModelPool
 from metatuner.harness.policy import Policy
+from metatuner.harness.proposer import NOTE, ProposerServer
 from metatuner.harness.splits import draw_train_dev
 
 Status = Literal["ok", "skipped", "failed"]
@@ -61,6 +62,8 @@ class FitTask:
     """What fit.json keeps."""
     seconds: float | None = None
     """How long `fit` may take."""
+    proposer: ProposerServer | None = None
+    """Asked for prompts in the generator's place; None for a method that does not ask one."""
 
 
 @contextlib.contextmanager
@@ -152,7 +155,7 @@ def build_lab(task: FitTask, models: ModelPool, *, share: bool, workdir: Path, l
     for role, lm in (("actor", actor), ("generator", generator)):
         if lm is not None:
             task.budget.attach(lm, role)
-    return Lab(
+    lab = Lab(
         actor=actor,
         generator=generator,
         benchmarks=task.benchmarks,
@@ -166,7 +169,11 @@ def build_lab(task: FitTask, models: ModelPool, *, share: bool, workdir: Path, l
         workdir=workdir,
         prerequisites={name: folder / "policy" for name, folder in task.prerequisites.items()},
         log_line=log_line,
+        proposer=task.proposer,
     )
+    if lab.proposer is not None:
+        lab.log(event="proposer", model=lab.proposer.model, server=lab.proposer.base_url, note=NOTE)
+    return lab
 
 
 class _Skipped(Exception):

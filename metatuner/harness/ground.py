@@ -13,6 +13,7 @@ from metatuner.errors import UserError, suggest
 from metatuner.harness.benchmarks import Benchmark
 from metatuner.harness.budget import Budget
 from metatuner.harness.policy import Query, Response
+from metatuner.harness.proposer import ProposerServer
 from metatuner.harness.rows import Row
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ class Lab(Ground):
     """A scratch folder, removed after the fit."""
     prerequisites: Mapping[str, Path] = field(default_factory=dict)
     log_line: Callable[[str], None] = lambda line: None
+    proposer: ProposerServer | None = None
+    """Asked for prompts in the generator's place, by methods that ask one (see `dspy_bridge.proposer_client`)."""
     _start: float = field(default_factory=time.monotonic)
 
     def initial_prompt(self, where: Row | Query | str) -> str:

@@ -54,6 +54,14 @@ class Method(ABC):
     def __init__(self, settings: Any = None) -> None:
         self.settings = self.Settings() if settings is None else settings
 
+    @property
+    def asks_proposer(self) -> bool:
+        """Whether, under these settings, `models.proposer` proposes prompts where the config names it.
+
+        Only then does a lab have a `proposer`, and does a fit depend on it.
+        """
+        return False
+
     def skip(self, lab: "Lab") -> str | None:
         """A reason why this method cannot run here (no generator, no rationales), or None."""
         return None
