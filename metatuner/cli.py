@@ -99,6 +99,29 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=int, default=9, help="rounds, at least 9")
     bench.add_argument("--only", help="training, generation, joint or rollouts")
     bench.add_argument("--json", type=Path, dest="json_file", metavar="FILE", help="write all times there too")
+    diff = commands.add_parser(
+        "diff",
+        help="compare two results folders cell by cell, with paired tests",
+        description="Differences are the second's scores less the first's, in points, query by query where both "
+        "folders have their predictions. docs/statistics.md says how.",
+    )
+    diff.add_argument("first", type=Path, help="a results folder, or a snapshot of one")
+    diff.add_argument("second", type=Path)
+    diff.add_argument("--csv", type=Path, dest="csv_file", metavar="FILE", help="write every cell there")
+    diff.add_argument(
+        "--fail-on-difference", action="store_true", help="exit 1 if anything is missing or differs by more than chance"
+    )
+    new = commands.add_parser("new-method", help="write a commented file that is a working method from the start")
+    new.add_argument("name", help="lower-case letters, digits and underscores")
+    new.add_argument("--family", choices=("vanilla", "prompt", "parameter", "hybrid"), default="prompt")
+    new.add_argument("--dir", type=Path, default=Path(), dest="folder", help="where to write NAME.py; here, by default")
+    check = commands.add_parser(
+        "check-method",
+        help="check that a file's methods keep their contract, on untrained models and a few rows",
+        description="Runs each method of the file several times on untrained models; takes a minute or two.",
+    )
+    check.add_argument("file", type=Path)
+    check.add_argument("--method-config", help="the method's part of a config, e.g. '{settings: {epochs: 1}}'")
     lm_eval = commands.add_parser("lm-eval", help="lm-eval's command line with our policies as a model", add_help=False)
     lm_eval.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser

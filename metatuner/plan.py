@@ -67,6 +67,8 @@ class Fit:
     requires: tuple["Fit", ...] = ()
     rows: int | None = None
     """Train rows of each train benchmark, dev rows in proportion; None: the benchmark's own sizes."""
+    told: tuple[str, ...] = ()
+    """Benchmarks that it does not train on but may be asked about: it knows their initial prompts and limits."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,9 @@ class Plan:
     """All that a config asks for. Building it validates methods, settings and variants by name."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.layout = Layout(config)
         self.registry = Registry(config.extra_methods)
+        self.config = config = self._with_extra_methods(config)
+        self.layout = Layout(config)
         self.world = nano.World(seed=config.nano.world_seed, null=config.nano.null)
         for name, method in config.methods.items():
             known = self.registry[name].cls  # an unknown name is an error here
@@ -173,6 +175,16 @@ class Plan:
         winners = config.tuning.winners
         self.winners: dict[tuple[str, str], Winner] = read_winners(ROOT / winners) if winners else {}
         self.expired: set[tuple[str, str]] = set()
+
+    def _with_extra_methods(self, config: Config) -> Config:
+        """The config with methods of the user's own files in the first experiment, unless an experiment names them."""
+        named = {method for experiment in config.experiments.values() for method in experiment.methods}
+        joining = [name for name in self.registry.extra if name not in named and not self.registry[name].cls.internal]
+        if not joining:
+            return config
+        first, experiment = next(iter(config.experiments.items()))
+        longer = experiment.model_copy(update={"methods": [*experiment.methods, *joining]})
+        return config.model_copy(update={"experiments": {**config.experiments, first: longer}})
 
     # ---- what things depend on ---------------------------------------------------------------------------------
 
@@ -307,6 +319,7 @@ class Plan:
         generator: str,
         seed: int,
         rows: int | None = None,
+        told: tuple[str, ...] = (),
     ) -> Fit:
         """A fit with its key. `settings` is what the method of this name gives: all fields of the method's Settings as
         canonical JSON, and what differs in the methods it requires.
@@ -317,7 +330,7 @@ class Plan:
         requires = []
         for name in cls.requires:
             configured = self.settings(name, train, required.get(name))[0]
-            requires.append(self.fit(name, configured, train, generator, seed, rows))
+            requires.append(self.fit(name, configured, train, generator, seed, rows, told))
         used_generator = generator if cls.uses_generator else ""
         method_config = self.config.methods.get(method)
         budget = self.config.budgets[method_config.budget if method_config else "default"]
@@ -337,20 +350,14 @@ class Plan:
             depends["rows"] = rows
         if proposer := self.proposer(method, settings):
             depends["proposer"] = proposer.identity
-        if others := self.told_of(train)[len(train) :]:
-            depends["told of"] = {name: self._public_key(name) for name in others}
-        return Fit(hash_value(depends), method, settings, train, used_generator, seed, tuple(requires), rows)
+        if told:
+            depends["told of"] = {name: self._public_key(name) for name in told}
+        return Fit(hash_value(depends), method, settings, train, used_generator, seed, tuple(requires), rows, told)
 
     def proposer(self, method: str, settings: str) -> ProposerConfig | None:
         """The server that proposes prompts to a method, under the settings of a fit; None where it asks none."""
         server, cls = self.config.models.proposer, self.registry[method].cls
         return server if server and cls(make_settings(cls, json.loads(settings), method)).asks_proposer else None
-
-    def told_of(self, train: tuple[str, ...]) -> tuple[str, ...]:
-        """The benchmarks that a fit's lab knows by name, initial prompt and limits: those trained on and, where these
-        are several, all others too, as the policy may be asked about one that it was not trained on.
-        """
-        return train if len(train) == 1 else (*train, *(name for name in self.config.benchmarks if name not in train))
 
     def fit_sizes(self, benchmark: str, rows: int | None) -> tuple[int | None, int]:
         """Train and dev rows that a fit draws of a benchmark."""
@@ -600,13 +607,15 @@ class Plan:
                     for generator in variant.generators[: None if cls.uses_generator else 1]:
                         for benchmark in experiment.benchmarks:
                             train = experiment.trained_on(benchmark)
+                            told = tuple(name for name in self.config.benchmarks if name not in train)
+                            told = told if experiment.train == "others" else ()
                             settings, tuned = self.settings(variant.subject, train, variant.over, where=variant.place)
                             if tuned in ("winner", "medians"):
                                 tuned = self._whose_winner(variant.subject, settings, train, generator)
                             elif tuned == "none":
                                 tuned = self._required_winners(method, settings, train)
                             for seed in experiment.seeds:
-                                fit = self.fit(method, settings, train, generator, seed, experiment.rows)
+                                fit = self.fit(method, settings, train, generator, seed, experiment.rows, told)
                                 cell = self.cell(fit, benchmark)
                                 row = PlanRow(
                                     name,

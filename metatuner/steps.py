@@ -25,7 +25,7 @@ from metatuner.plan import Cell, Fit, Plan
 def run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
     """Run the command that the arguments name; returns the exit status."""
     step = STEPS[arguments.command]
-    if arguments.command in ("lm-eval", "bench"):  # these need no config
+    if arguments.command in WITHOUT_CONFIG:
         return step(arguments) or 0
     if arguments.config is not None and overrides:
         raise UserError("give either --config or key=value overrides, not both")
@@ -266,7 +266,7 @@ class Workshop:
         task = FitTask(
             key=fit.key,
             method=cls(make_settings(cls, json.loads(fit.settings), fit.method)),
-            benchmarks={name: self.benchmarks[name] for name in self.plan.told_of(fit.train)},
+            benchmarks={name: self.benchmarks[name] for name in (*fit.train, *fit.told)},
             pools={name: self.layout.data(name) / "pool.jsonl" for name in fit.train},
             sizes={name: self.plan.fit_sizes(name, fit.rows) for name in fit.train},
             generator=fit.generator,
@@ -676,6 +676,7 @@ def claims(config: Config, arguments: argparse.Namespace) -> None:
     """Judge the paper's claims."""
     from metatuner.analysis.claims import claims as judge
 
+    _learn_families(config)
     for path in judge(config):
         progress.say(f"wrote {path}")
 
@@ -684,12 +685,24 @@ def report(config: Config, arguments: argparse.Namespace) -> None:
     """Write the report."""
     from metatuner.analysis.report import report as write
 
+    _learn_families(config)
     progress.say(f"wrote {write(config)}")
+
+
+def _learn_families(config: Config) -> None:
+    """What methods.json tells of methods that are not the project's own."""
+    from metatuner.analysis.labels import learn_families
+    from metatuner.files import read_json
+
+    path = Layout(config).methods
+    if path.is_file():
+        learn_families(read_json(path, "run `metatuner scores` again"))
 
 
 def _draw(config: Config, name: str, makers: Mapping[str, Callable[[Config], Iterable[Path]]]) -> None:
     if name != "all" and name not in makers:
         raise UserError(f"--name {name!r}: nothing in this preset; {suggest(name, [*makers, 'all'])}")
+    _learn_families(config)
     for each in makers if name == "all" else [name]:
         for path in makers[each](config):
             progress.say(f"wrote {path}")
@@ -819,6 +832,47 @@ def open_policy(*, config: str, cell: str) -> Any:
     return shop.open_policy(shop.plan.cells[cell].fit, share=True)
 
 
+def diff(arguments: argparse.Namespace) -> int:
+    """Compare two results folders."""
+    from metatuner.analysis.diff import diff as compare
+
+    text, differs = compare(arguments.first, arguments.second, arguments.csv_file)
+    print(text)
+    return int(differs and arguments.fail_on_difference)
+
+
+def new_method(arguments: argparse.Namespace) -> None:
+    """Write a method's file to start from."""
+    from metatuner.authoring import new_method as write
+
+    path = write(arguments.name, arguments.family, arguments.folder)
+    print(f"wrote {path}. It works as it is; next:")
+    print(f"  metatuner check-method {path}")
+    print(f"  snakemake --cores all --config extra_methods={path}")
+
+
+def check_method(arguments: argparse.Namespace) -> int:
+    """Check a method's file against the contract."""
+    import tempfile
+
+    from metatuner.authoring.conformance import Finding, read_overrides
+    from metatuner.authoring.conformance import check_method as check
+
+    def say(finding: Finding) -> None:
+        print(f"{finding.status:>11}  {finding.check}" + (f": {finding.detail}" if finding.detail else ""), flush=True)
+
+    overrides = read_overrides(arguments.method_config)
+    with tempfile.TemporaryDirectory() as home:
+        found = check(arguments.file, Path(home), overrides, say)
+    failed = sum(finding.status == "fails" for finding in found)
+    print(f"{len(found)} checks, {failed} failed")
+    return int(failed > 0)
+
+
+WITHOUT_CONFIG = frozenset({"lm-eval", "bench", "diff", "new-method", "check-method"})
+"""Commands that need no config."""
+
+
 def bench(arguments: argparse.Namespace) -> None:
     """Measure speed and memory at random weights."""
     import warnings
@@ -858,5 +912,8 @@ STEPS: dict[str, Callable[..., int | None]] = {
     "usage": show_usage,
     "resume": resume,
     "bench": bench,
+    "diff": diff,
+    "new-method": new_method,
+    "check-method": check_method,
     "lm-eval": lm_eval,
 }

@@ -111,9 +111,11 @@ def test_a_preset_has_the_tables_and_figures_of_its_experiments_and_no_others(tm
     assert list(tables_of(config)) == ["table_sharing", "table_rollouts"]
     assert list(figures_of(config)) == ["figure_3", "figure_6"]
     main = fake_config(tmp_path)
-    assert (list(tables_of(main)), list(figures_of(main))) == (["table_1"], ["figure_main"])
+    numbered = [f"table_{number}" for number in (1, 5, "kinds", *range(6, 12))]
+    assert list(tables_of(main)) == numbered
+    assert list(figures_of(main)) == ["figure_main", "figure_1", "figure_kinds", "figure_cost"]
     full = load_config("nano_full")
-    assert {"table_alpha", "table_rank", "table_small_generator"} <= tables_of(full).keys()
+    assert {"table_alpha", "table_rank", "table_2", "table_4", "table_parts"} <= tables_of(full).keys()
     assert {"figure_alpha", "figure_sync", "figure_rank", "figure_scale", "figure_trainable"} <= figures_of(full).keys()
     assert FIGURES.keys() == EXPERIMENTS.keys() <= figures_of(full).keys()
 

@@ -327,6 +327,29 @@ def test_splits_of_another_config_are_refused(finished, tmp_path):
     assert "no splits of this config; draw them with `metatuner data" in done.stderr
 
 
+def test_no_fitted_file_depends_on_tune_or_test_rows(finished, tmp_path, monkeypatch):
+    folder = tmp_path / "poisoned"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "results" / "smoke" / "fits")
+    for split in ("tune", "test"):
+        for path in (folder / "results" / "smoke" / "data").glob(f"*/{split}.jsonl"):
+            path.write_text('{"not": "a row"}\n')
+    monkeypatch.chdir(folder)
+    from metatuner.harness.config import read_config
+    from metatuner.steps import Workshop
+
+    shop = Workshop(read_config(Path("results/smoke/config.json")))
+    fits = [cell.fit for cell in shop.plan.timed_cells if cell.benchmark == "gsm8k"]
+    assert len(fits) == 12
+    for fit in fits:
+        for needed in (*fit.requires, fit):
+            assert shop.fit(needed, share=False).status == "ok", needed.method
+        for name in ("policy", "log.jsonl"):
+            here, there = (root / "results" / "smoke" / "fits" / fit.key / name for root in (folder, finished))
+            for path in [there] if there.is_file() else [each for each in there.rglob("*") if each.is_file()]:
+                assert (here / path.relative_to(there) if there.is_dir() else here).read_bytes() == path.read_bytes()
+
+
 def test_real_rows_run_to_their_table_and_cut_inputs_are_counted(data_root, tmp_path):
     folder = project(tmp_path / "real")
     small = "{settings: {steps: 1, samples: 2, scored_rows: 4, proposal_tokens: 8}}"

@@ -36,7 +36,8 @@ def fits_of(made, experiment="grid"):
     return {(row.variant, row.generator) if several else row.variant: made.fits[row.fit] for row in rows}
 
 
-ALL = {"zero_shot", "few_shot", "opro", "sft", "metatuner_i", "metatuner_j"}
+ALL = {"zero_shot", "few_shot", "rlprompt", "bpo", "opro", "cfpo", "sft", "dpo", "ppo", "grpo"}
+ALL |= {"metatuner_i", "metatuner_j"}
 
 
 def test_a_cell_is_computed_once_for_all_experiments_that_need_it():
@@ -196,10 +197,13 @@ def test_each_benchmark_is_tested_by_what_was_trained_on_the_others():
     for row in rows:
         fit = made.fits[row.fit]
         assert row.benchmark not in fit.train
-        assert made.told_of(fit.train)[3:] == (row.benchmark,)
+        assert fit.told == (row.benchmark,)
         assert made.fit_sizes("gsm8k", fit.rows) == (43, 22)  # 64 dev rows to 128
     one = made.fit("sft", rows[0].settings, ("gsm8k",), "large", 0)
-    assert made.told_of(one.train) == ("gsm8k",)
+    assert one.told == ()
+    pair = plan_of(method="sft", benchmarks=["math", "gsm8k"], train="others")
+    assert {row.trained_on for row in pair.rows if row.experiment == "grid"} == {"math", "gsm8k"}
+    assert all(row.benchmark in pair.fits[row.fit].told for row in pair.rows if row.experiment == "grid")
     assert made.fit_sizes("gsm8k", one.rows) == (128, 64)
 
 
@@ -436,3 +440,51 @@ def test_a_method_without_a_search_is_as_tuned_as_what_it_builds_on(tmp_path, mo
     untuned = plan_of(method="rewriter_sft")
     found += [row.tuned for row in untuned.rows if row.experiment == "grid"]
     assert found == ["inherited", "expired", "untuned"]
+
+
+# ---- methods of a user's own ---------------------------------------------------------------------------------------
+
+MINE = """
+from metatuner.harness.method import Method
+from metatuner.harness.policies import FixedPrompt
+
+
+class Mine(Method):
+    name = "mine"
+    family = "prompt"
+    reference = "none"
+
+    def fit(self, lab):
+        return FixedPrompt(lab, {})
+"""
+
+
+def test_a_users_method_joins_the_first_experiment_unless_one_names_it(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    extra = {"extra_methods": [str(tmp_path / "mine.py")]}
+    made, before = plan(extra), plan()
+    assert made.config.experiments["main"].methods == [*before.config.experiments["main"].methods, "mine"]
+    assert before.cells.keys() < made.cells.keys()
+    assert {made.cells[key].fit.method for key in made.cells.keys() - before.cells.keys()} == {"mine"}
+    (description,) = [each for each in made.descriptions if each["name"] == "mine"]
+    assert description["family"] == "prompt"
+    grid = {"methods": ["mine"], "benchmarks": ["gsm8k"], "seeds": [0], "generator": "large"}
+    named = plan({**extra, "experiments.grid": grid})
+    assert named.config.experiments["main"].methods == before.config.experiments["main"].methods
+
+
+def test_a_file_that_does_not_import_fails_in_its_own_cells_alone(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import nothing_of_this_name\n" + MINE)
+    made, before = plan({"extra_methods": [str(file)]}), plan()
+    assert before.cells.keys() < made.cells.keys()
+    broken = made.registry["mine"].cls
+    with pytest.raises(UserError, match=r"mine.py does not import: ModuleNotFoundError: .*nothing_of_this_name.*mend"):
+        broken().fit(None)
+    key = next(fit.key for fit in made.fits.values() if fit.method == "mine")
+    file.write_text(MINE)
+    assert key not in plan({"extra_methods": [str(file)]}).fits
+    file.rename(tmp_path / "My File.py")
+    (tmp_path / "My File.py").write_text("1 +")
+    with pytest.raises(UserError, match="does not import: SyntaxError"):
+        plan({"extra_methods": [str(tmp_path / "My File.py")]})

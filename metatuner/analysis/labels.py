@@ -1,5 +1,6 @@
 """What methods, benchmarks and metrics are called in print, their order, and which world a config measures."""
 
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -106,9 +107,17 @@ WORLDS = {
 ROWS = {"hub": "the Hub's data sets", "local": "rows from local files", "nano": "synthetic nano rows"}
 
 
+_LEARNED: dict[str, str] = {}
+
+
+def learn_families(methods: Iterable[Mapping[str, Any]]) -> None:
+    """The families of methods that this page does not know, as methods.json tells; those it knows stay as they are."""
+    _LEARNED.update({str(method["name"]): str(method["family"]) for method in methods})
+
+
 def method_family(method: str) -> str:
-    """Key of the method's family; a method of a user's own is in `other`."""
-    return METHODS[method][1] if method in METHODS else "other"
+    """Key of the method's family; `other` for a method of which nobody has told one."""
+    return METHODS[method][1] if method in METHODS else _LEARNED.get(method, "other")
 
 
 def method_title(method: str, variant: str = DEFAULT_VARIANT) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 from metatuner.errors import UserError, suggest
-from metatuner.harness.method import Method, check_method
+from metatuner.harness.method import NAME, Method, check_method
+from metatuner.harness.policy import Policy
 from metatuner.hashing import ROOT
 
 ENTRY_POINT_GROUP = "metatuner.methods"
@@ -25,10 +26,16 @@ class Registered:
 
 
 class Registry:
-    """All methods at hand, by name."""
+    """All methods at hand, by name.
+
+    A file of a user's own that does not import is registered all the same, under its file's name, as a method that
+    fails with the author's error: its cells fail, and those of all others go on.
+    """
 
     def __init__(self, extra_files: Sequence[str | Path] = ()) -> None:
         self._found: dict[str, Registered] = {}
+        self.extra: list[str] = []
+        """Names of the methods in the user's own files."""
         for file in sorted((ROOT / "baselines").glob("[!_]*.py")):
             self._add_module(importlib.import_module(f"baselines.{file.stem}"), file)
         contender = ROOT / "metatuner" / "contender.py"
@@ -39,7 +46,12 @@ class Registry:
             self._add_module(module, Path(str(module.__file__)))
         for name in extra_files:
             file = Path(name).resolve()
-            self._add_module(_import_file(file), file)
+            before = set(self._found)
+            try:
+                self._add_module(_import_file(file), file)
+            except BrokenFile as error:
+                self._add_broken(file, error)
+            self.extra += [found for found in self._found if found not in before]
 
     def _add_module(self, module: ModuleType, file: Path) -> None:
         classes = [
@@ -60,6 +72,18 @@ class Registry:
                 )
             self._found[cls.name] = Registered(cls, file.resolve())
 
+    def _add_broken(self, file: Path, error: "BrokenFile") -> None:
+        """A stand-in for the methods of a file that does not import."""
+        if not NAME.fullmatch(file.stem) or file.stem in self._found:
+            raise error  # there is no name to put it under
+
+        def fit(self: Method, lab: object) -> Policy:
+            raise error
+
+        body = {"name": file.stem, "family": "vanilla", "reference": file.name, "fit": fit, "__doc__": str(error)}
+        # Its code is this module's: the file cannot even be parsed, perhaps. Mended, it has a key of its own.
+        self._found[file.stem] = Registered(type("Broken", (Method,), body), Path(__file__).resolve())
+
     def names(self) -> list[str]:
         """Names of all methods, sorted."""
         return sorted(self._found)
@@ -68,6 +92,10 @@ class Registry:
         if name not in self._found:
             raise UserError(f"unknown method {name!r}; {suggest(name, self._found)}")
         return self._found[name]
+
+
+class BrokenFile(UserError):
+    """A method's file that does not import; the author's error is its cause."""
 
 
 def _import_file(file: Path) -> ModuleType:
@@ -82,5 +110,5 @@ def _import_file(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the author's file may raise anything; it is named and the run stops
-        raise UserError(f"extra_methods: {file} does not import: {type(error).__name__}: {error}") from error
+        raise BrokenFile(f"{file} does not import: {type(error).__name__}: {error}; mend the file") from error
     return module

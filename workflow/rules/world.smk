@@ -29,6 +29,7 @@ if BENCH.uses_nano_rows:
             usage_log("world", "report"),
         conda:
             "../../envs/metatuner.yaml"
+        priority: 25  # a minute or two in one process: not last, when nothing could run beside it
         shell:
             "metatuner world-report --config {params.config:q} --log {log:q}"
 

@@ -1,0 +1,215 @@
+"""Two results folders, cell by cell: what is missing, what is the same, and which differences are more than chance."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from metatuner.analysis.effects import Contrast, Gaps, contrast, unpaired_difference
+from metatuner.analysis.labels import method_title
+from metatuner.analysis.scores import Score, cell_folder, read_query_scores, read_scores
+from metatuner.analysis.statistics import LEVEL, derive_seed, holm
+from metatuner.errors import UserError
+from metatuner.files import read_json, write_text
+
+Kind = Literal["only in the first", "only in the second", "identical", "equal scores", "differs", "no result"]
+Name = tuple[str, str, str, str, str, int, str]
+"""Method, variant, benchmark, trained on, generator, seed, metric."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One cell in both folders."""
+
+    name: Name
+    kind: Kind
+    told: Contrast | None = None
+    """The second's score less the first's, 0 to 1; None where there is nothing to compare."""
+    paired: bool = False
+    """Query by query; else only means and sizes were at hand."""
+    p_holm: float = 1.0
+    detail: str = ""
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference is more than chance, corrected for all cells that differ."""
+        return self.kind == "differs" and self.p_holm <= 1 - LEVEL
+
+
+def compare_runs(first: Path, second: Path) -> list[Compared]:
+    """Every cell of either folder once, in the order of the first's scores.csv, then of the second's.
+
+    With predictions at hand in both, cells are compared query by query; else by their means, as if their test rows were
+    drawn independently. Holm's correction is over all cells that differ.
+    """
+    one, two = _by_name(first), _by_name(second)
+    found: list[Compared] = []
+    for name in dict.fromkeys([*one, *two]):
+        # A hole names no metric where no cell of its benchmark has a result: it stands beside any.
+        own, other = (scores.get(name) or scores.get((*name[:-1], "")) for scores in (one, two))
+        if not name[-1] and any(each[:-1] == name[:-1] and each[-1] for each in (*one, *two)):
+            continue
+        if other is None:
+            found.append(Compared(name, "only in the first"))
+        elif own is None:
+            found.append(Compared(name, "only in the second"))
+        else:
+            found.append(_compared(name, (first, own), (second, other)))
+    differing = [index for index, each in enumerate(found) if each.kind == "differs" and each.told]
+    adjusted = holm([each.told.p if (each := found[index]).told else 1.0 for index in differing])
+    for index, p in zip(differing, adjusted, strict=True):
+        each = found[index]
+        found[index] = Compared(each.name, each.kind, each.told, each.paired, p, each.detail)
+    return found
+
+
+def _by_name(root: Path) -> dict[Name, Score]:
+    found: dict[Name, Score] = {}
+    for score in read_scores(root / "scores.csv"):
+        name = (
+            score.method,
+            score.variant,
+            score.benchmark,
+            score.trained_on,
+            score.generator,
+            score.seed,
+            score.metric,
+        )
+        found.setdefault(name, score)
+    return found
+
+
+def _compared(name: Name, first: tuple[Path, Score], second: tuple[Path, Score]) -> Compared:
+    scores = [score for _, score in (first, second)]
+    if any(score.score is None for score in scores):
+        reasons = [
+            f"{place}: {score.status}: {score.reason}"
+            for place, score in zip(("first", "second"), scores, strict=True)
+            if score.score is None
+        ]
+        same = [score.status for score in scores]
+        return Compared(name, "no result", detail="; ".join(reasons) if len(set(same)) > 1 else f"both {same[0]}")
+    files = [cell_folder(root, score.cell) / "predictions.jsonl" for root, score in (first, second)]
+    if all(file.is_file() for file in files):
+        if files[0].read_bytes() == files[1].read_bytes():
+            return Compared(name, "identical", paired=True)
+        paired = _paired(name, first, second)
+        if paired is not None:
+            return paired
+    values = [((score.score or 0.0) / 100, score.n) for score in scores]
+    if values[0] == values[1]:
+        return Compared(
+            name, "equal scores", detail="predictions differ" if all(file.is_file() for file in files) else ""
+        )
+    return Compared(name, "differs", unpaired_difference([values[1]], [values[0]]), detail="means alone")
+
+
+def _paired(name: Name, first: tuple[Path, Score], second: tuple[Path, Score]) -> Compared | None:
+    """None where the scored metric is not the primary one, which predictions have, or other rows were tested."""
+    answers = [read_query_scores(root, score.cell) for root, score in (first, second)]
+    if answers[0].keys() != answers[1].keys():
+        return None
+    queries = sorted(answers[0])
+    arrays = [np.array([[each[query].score for query in queries]]) for each in answers]
+    for array, (_, score) in zip(arrays, (first, second), strict=True):
+        if abs(100 * array.mean() - (score.score or 0.0)) > 0.001:
+            return None
+    gaps = arrays[1] - arrays[0]
+    if not gaps.any():
+        return Compared(name, "equal scores", paired=True, detail="completions or prompts differ")
+    groups = [answers[0][query].group for query in queries]
+    binary = all(np.isin(array, (0.0, 1.0)).all() for array in arrays)
+    told = contrast([Gaps(gaps, groups, binary)], seed=derive_seed("diff", *name))
+    return Compared(name, "differs", told, paired=True)
+
+
+def provenance_differences(first: Path, second: Path) -> list[str]:
+    """What provenance.json says otherwise in the second, a line each; empty where either has none."""
+    paths = [root / "provenance.json" for root in (first, second)]
+    if not all(path.is_file() for path in paths):
+        return []
+    one, two = (_flat(read_json(path, "write it again with `metatuner provenance`")) for path in paths)
+    return [
+        f"{key}: {one.get(key, '(none)')} -> {two.get(key, '(none)')}"
+        for key in sorted({*one, *two})
+        if one.get(key) != two.get(key)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, Mapping):
+        found: dict[str, str] = {}
+        for key, each in value.items():
+            found |= _flat(each, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    return {prefix: str(value)}
+
+
+COLUMNS = (
+    "method,variant,benchmark,trained_on,generator,seed,metric,kind,paired,difference,low,high,p,p_holm,detail"
+).split(",")
+
+
+def as_csv(found: Sequence[Compared]) -> str:
+    """A line a cell; differences in points, the second less the first."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for each in found:
+        told = each.told
+        numbers = [f"{100 * value:.2f}" for value in (told.estimate, told.low, told.high)] if told else [""] * 3
+        tests = [f"{told.p:.2g}", f"{each.p_holm:.2g}"] if told else ["", ""]
+        writer.writerow([*each.name, each.kind, str(each.paired).lower(), *numbers, *tests, each.detail])
+    return text.getvalue()
+
+
+def describe(found: Sequence[Compared], provenance: Sequence[str]) -> str:
+    """A summary, then every cell that is not the same in both."""
+    counts: dict[str, int] = {}
+    for each in found:
+        counts[each.kind] = counts.get(each.kind, 0) + 1
+    lines = [f"{len(found)} cells and metrics: " + ", ".join(f"{count} {kind}" for kind, count in counts.items())]
+    significant = sum(each.significant for each in found)
+    if counts.get("differs"):
+        lines.append(f"{significant} of the differences are more than chance (Holm over all that differ, p <= 0.05)")
+    for each in found:
+        if each.kind in ("identical", "equal scores"):
+            continue
+        method, variant, benchmark, trained, generator, seed, metric = each.name
+        where = benchmark if trained == benchmark else f"{benchmark} (trained on {trained})"
+        title = f"{method_title(method, variant)} on {where}, {metric}, seed {seed}" + (
+            f", {generator}" if generator else ""
+        )
+        told = each.told
+        if told is None:
+            lines.append(f"  {title}: {each.kind}" + (f" ({each.detail})" if each.detail else ""))
+            continue
+        interval = f"{100 * told.estimate:+.1f} [{100 * told.low:+.1f}, {100 * told.high:+.1f}]"
+        way = "" if each.paired else ", means alone"
+        mark = " *" if each.significant else ""
+        lines.append(f"  {title}: {interval} points, p = {each.p_holm:.2g} after correction{way}{mark}")
+    if provenance:
+        lines += ["made from:", *(f"  {line}" for line in provenance)]
+    return "\n".join(lines)
+
+
+def diff(first: Path, second: Path, out: Path | None = None) -> tuple[str, bool]:
+    """Compare two results folders; the text to print, and whether anything is missing or differs more than by chance.
+
+    Raises:
+        UserError: a folder has no scores.csv, or a file is not as it should be.
+    """
+    for root in (first, second):
+        if not root.is_dir():
+            raise UserError(f"no folder {root}; name two results folders, such as results/snapshot/nano results/nano")
+    found = compare_runs(first, second)
+    if out is not None:
+        write_text(out, as_csv(found))
+    missing = any(
+        each.kind.startswith("only in") or (each.kind == "no result" and "both" not in each.detail) for each in found
+    )
+    return describe(found, provenance_differences(first, second)), missing or any(each.significant for each in found)

@@ -1,0 +1,109 @@
+"""Two results folders: what is missing, the same, or different by more than chance."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from fake_results import fake_config, fake_run, plan_rows
+from scipy import stats
+
+from metatuner.analysis.diff import compare_runs, diff
+from metatuner.analysis.scores import write_scores
+from metatuner.errors import UserError
+
+N = 80
+
+
+def make(root: Path, **config: object) -> Path:
+    fake_run(fake_config(root, methods=["zero_shot", "sft"], seeds=[0], **config), n=N)  # type: ignore[arg-type]
+    return root
+
+
+def change(root: Path, method: str, benchmark: str, flips: int, *, up: bool) -> int:
+    """Make so many wrong answers right (or right ones wrong); how many were changed."""
+    config = fake_config(root, methods=["zero_shot", "sft"], seeds=[0])
+    rows = plan_rows(config)
+    (cell,) = [row["cell"] for row in rows if (row["method"], row["benchmark"]) == (method, benchmark)]
+    path = root / "cells" / cell / "predictions.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = [record for record in records if record["score"] == (0.0 if up else 1.0)][:flips]
+    for record in changed:
+        record["score"] = 1.0 if up else 0.0
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    metrics = json.loads((root / "cells" / cell / "metrics.json").read_text())
+    metrics["metrics"][metrics["primary"]] = sum(record["score"] for record in records) / N
+    (root / "cells" / cell / "metrics.json").write_text(json.dumps(metrics))
+    write_scores(rows, {}, root)
+    return len(changed)
+
+
+def test_equal_folders_have_no_difference(tmp_path: Path) -> None:
+    first = make(tmp_path / "a")
+    shutil.copytree(first, tmp_path / "b")
+    assert {each.kind for each in compare_runs(first, tmp_path / "b")} == {"identical"}
+    text, differs = diff(first, tmp_path / "b")
+    assert not differs
+    assert text.splitlines() == ["10 cells and metrics: 10 identical"]
+
+
+def test_a_difference_is_tested_query_by_query_and_corrected(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    up, down = change(second, "sft", "math", 12, up=True), change(second, "zero_shot", "gsm8k", 2, up=False)
+    found = {each.name[:3]: each for each in compare_runs(first, second) if each.kind == "differs"}
+    assert set(found) == {("sft", "default", "math"), ("zero_shot", "default", "gsm8k")}
+    large, small = found["sft", "default", "math"], found["zero_shot", "default", "gsm8k"]
+    assert large.told is not None
+    assert small.told is not None
+    assert large.paired
+    assert large.told.estimate == pytest.approx(up / N)
+    assert large.told.p == pytest.approx(stats.binomtest(up, up).pvalue)  # McNemar: all flips one way
+    assert large.p_holm == pytest.approx(min(1.0, 2 * large.told.p))
+    assert large.significant
+    assert small.told.estimate == pytest.approx(-down / N)
+    assert not small.significant
+    text, differs = diff(first, second, tmp_path / "out.csv")
+    assert differs
+    assert "1 of the differences are more than chance" in text
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        rows = {(row["method"], row["benchmark"]): row for row in csv.DictReader(file)}
+    assert float(rows["sft", "math"]["difference"]) == pytest.approx(100 * up / N, abs=0.01)
+
+
+def test_without_predictions_means_are_compared_as_if_unpaired(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    change(second, "sft", "math", 6, up=True)
+    shutil.rmtree(first / "cells")  # a committed snapshot has scores.csv alone
+    (each,) = [each for each in compare_runs(first, second) if each.kind == "differs"]
+    assert not each.paired
+    assert each.told is not None
+    assert not each.significant  # six of eighty, unpaired, are within chance
+
+
+def test_what_only_one_has_and_holes_are_named(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), tmp_path / "b"
+    config = fake_config(second, methods=["zero_shot"], seeds=[0])
+    rows = plan_rows(config)
+    lost = rows[0]["cell"]
+    from fake_results import write_cells
+
+    outcomes = {lost: ("failed", "RuntimeError: it broke")}
+    write_cells(config, n=N, outcomes=outcomes)
+    write_scores(rows, outcomes, second)
+    text, differs = diff(first, second)
+    assert differs
+    assert "SFT on math, accuracy, seed 0: only in the first" in text
+    assert "RuntimeError: it broke" in text
+
+
+def test_provenance_that_differs_is_listed(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    for root, version in ((first, "2.13.0"), (second, "2.14.0")):
+        (root / "provenance.json").write_text(json.dumps({"packages": {"torch": version}, "preset": "nano"}))
+    assert "  packages.torch: 2.13.0 -> 2.14.0" in diff(first, second)[0].splitlines()
+
+
+def test_a_folder_without_scores_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no folder .*nowhere; name two results folders"):
+        diff(make(tmp_path / "a"), tmp_path / "nowhere")
