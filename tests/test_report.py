@@ -58,6 +58,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
         fit.mkdir(parents=True)
         (fit / "cost.json").write_text(json.dumps(cost))
         events = [{"event": "step", "step": i, "loss": 1 / (i + 1)} for i in range(5)]
+        events += [{"event": "diverged", "loss": float("nan")}]
+        events += [{"event": "late", "loss": value} for value in (2.0, float("inf"), 1.0)]
         events.append({"event": HOSTILE, "text": HOSTILE})
         (fit / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     for name in config.benchmarks:
@@ -129,7 +131,7 @@ def test_a_hole_is_shown_with_its_reason_and_no_score(made: tuple[Config, str]) 
     assert hole["score"] is None
     assert hole["reason"].startswith("ValueError: <img")
     assert len(cells) == 2 * len(config.benchmarks)
-    assert cells[0]["curves"] == {"step: loss": [1 / (i + 1) for i in range(5)]}
+    assert cells[0]["curves"] == {"late: loss": [2.0, "Infinity", 1.0], "step: loss": [1 / (i + 1) for i in range(5)]}
     assert cells[0]["fit_cost"]["lm_calls"] == 7
 
 
@@ -158,6 +160,16 @@ def test_a_missing_cell_is_named(made: tuple[Config, str], tmp_path: Path) -> No
         report(moved)
 
 
+@pytest.mark.parametrize("folder", ["tables/table_1.md", "figures/figure_main.png"])
+def test_a_missing_table_or_figure_is_named(made: tuple[Config, str], tmp_path: Path, folder: str) -> None:
+    config, _ = made
+    copy = tmp_path / "copy"
+    shutil.copytree(config.results, copy)
+    (copy / folder).unlink()
+    with pytest.raises(UserError, match=rf"no file .*{folder}; run `snakemake"):
+        report(config.model_copy(update={"results": str(copy)}))
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here: install the package chromium to run this test")
 def test_in_a_browser_nothing_of_it_runs_and_queries_and_cells_are_shown(made: tuple[Config, str]) -> None:
     config, _ = made
@@ -179,6 +191,9 @@ def test_in_a_browser_nothing_of_it_runs_and_queries_and_cells_are_shown(made: t
     detail = done.stdout.split('id="c-detail"')[1]
     assert "<polyline" in detail
     assert "step: loss" in detail
+    assert "3 points, in the order of the log; 1 not finite" in detail
+    assert "NaN" not in "".join(re.findall(r'points="([^"]*)"', detail))
+    assert re.search(r'id="c-counts"[^>]*>8 of 8 cells\.<', done.stdout)
 
 
 # ---- its parts -----------------------------------------------------------------------------------------------------
@@ -205,3 +220,10 @@ def test_packing_is_reversible_and_thinning_keeps_both_ends() -> None:
     assert len(thinned(values)) == POINTS
     assert (thinned(values)[0], thinned(values)[-1]) == (0.0, 999.0)
     assert thinned([1.0, 2.0]) == [1.0, 2.0]
+
+
+def test_numbers_that_are_none_are_told_in_words_and_half_a_character_survives() -> None:
+    nan, infinity = float("nan"), float("inf")
+    block = base64.b64decode(packed({"loss": [nan, -infinity, 1.0], "deep": ({"x": infinity},), "text": "a\ud800b"}))
+    value = json.loads(zlib.decompress(block), parse_constant=lambda name: pytest.fail(f"no browser reads {name}"))
+    assert value == {"loss": ["NaN", "-Infinity", 1.0], "deep": [{"x": "Infinity"}], "text": "a\ud800b"}

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,9 +21,23 @@ POINTS = 200
 
 
 def packed(value: Any) -> str:
-    """JSON, deflated, in base64: equal values give equal bytes, and nothing in it could be taken for markup."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    """JSON, deflated, in base64: equal values give equal bytes, and nothing in it could be taken for markup.
+
+    Numbers that no browser reads (a diverged loss) become "NaN", "Infinity", "-Infinity"; a lone surrogate its escape.
+    """
+    text = json.dumps(readable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+    return base64.b64encode(zlib.compress(text.encode(errors="backslashreplace"), 9)).decode()
+
+
+def readable(value: Any) -> Any:
+    """The value with words for numbers that JSON (RFC 8259, section 6) lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    if isinstance(value, Mapping):
+        return {name: readable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [readable(each) for each in value]
+    return value
 
 
 def browser(config: Config) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ from metatuner.analysis.labels import describe_world
 from metatuner.analysis.report.data import browser, cells, costs, packed
 from metatuner.analysis.report.markdown import Document, read_documents, to_html
 from metatuner.analysis.tables import tables_of
+from metatuner.errors import UserError
 from metatuner.files import read_json, write_text
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
@@ -122,7 +123,7 @@ def _overview(config: Config, layout: Layout, world: str) -> str:
     )
     for name in ("table_1",):
         if layout.table(name, "md").is_file():
-            text += _document(read_documents(layout.table(name, "md").read_text(encoding="utf-8"))[0])
+            text += _document(read_documents(_read(layout.table(name, "md")).decode())[0])
     if "figure_main" in figures_of(config):
         text += _figure(layout, "figure_main")
     return text
@@ -158,7 +159,7 @@ def _claims(layout: Layout) -> str:
 def _tables(config: Config, layout: Layout, names: Iterable[str]) -> str:
     text = ""
     for name in names:
-        for document in read_documents(layout.table(name, "md").read_text(encoding="utf-8")):
+        for document in read_documents(_read(layout.table(name, "md")).decode()):
             links = ", ".join(f'<a href="tables/{name}.{suffix}">{suffix}</a>' for suffix in ("csv", "md", "tex"))
             text += _details(to_html(document.title), _document(document) + f"<p>As a file: {links}</p>", plain=False)
     return text
@@ -189,7 +190,7 @@ def _figures(layout: Layout, names: Sequence[str]) -> str:
 
 
 def _figure(layout: Layout, name: str) -> str:
-    content = base64.b64encode(layout.figure(name, "png").read_bytes()).decode()
+    content = base64.b64encode(_read(layout.figure(name, "png"))).decode()
     title = name.replace("_", " ").capitalize()
     return (
         f'<figure><img alt="{escape(title)}" loading="lazy" src="data:image/png;base64,{content}"><figcaption>'
@@ -219,8 +220,9 @@ def _cells() -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in CELL_HEADER)
     return (
         "<p>Every cell of every experiment. Its predictions are in a file beside this report, where its folder is.</p>"
-        '<form class=filters><label>Text <input id="c-text" type="search"></label></form><p id="c-counts"></p>'
-        f'<div class=wide><table><thead><tr>{head}</tr></thead><tbody id="c-list"></tbody></table></div>'
+        '<form class=filters><label>Text <input id="c-text" type="search"></label></form>'
+        '<p id="c-counts" aria-live="polite"></p>'
+        f'<div class=wide><table class=sortable><thead><tr>{head}</tr></thead><tbody id="c-list"></tbody></table></div>'
         '<div id="c-detail" tabindex="-1"></div>'
     )
 
@@ -246,6 +248,13 @@ def _provenance(layout: Layout) -> str:
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"no file {path}; {REMEDY}") from None
 
 
 def _csv(path: Path) -> Iterable[dict[str, str]]:

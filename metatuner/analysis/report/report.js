@@ -143,19 +143,24 @@
     return node;
   };
   const curve = (name, values) => {
-    const width = 420, height = 110, low = Math.min(...values), high = Math.max(...values);
-    const place = (each, index) => {
+    // A diverged loss arrives as a word; it takes its place in the order, but is no point.
+    const points = values.map((each, index) => [each, index]).filter(([each]) => typeof each === "number");
+    const numbers = points.map(([each]) => each), lost = values.length - numbers.length;
+    const width = 420, height = 110, low = Math.min(...numbers), high = Math.max(...numbers);
+    const place = ([each, index]) => {
       const x = 50 + (index * (width - 60)) / Math.max(values.length - 1, 1);
       const y = height - 22 - ((each - low) * (height - 44)) / (high - low || 1);
       return `${x.toFixed(1)},${y.toFixed(1)}`;
     };
     const node = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": name });
-    node.append(
-      svg("text", { x: 50, y: 14 }, name), svg("text", { x: 4, y: 26 }, high.toPrecision(3)),
-      svg("text", { x: 4, y: height - 20 }, low.toPrecision(3)),
-      svg("text", { x: 50, y: height - 6 }, `${values.length} points, in the order of the log`),
-      svg("polyline", { points: values.map(place).join(" ") }),
-    );
+    const count = `${values.length} points, in the order of the log${lost ? `; ${lost} not finite` : ""}`;
+    node.append(svg("text", { x: 50, y: 14 }, name), svg("text", { x: 50, y: height - 6 }, count));
+    if (points.length) {
+      node.append(
+        svg("text", { x: 4, y: 26 }, high.toPrecision(3)), svg("text", { x: 4, y: height - 20 }, low.toPrecision(3)),
+        svg("polyline", { points: points.map(place).join(" ") }),
+      );
+    }
     return node;
   };
   const detail = (cell) => {
@@ -179,7 +184,8 @@
     const text = (cell) => [cell.method, cell.benchmark, cell.trained_on, cell.generator, cell.experiments.join(" "), cell.status, cell.key].join(" ").toLowerCase();
     const found = all.filter((cell) => text(cell).includes(words));
     $("c-counts").textContent = `${found.length} of ${all.length} cells.`;
-    $("c-list").replaceChildren(...found.slice(0, 400).map((cell) => {
+    for (const head of document.querySelectorAll("#cells th")) head.removeAttribute("aria-sort");
+    $("c-list").replaceChildren(...found.map((cell) => {
       const open = make("button", { type: "button" }, cell.key);
       open.addEventListener("click", () => detail(cell));
       const score = cell.score === null ? `${cell.status}: ${cell.reason}` : cell.score.toFixed(1);
