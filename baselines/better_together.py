@@ -28,7 +28,7 @@ class Settings:
     shots: Count = 3
     """Most demonstrations in a set."""
     threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Reward from which an answer may be a demonstration or is trained on: right answers."""
+    """Reward from which an answer is right, so that it may be a demonstration and is trained on: here the full one."""
     learning_rate: Positive = 1e-5
     """Of AdamW, falling to 0 in a line."""
     epochs: Count = 5

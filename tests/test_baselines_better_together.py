@@ -1,6 +1,7 @@
 """BetterTogether: a search with a known optimum over demonstrations and weights, and DSPy's steps on our ground."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from baselines._better_together_program import BASE, TRAINED, AnswerBook, InProc
 from baselines._better_together_training import attach_adapter, train
 from baselines.better_together import BetterTogether, DemonstratedAdapter, Settings
 from metatuner.errors import UserError
+from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.budget import Budget
 from metatuner.harness.ground import Demo, Lab, to_query
 from metatuner.harness.policies import FixedPrompt
@@ -174,6 +176,22 @@ def test_what_is_trained_is_what_the_actor_reads_with_cuts_and_without_the_rows_
     assert sorted(trained) == sorted(read)
     whole = [render(tiny_lm(), lab.initial_prompt(row), row.query, []).ids for row in rows]
     assert all(len(ids) > len(plain) for ids, plain in zip(trained, whole, strict=True))
+
+
+def test_trained_on_several_benchmarks_each_query_has_its_own_prompt(tmp_path: Path) -> None:
+    rows = [*distinct(4, 0), *(replace(row, benchmark="math") for row in distinct(4, 1))]
+    benchmarks = {name: get_benchmark(name).with_overrides(max_new_tokens=NEW_TOKENS) for name in ("gsm8k", "math")}
+    lab = toy_lab(tmp_path, rows, actor=tiny_lm(), benchmarks=benchmarks, trained_on=("gsm8k", "math"))
+    signature, told = dspy.Signature("query -> answer"), {}
+    for row in (rows[0], rows[-1]):
+        inputs = {"query": row.query, "id": row.id, "benchmark": row.benchmark}
+        data = TurnAdapter(lab).format_finetune_data(signature, [], inputs, {"answer": "5"})
+        told[row.benchmark] = data["messages"][0]["content"]
+    policy = BetterTogether(Settings(candidates=1, shots=1)).fit(lab)
+    assert isinstance(policy, FixedPrompt)
+    assert told == policy.prompts == {name: each.initial_prompt for name, each in benchmarks.items()}
+    assert told["gsm8k"] != told["math"]
+    assert policy.demos["gsm8k"] == policy.demos["math"]
 
 
 def test_training_lowers_the_loss_and_checkpointing_changes_nothing(tmp_path: Path) -> None:
