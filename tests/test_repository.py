@@ -176,10 +176,12 @@ def test_documented_commands_exist(page: Path) -> None:
 
 def test_documented_preset_resolves() -> None:
     page = (ROOT / "docs" / "adding_a_model.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
-    preset = yaml.safe_load(block)
-    config = load_config(preset.pop("extends"), preset)
-    assert config.models.actor.path == preset["models"]["actor"]["path"]
+    block, proposer = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL))
+    config = load_config(block.pop("extends"), block)
+    assert config.models.actor.path == block["models"]["actor"]["path"]
+    config = load_config("paper", proposer)
+    assert config.models.proposer is not None
+    assert config.models.proposer.model == proposer["models"]["proposer"]["model"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
