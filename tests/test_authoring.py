@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from metatuner.authoring import new_method
-from metatuner.authoring.conformance import Finding, check_method
+from metatuner.authoring.conformance import Finding, TinyWorld, check_method
 from metatuner.errors import UserError
 from metatuner.harness.registry import Registry
+from metatuner.hashing import ROOT
 
 BAD = """
 from pathlib import Path
@@ -56,6 +57,15 @@ def test_the_template_keeps_the_contract(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10 checks, 0 failed" in done.stdout
+
+
+def test_a_method_of_the_project_can_be_checked_too(tmp_path: Path) -> None:
+    world = TinyWorld(ROOT / "baselines" / "sft.py", "sft", tmp_path, {"settings": {"epochs": 2}})
+    config = world.config("first")
+    assert config.extra_methods == []
+    _, fit = world.plan(config)
+    assert fit.method == "sft"
+    assert '"epochs":2' in fit.settings
 
 
 def test_a_method_that_breaks_the_contract_is_told_how(tmp_path: Path) -> None:

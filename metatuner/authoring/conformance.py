@@ -50,18 +50,16 @@ class TinyWorld:
 
     def __init__(self, file: Path, name: str, home: Path, overrides: dict[str, Any]) -> None:
         self.file, self.name, self.home = file.resolve(), name, home
-        requires = Registry([file])[name].cls.requires
         settings = {"methods": {name: overrides}} if overrides else {}
         self.overrides: dict[str, Any] = {
             **settings,
-            "extra_methods": [str(self.file)] if name not in Registry().names() else [],
+            "extra_methods": [] if _is_ours(file) else [str(self.file)],
             "run": "main",
             "cache": str(home / "cache"),
             "experiments.main.methods": [name],
             "experiments.main.benchmarks": [BENCHMARKS[0]],
             "experiments.main.seeds": [0],
         }
-        self.requires = requires
 
     def config(self, run: str, **changes: Any) -> Config:
         """The config of one copy of the world."""
