@@ -174,12 +174,14 @@ def test_documented_commands_exist(page: Path) -> None:
             assert preset in presets, f"{page.name}: {line}"
 
 
-def test_documented_preset_resolves() -> None:
+def test_documented_presets_resolve() -> None:
     page = (ROOT / "docs" / "adding_a_model.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
-    preset = yaml.safe_load(block)
+    preset, proposer = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL))
     config = load_config(preset.pop("extends"), preset)
     assert config.models.actor.path == preset["models"]["actor"]["path"]
+    server = load_config("paper", proposer).models.proposer
+    assert server is not None
+    assert server.identity.items() <= proposer["models"]["proposer"].items()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
