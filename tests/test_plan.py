@@ -37,7 +37,7 @@ def fits_of(made, experiment="grid"):
 
 
 ALL = {"zero_shot", "few_shot", "rlprompt", "bpo", "opro", "cfpo", "sft", "dpo", "ppo", "grpo"}
-ALL |= {"better_together", "metatuner_i", "metatuner_j"}
+ALL |= {"metatuner_i", "metatuner_j"}
 
 
 def test_a_cell_is_computed_once_for_all_experiments_that_need_it():
