@@ -342,7 +342,8 @@ def _check_places(world: TinyWorld, plan: Plan, watched: Path, tell: Callable[..
     lines = [json.loads(line) for line in watched.read_text(encoding="utf-8").splitlines()] if watched.is_file() else []
     root = plan.layout.root.resolve()
     allowed = [root, Path(plan.config.cache).resolve(), *(Path(place).resolve() for place in _temporary())]
-    outside = sorted({each["path"] for each in lines if each["writes"] and not _below(each["path"], allowed)})
+    written = {each["path"] for each in lines if each["writes"] and "__pycache__" not in Path(each["path"]).parts}
+    outside = sorted(path for path in written if not _below(path, allowed))
     if outside:
         tell("it writes nowhere but in its folder", "fails", f"it wrote {', '.join(outside[:5])}; use lab.workdir")
     else:
