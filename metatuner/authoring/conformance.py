@@ -49,13 +49,14 @@ class TinyWorld:
     """A tiny world with one method in it, and copies of it that are tampered with."""
 
     def __init__(self, file: Path, name: str, home: Path, overrides: dict[str, Any]) -> None:
-        self.file, self.name, self.home = file.resolve(), name, home
+        self.file, self.name, self.home = file.resolve(), name, home.resolve()
+        self.home.mkdir(parents=True, exist_ok=True)  # where its processes run, as libraries leave files where they are
         settings = {"methods": {name: overrides}} if overrides else {}
         self.overrides: dict[str, Any] = {
             **settings,
             "extra_methods": [] if _is_ours(file) else [str(self.file)],
             "run": "main",
-            "cache": str(home / "cache"),
+            "cache": str(self.home / "cache"),
             "experiments.main.methods": [name],
             "experiments.main.benchmarks": [BENCHMARKS[0]],
             "experiments.main.seeds": [0],
@@ -96,6 +97,7 @@ class TinyWorld:
             capture_output=True,
             text=True,
             check=False,
+            cwd=self.home,
             env=self.environment(),
             timeout=PATIENCE,
         )
@@ -247,6 +249,7 @@ def _check_killed(world: TinyWorld, first: dict[str, str], took: float, tell: Ca
         world.command(plan, "fit", "--pack", name),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        cwd=world.home,
         env=world.environment(),
     )
     deadline = time.monotonic() + PATIENCE
@@ -341,7 +344,7 @@ def _check_places(world: TinyWorld, plan: Plan, watched: Path, tell: Callable[..
     """What the fit's processes wrote and read, as far as audit events tell."""
     lines = [json.loads(line) for line in watched.read_text(encoding="utf-8").splitlines()] if watched.is_file() else []
     root = plan.layout.root.resolve()
-    allowed = [root, Path(plan.config.cache).resolve(), *(Path(place).resolve() for place in _temporary())]
+    allowed = [world.home, root, Path(plan.config.cache).resolve(), *(Path(place).resolve() for place in _temporary())]
     written = {each["path"] for each in lines if each["writes"] and "__pycache__" not in Path(each["path"]).parts}
     outside = sorted(path for path in written if not _below(path, allowed))
     if outside:
