@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce resume figures test lint pins clean
+.PHONY: help install reproduce resume figures compare test lint pins clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /make \1\t/' | expand -t 18
@@ -51,6 +51,9 @@ resume: $(INSTALLED) ## take up an interrupted run
 
 figures: $(INSTALLED) ## make tables and figures again from the scores at hand
 	snakemake --cores $(CORES) tables figures --config preset=$(PRESET) $(ARGS)
+
+compare: $(INSTALLED) ## compare a finished run with the committed snapshot; fails where they differ
+	metatuner diff results/snapshot/$(PRESET) results/$(PRESET) --fail-on-difference
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
