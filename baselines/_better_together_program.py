@@ -1,12 +1,9 @@
-"""BetterTogether on the lab: the actor as a DSPy program with demonstrations, and what makes DSPy's steps run on it.
+"""BetterTogether on the lab: what makes DSPy's steps run on the actor as a program, and train it.
 
 Imported by `baselines.better_together` within a fit, because DSPy is slow to import.
 """
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,24 +12,17 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.teleprompt import BootstrapFinetune
 
 from baselines._better_together_training import Turn, attach_adapter, train
-from baselines._budget import affordable
+from baselines._dspy_program import BASE, AnswerBook, DemonstratedActor, OutOfBudget, quiet, reward, shown
 from metatuner.errors import UserError
 from metatuner.harness.dspy_bridge import VerbatimAdapter, examples
-from metatuner.harness.ground import Demo, Lab, to_query
-from metatuner.harness.rows import Row
+from metatuner.harness.ground import Demo, Lab
 from metatuner.lm import LM
 
 if TYPE_CHECKING:
     from baselines.better_together import Settings
 
-BASE, TRAINED = "local/actor", "local/actor+lora"
-"""What DSPy calls the two actors."""
-Place = tuple[str, str]
-"""A row's benchmark and id."""
-
-
-class OutOfBudget(Exception):
-    """The budget does not cover the answers that DSPy asks for next."""
+TRAINED = "local/actor+lora"
+"""What DSPy calls the trained actor."""
 
 
 @dataclass(frozen=True)
@@ -42,109 +32,6 @@ class State:
     actor: str
     lm: LM
     demos: list[Demo]
-
-
-def shown(demos: Iterable[Mapping[str, Any]], query: str) -> tuple[Demo, ...]:
-    """The demonstrations before a query, without the query's own."""
-    return tuple((str(demo["query"]), str(demo["answer"])) for demo in demos if demo["query"] != query)
-
-
-class AnswerBook:
-    """Greedy answers with their rewards, asked for in batches ahead of DSPy, which wants them one at a time.
-
-    Whoever asks for a dev row will ask for all of them. Of the train rows a bootstrap stops after a few, so with one
-    that is asked for come as many others as are known already. The first error stays: DSPy takes errors for answers
-    worth 0, so every later call raises it again.
-    """
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        self.lms = {BASE: lab.actor}
-        self.rows: dict[Place, Row] = {(row.benchmark, row.id): row for row in (*lab.train, *lab.dev)}
-        self.dev = [(row.benchmark, row.id) for row in lab.dev]
-        self.train = [(row.benchmark, row.id) for row in lab.train]
-        self.error: Exception | None = None
-        self._told: dict[tuple[str, tuple[Demo, ...]], dict[Place, tuple[str, float]]] = {}
-
-    def answer(self, actor: str, demos: Sequence[Mapping[str, Any]], place: Place) -> tuple[str, float]:
-        """What the actor of that name answers after the demonstrations, and its reward, 0 to 1."""
-        told = self._told.setdefault((actor, shown(demos, "")), {})
-        if place not in told:
-            with self.kept_error():
-                told |= self._ask(actor, demos, self._with(place, told))
-        return told[place]
-
-    def knows(self, program: "DemonstratedActor") -> bool:
-        """Whether the program has answered every dev row."""
-        told = self._told.get((program.predict.lm.model, shown(program.predict.demos, "")), {})
-        return all(place in told for place in self.dev)
-
-    @contextlib.contextmanager
-    def kept_error(self) -> Iterator[None]:
-        """Within it, the first error is kept, and raised again whenever something is tried after it."""
-        if self.error is not None:
-            raise self.error
-        try:
-            yield
-        except Exception as error:
-            self.error = error
-            raise
-
-    def _with(self, place: Place, told: Mapping[Place, Any]) -> list[Place]:
-        if place in self.dev:
-            return [each for each in self.dev if each not in told]
-        known = sum(each in told for each in self.train)
-        others = [each for each in self.train if each not in told and each != place]
-        return [place, *others[: max(0, known - 1)]]
-
-    def _ask(
-        self, actor: str, demos: Sequence[Mapping[str, Any]], places: Sequence[Place]
-    ) -> dict[Place, tuple[str, float]]:
-        if not affordable(self.lab, answers=len(places), proposals=0, proposal_tokens=0):
-            raise OutOfBudget
-        rows = [self.rows[place] for place in places]
-        with self._as_base() if actor == BASE else contextlib.nullcontext():
-            responses = self.lab.answer(
-                [to_query(row) for row in rows],
-                [self.lab.initial_prompt(row) for row in rows],
-                demos=[shown(demos, row.query) for row in rows],
-                actor=self.lms[actor],
-            )
-        rewards = self.lab.reward(rows, responses)
-        texts = [response.completion for response in responses]
-        return dict(zip(places, zip(texts, rewards, strict=True), strict=True))
-
-    def _as_base(self) -> contextlib.AbstractContextManager[Any]:
-        """PEFT puts an adapter into the model itself: within this it is as if it were not there."""
-        trained = self.lms.get(TRAINED)
-        return contextlib.nullcontext() if trained is None else trained.model.disable_adapter()  # type: ignore[operator]
-
-
-class DemonstratedActor(dspy.Module):
-    """The actor under p~ as a DSPy program. Its only predictor holds the demonstrations and names the actor."""
-
-    def __init__(self, book: AnswerBook, lm: dspy.LM) -> None:
-        super().__init__()
-        self.book = book
-        self.predict = dspy.Predict("query -> answer")
-        self.predict.lm = lm
-
-    def deepcopy(self) -> "DemonstratedActor":
-        """A copy with its own demonstrations; actors and answers are shared."""
-        copied = self.reset_copy()
-        copied.predict.demos = list(self.predict.demos)
-        return copied
-
-    def reset_copy(self) -> "DemonstratedActor":
-        """A copy without demonstrations. DSPy's own would forget the trained actor as well."""
-        return DemonstratedActor(self.book, self.predict.lm)
-
-    def forward(self, query: str, id: str, benchmark: str) -> dspy.Prediction:
-        text, reward = self.book.answer(self.predict.lm.model, self.predict.demos, (benchmark, id))
-        inputs = {"query": query, "id": id, "benchmark": benchmark}
-        if dspy.settings.trace is not None:  # what a bootstrap makes demonstrations and train data of
-            dspy.settings.trace.append((self.predict, inputs, dspy.Prediction(answer=text)))
-        return dspy.Prediction(answer=text, reward=reward)
 
 
 class TurnAdapter(VerbatimAdapter):
@@ -215,13 +102,10 @@ def run(lab: Lab, settings: "Settings") -> State:
     book = AnswerBook(lab)
     program = DemonstratedActor(book, dspy.LM(BASE, provider=InProcess(book, settings), cache=False))
 
-    def reward(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
-        return float(prediction.reward)
-
     def right(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
         return bool(prediction.reward >= settings.threshold)
 
-    with _quiet() as lines:
+    with quiet() as lines:
         search = dspy.BootstrapFewShotWithRandomSearch(
             metric=reward,
             metric_threshold=settings.threshold,
@@ -244,7 +128,9 @@ def run(lab: Lab, settings: "Settings") -> State:
         )
     states = sorted(best.candidate_programs, key=lambda state: len(state["strategy"]))
     if isinstance(book.error, OutOfBudget):
-        states = [state for state in states if book.knows(state["program"])]  # others have a 0 that nobody measured
+        states = [
+            state for state in states if book.score(state["program"], lab.dev or lab.train) is not None
+        ]  # others have a 0 that nobody measured
         lab.log(event="budget", states=len(states))
     elif book.error is not None:
         raise book.error
@@ -258,18 +144,3 @@ def run(lab: Lab, settings: "Settings") -> State:
     if actor == BASE and TRAINED in book.lms:
         book.lms[TRAINED].model.unload()  # type: ignore[operator]
     return State(actor, book.lms[actor], list(shown(best.predict.demos, "")))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
-    """Within it DSPy says nothing; what it logs as an error is kept, and given by the function that this yields."""
-    kept = logging.StreamHandler(io.StringIO())
-    kept.setLevel(logging.ERROR)
-    logger = logging.getLogger("dspy")
-    before = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [kept], False
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield lambda: " ".join(kept.stream.getvalue().split())[-500:]
-    finally:
-        logger.handlers, logger.propagate = before

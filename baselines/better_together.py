@@ -75,7 +75,8 @@ class BetterTogether(Method):
 
         Raises what made a step fail, unless it is the budget.
         """
-        from baselines._better_together_program import BASE, run
+        from baselines._better_together_program import run
+        from baselines._dspy_program import BASE
 
         state = run(lab, self.settings)
         prompts = {name: lab.initial_prompt(name) for name in lab.benchmarks}

@@ -1,4 +1,4 @@
-"""DPO: the warmed-up actor learns to prefer its right answers to its wrong ones."""
+"""DPO: SFT's actor learns to prefer its right answers to its wrong ones."""
 
 import math
 from dataclasses import dataclass
@@ -14,10 +14,6 @@ from metatuner.harness.policies import Adapter
 class Settings:
     """What may be set."""
 
-    warmup_learning_rate: Positive = 2e-4
-    """Of the SFT before: as SFT's own default."""
-    warmup_epochs: Count = 1
-    """Passes of the SFT before; few, as an actor that knows its train rows by heart errs on none of them."""
     rollouts: Count = 8
     """Answers sampled a train row, between which pairs are found; as many as MetaTuner's rollouts."""
     rollout_temperature: Positive = 1.0
@@ -34,12 +30,6 @@ class Settings:
     """Pairs an optimizer step."""
     warmup: Share = 0.1
     """Share of the steps in which the rate rises from 0; it then falls to 0 along a cosine, as SFT's does here."""
-    rank: Count = 8
-    """Rank of the adapter (r), as SFT's."""
-    alpha: Count = 16
-    """Scale of the adapter, as SFT's."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Names of the linears that get an adapter, as SFT's."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower."""
 
@@ -51,25 +41,19 @@ class DPO(Method):
     family = "parameter"
     reference = "Rafailov et al. 2023, Direct Preference Optimization (arXiv 2305.18290), through TRL's DPOTrainer"
     deviations = (
-        "Pairs are rollouts of the warmed-up actor that scored differently, not preferences of people.",
-        "Warm-up and preferences train one LoRA; the reference is that LoRA as the warm-up left it.",
+        "Pairs are rollouts of SFT's actor with different scores, not preferences of people.",
+        "The LoRA of `sft`, with its settings, is trained on; the reference is that LoRA as SFT left it.",
     )
+    requires = ("sft",)
     Settings = Settings
 
     def fit(self, lab: Lab) -> Adapter:
-        """Warm up on `lab.train`, sample, and train on pairs; where no row gives one, the warmed-up actor is returned
-        and the log says so."""
-        from baselines._warm_actor import warm_up
+        """Sample answers to `lab.train` and train on pairs of them; where no row gives one, SFT's actor is returned and
+        the log says so."""
+        from baselines._rollouts import sft_policy
 
         settings: Settings = self.settings
-        policy = warm_up(
-            lab,
-            learning_rate=settings.warmup_learning_rate,
-            epochs=settings.warmup_epochs,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets,
-        )
+        policy = sft_policy(lab)
         pairs = find_pairs(lab, policy, settings)
         if pairs:
             train(lab, policy, pairs, settings)
@@ -82,18 +66,18 @@ def find_pairs(lab: Lab, policy: Adapter, settings: Settings) -> list[dict[str, 
     A row's answers are paired the best with the worst, the next best with the next worst, and so on while their rewards
     differ; equal answers count once.
     """
-    from baselines._warm_actor import covers, sample
+    from baselines._rollouts import covers, sample
 
     random = lab.random("pairs")
     rows = [row for row in lab.train for _ in range(settings.rollouts)]
     trained = 2 * settings.epochs * min(settings.pairs, settings.rollouts // 2)
-    if not covers(lab, lab.train, answers=settings.rollouts, trained=trained):
+    if not covers(lab, policy, lab.train, answers=settings.rollouts, trained=trained):
         raise UserError(
             f"dpo: the budget does not cover {settings.rollouts} rollouts of {len(lab.train)} rows; lower `rollouts`, "
             "or raise the budget in the preset"
         )
     seeds = [derive_seed(lab.stream("rollouts"), index) for index in range(len(rows))]
-    told = sample(lab, policy.actor, rows, seeds=seeds, temperature=settings.rollout_temperature)
+    told = sample(lab, policy, rows, seeds=seeds, temperature=settings.rollout_temperature)
     pairs, mixed = [], 0
     for start in range(0, len(rows), settings.rollouts):
         distinct: dict[str, int] = {}

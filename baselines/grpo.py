@@ -1,4 +1,4 @@
-"""GRPO: the warmed-up actor learns from how its answers to one query compare with each other."""
+"""GRPO: SFT's actor learns from how its answers to one query compare with each other."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 class Settings:
     """What may be set; numbers without a source are those of arXiv 2402.03300, section 4.2."""
 
-    warmup_learning_rate: Positive = 2e-4
-    """Of the SFT before: as SFT's own default."""
-    warmup_epochs: Count = 1
-    """Passes of the SFT before."""
     steps: Count = 100
     """Batches of answers sampled; training also ends when the budget does not cover another."""
     queries: Count = 16
@@ -32,17 +28,11 @@ class Settings:
     clip: Positive = 0.2
     """How far the ratio of probabilities may move from 1 (TRL's default)."""
     beta: NotNegative = 0.04
-    """Weight of the divergence from the warmed-up actor."""
+    """Weight of the divergence from SFT's actor."""
     learning_rate: Positive = 1e-5
     """Of AdamW, falling to 0 in a line; 1e-6 for all weights in the source, a LoRA takes more."""
     gradient_clip: Positive = 1.0
     """Largest gradient norm (TRL's default)."""
-    rank: Count = 8
-    """Rank of the adapter (r), as SFT's."""
-    alpha: Count = 16
-    """Scale of the adapter, as SFT's."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Names of the linears that get an adapter, as SFT's."""
 
 
 class GRPO(Method):
@@ -56,14 +46,14 @@ class GRPO(Method):
     family = "parameter"
     reference = "Shao et al. 2024, DeepSeekMath (arXiv 2402.03300), equations 3 and 4; outcome supervision"
     deviations = (
-        "The actor is warmed up by SFT on the train rows, and one LoRA is trained throughout; the reference is that "
-        "LoRA as the warm-up left it.",
+        "The LoRA of `sft`, with its settings, is trained on; the reference is that LoRA as SFT left it.",
         "Groups whose answers all score alike teach nothing and are left out of a batch's updates.",
     )
+    requires = ("sft",)
     Settings = Settings
 
     def fit(self, lab: Lab) -> Adapter:
-        """Warm up on `lab.train`, then sample and update in turns."""
+        """Sample and update in turns."""
         import torch
 
         from baselines._policy_gradient import (
@@ -75,17 +65,10 @@ class GRPO(Method):
             log_probs,
             token_mask,
         )
-        from baselines._warm_actor import covers, sample, warm_up
+        from baselines._rollouts import covers, sample, sft_policy
 
         settings: Settings = self.settings
-        policy = warm_up(
-            lab,
-            learning_rate=settings.warmup_learning_rate,
-            epochs=settings.warmup_epochs,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets,
-        )
+        policy = sft_policy(lab)
         lm, random = policy.actor, lab.random("batches")
         weights = adapter_weights(lm.model)
         start = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -94,12 +77,12 @@ class GRPO(Method):
         updates = Updates(rates, steps=steps, gradient_clip=settings.gradient_clip, what="grpo")
         for step in range(1, settings.steps + 1):
             drawn = random.sample(list(lab.train), min(settings.queries, len(lab.train)))
-            if not covers(lab, drawn, answers=settings.group, trained=settings.group * settings.updates):
+            if not covers(lab, policy, drawn, answers=settings.group, trained=settings.group * settings.updates):
                 lab.log(event="budget", steps=step - 1)
                 break
             rows = [row for row in drawn for _ in range(settings.group)]
             seeds = [derive_seed(lab.stream("rollouts"), step, index) for index in range(len(rows))]
-            told = sample(lab, lm, rows, seeds=seeds, temperature=settings.temperature)
+            told = sample(lab, policy, rows, seeds=seeds, temperature=settings.temperature)
             rewards = torch.tensor(told.rewards, dtype=torch.float32).view(len(drawn), settings.group)
             advantages = group_advantages(rewards).flatten().to(lm.device)
             kept = [index for index in range(len(rows)) if advantages[index] != 0]

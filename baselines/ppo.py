@@ -1,4 +1,4 @@
-"""PPO: the warmed-up actor learns from rewards through a value head, near the policy that it started from."""
+"""PPO: SFT's actor learns from rewards through a value head, near the policy that it started from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 class Settings:
     """What may be set; numbers without a source are those of arXiv 1909.08593 and its code, lm-human-preferences."""
 
-    warmup_learning_rate: Positive = 2e-4
-    """Of the SFT before: as SFT's own default."""
-    warmup_epochs: Count = 1
-    """Passes of the SFT before."""
     steps: Count = 50
     """Batches of answers sampled; training also ends when the budget does not cover another."""
     batch: Count = 64
@@ -41,7 +37,7 @@ class Settings:
     value_weight: NotNegative = 0.1
     """Of the value loss beside the policy's."""
     kl_coefficient: NotNegative = 0.2
-    """Of the divergence from the warmed-up actor in each token's reward, at first."""
+    """Of the divergence from SFT's actor in each token's reward, at first."""
     kl_target: Positive = 6.0
     """Nats an answer: above, the coefficient rises, below it falls."""
     kl_horizon: Positive = 10_000.0
@@ -52,12 +48,6 @@ class Settings:
     """Of the value head, which starts at 0: a head takes more than a LoRA."""
     gradient_clip: Positive = 1.0
     """Largest gradient norm; common practice, none in the source."""
-    rank: Count = 8
-    """Rank of the adapter (r), as SFT's."""
-    alpha: Count = 16
-    """Scale of the adapter, as SFT's."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Names of the linears that get an adapter, as SFT's."""
 
 
 class PPO(Method):
@@ -73,29 +63,22 @@ class PPO(Method):
     )
     deviations = (
         "The reward is the task metric of an answer, on its last token; no reward model is trained.",
-        "The actor is warmed up by SFT on the train rows, and one LoRA is trained throughout; the reference is that "
-        "LoRA as the warm-up left it.",
+        "The LoRA of `sft`, with its settings, is trained on; the reference is that LoRA as SFT left it.",
         "The value head reads the policy's own hidden states without a gradient into them: with a LoRA there is "
         "little to share.",
     )
+    requires = ("sft",)
     Settings = Settings
 
     def fit(self, lab: Lab) -> Adapter:
-        """Warm up on `lab.train`, then sample a batch and learn from it in turns."""
+        """Sample a batch and learn from it in turns."""
         import torch
 
         from baselines._policy_gradient import Updates, adapter_weights, clipped_loss, frozen, log_probs, token_mask
-        from baselines._warm_actor import covers, sample, warm_up
+        from baselines._rollouts import covers, sample, sft_policy
 
         settings: Settings = self.settings
-        policy = warm_up(
-            lab,
-            learning_rate=settings.warmup_learning_rate,
-            epochs=settings.warmup_epochs,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            targets=settings.targets,
-        )
+        policy = sft_policy(lab)
         lm, random = policy.actor, lab.random("batches")
         weights = adapter_weights(lm.model)
         start = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -116,11 +99,11 @@ class PPO(Method):
         controller = KLController(settings.kl_coefficient, settings.kl_target, settings.kl_horizon)
         for step in range(1, settings.steps + 1):
             rows = random.sample(list(lab.train), size)
-            if not covers(lab, rows, answers=1, trained=settings.epochs):
+            if not covers(lab, policy, rows, answers=1, trained=settings.epochs):
                 lab.log(event="budget", steps=step - 1)
                 break
             seeds = [derive_seed(lab.stream("rollouts"), step, index) for index in range(len(rows))]
-            told = sample(lab, lm, rows, seeds=seeds, temperature=settings.temperature)
+            told = sample(lab, policy, rows, seeds=seeds, temperature=settings.temperature)
             mask = token_mask([len(each) for each in told.completions], lm.device)
             with torch.no_grad():
                 old, states = _read(lm, told.prompts, told.completions)

@@ -12,8 +12,9 @@ from baseline_toys import NEW_TOKENS, lab_settings, sums, tiny_lm, toy_lab
 from dspy.clients.provider import TrainingJob
 from safetensors.torch import load_file
 
-from baselines._better_together_program import BASE, TRAINED, AnswerBook, InProcess, TurnAdapter, to_turn
+from baselines._better_together_program import TRAINED, InProcess, TurnAdapter, to_turn
 from baselines._better_together_training import attach_adapter, train
+from baselines._dspy_program import BASE, AnswerBook, DemonstratedActor
 from baselines.better_together import BetterTogether, DemonstratedAdapter, Settings
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
@@ -65,6 +66,12 @@ def distinct(count: int, seed: int) -> list[Any]:
 def scripted(workdir: Path, events: list[dict[str, Any]], *, seed: int = 0, **limits: int) -> ScriptedLab:
     settings = lab_settings(workdir, distinct(24, 0), distinct(16, 1), events)
     return ScriptedLab(actor=tiny_lm(), generator=None, seed=seed, budget=Budget(limits, "toy"), **settings)
+
+
+def program(book: AnswerBook, actor: str = BASE, demos: Sequence[dict[str, str]] = ()) -> DemonstratedActor:
+    made = DemonstratedActor(book, dspy.LM(actor, cache=False))
+    made.predict.demos = list(demos)
+    return made
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -167,7 +174,7 @@ def test_what_is_trained_is_what_the_actor_reads_with_cuts_and_without_the_rows_
     signature = dspy.Signature("query -> answer")
     trained = []
     for row in rows:
-        book.answer(BASE, demos, ("gsm8k", row.id))
+        book.answer(program(book, demos=demos), ("gsm8k", row.id))
         inputs = {"query": row.query, "id": row.id, "benchmark": "gsm8k"}
         turn = to_turn(lab, adapter.format_finetune_data(signature, demos, inputs, {"answer": row.target}))
         assert turn is not None
@@ -311,7 +318,7 @@ def test_rows_are_asked_in_batches_and_none_twice(tmp_path: Path) -> None:
     plain = scripted(tmp_path, [])
     book = AnswerBook(Counting(**{name: getattr(plain, name) for name in plain.__dataclass_fields__ if name[0] != "_"}))
     for row in (*plain.dev, *plain.train, *plain.train):
-        text, reward = book.answer(BASE, [], ("gsm8k", row.id))
+        text, reward = book.answer(program(book), ("gsm8k", row.id))
         assert reward == float(group(row.id) == 0) == float(text == row.target)
     assert [len(each) for each in sizes] == [16, 1, 1, 2, 4, 8, 8]
     asked = [name for each in sizes for name in each]
@@ -337,5 +344,5 @@ def test_the_untouched_actor_is_asked_without_the_adapter_that_lies_in_it(tmp_pa
     ]
     assert provider.finetune(TrainingJob(), BASE, data, None) == TRAINED
     places = [("gsm8k", row.id) for row in rows]
-    assert [book.answer(BASE, [], place)[0] for place in places] == expected
-    assert [book.answer(TRAINED, [], place)[0] for place in places] == ["4 5"] * 6
+    assert [book.answer(program(book), place)[0] for place in places] == expected
+    assert [book.answer(program(book, TRAINED), place)[0] for place in places] == ["4 5"] * 6

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from baselines._policy_gradient import (
     log_probs,
     token_mask,
 )
-from baselines._warm_actor import sample, warm_up
+from baselines._rollouts import sample, sft_policy
+from baselines.sft import SFT
+from baselines.sft import Settings as SFTSettings
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.budget import Budget
@@ -33,7 +36,6 @@ from metatuner.harness.rows import Row
 from metatuner.lm import completion_loss
 
 ROWS = sums(16)
-SMALL = {"rank": 4, "alpha": 16, "warmup_learning_rate": 1e-5}
 
 
 class Bandit(Lab):
@@ -52,31 +54,35 @@ def bandit(workdir: Path, events: list[dict[str, Any]] | None = None, **changes:
     # A LoRA cannot move the head; at its usual scale no hidden state of this size makes one word much likelier.
     actor.model.lm_head.weight.data[arms] *= 10
     found = toy_lab(workdir, ROWS, actor=actor, events=[] if events is None else events, **changes)
-    return Bandit(**{**vars(found), "benchmarks": {"gsm8k": benchmark}})
+    lab = Bandit(**{**vars(found), "benchmarks": {"gsm8k": benchmark}})
+    return replace(lab, prerequisites={"sft": hardly_trained(workdir / "sft")})
+
+
+def hardly_trained(folder: Path) -> Path:
+    """SFT's policy with a LoRA that has hardly moved."""
+    if not folder.exists():
+        settings = SFTSettings(learning_rate=1e-6, epochs=1, rank=4, alpha=16)
+        SFT(settings).fit(toy_lab(folder.parent, ROWS, actor=tiny_lm())).save(folder)
+    return folder
 
 
 METHODS: dict[str, Method] = {
-    "dpo": dpo.DPO(dpo.Settings(**SMALL, learning_rate=2e-2, epochs=12, beta=0.1)),
-    "ppo": ppo.PPO(ppo.Settings(**SMALL, steps=12, batch=16, minibatch=8, learning_rate=2e-2, kl_coefficient=0.01)),
-    "grpo": grpo.GRPO(grpo.Settings(**SMALL, steps=12, queries=8, group=6, learning_rate=2e-2, beta=0.0)),
+    "dpo": dpo.DPO(dpo.Settings(learning_rate=2e-2, epochs=12, beta=0.1)),
+    "ppo": ppo.PPO(ppo.Settings(steps=12, batch=16, minibatch=8, learning_rate=2e-2, kl_coefficient=0.01)),
+    "grpo": grpo.GRPO(grpo.Settings(steps=12, queries=8, group=6, learning_rate=2e-2, beta=0.0)),
 }
 
 
-def untrained(lab: Lab) -> Adapter:
-    """The actor with a LoRA that has hardly moved."""
-    return warm_up(lab, learning_rate=1e-6, epochs=1, rank=4, alpha=16, targets=("all-linear",))
-
-
-def right(lab: Lab, policy: Any) -> float:
+def right(lab: Lab, policy: Adapter) -> float:
     """Share of sampled answers that are right."""
     rows = [row for row in ROWS for _ in range(8)]
-    return sum(sample(lab, policy.actor, rows, seeds=range(len(rows)), temperature=1.0).rewards) / len(rows)
+    return sum(sample(lab, policy, rows, seeds=range(len(rows)), temperature=1.0).rewards) / len(rows)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_better_arm_is_found(name: str, tmp_path: Path) -> None:
-    lab = bandit(tmp_path)
-    before = right(lab, untrained(bandit(tmp_path)))
+    lab, other = bandit(tmp_path), bandit(tmp_path)
+    before = right(other, sft_policy(other))
     after = right(lab, METHODS[name].fit(lab))
     assert 0.2 < before < 0.8
     assert after > 0.95
@@ -116,7 +122,7 @@ def test_rollouts_beyond_the_budget_are_refused_before_they_are_made(tmp_path: P
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_remedy(tmp_path: Path) -> None:
-    changed = ppo.PPO(ppo.Settings(**SMALL, steps=5, batch=16, learning_rate=1e30))
+    changed = ppo.PPO(ppo.Settings(steps=5, batch=16, learning_rate=1e30))
     with pytest.raises(UserError, match=r"ppo: loss (nan|inf).* at optimizer step \d+; lower learning_rate"):
         changed.fit(bandit(tmp_path))
     weight = torch.nn.Parameter(torch.ones(1))
@@ -148,7 +154,7 @@ def test_log_probabilities_are_those_of_each_answer_alone() -> None:
 
 
 def test_a_frozen_policy_is_the_one_that_was_copied_and_leaves_the_other_as_it_was(tmp_path: Path) -> None:
-    policy = untrained(bandit(tmp_path))
+    policy = sft_policy(bandit(tmp_path))
     weights = adapter_weights(policy.actor.model)
     start = {name: weight.detach().clone() for name, weight in weights.items()}
     before = log_probs(policy.actor, PROMPTS, ANSWERS).detach()
@@ -251,7 +257,7 @@ def test_advantages_of_a_group_are_its_standard_scores() -> None:
 def test_dpo_starts_at_log_2_and_parts_the_two_arms(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     lab = bandit(tmp_path, events)
-    policy = untrained(lab)
+    policy = sft_policy(lab)
     arms = [[7, 8], [7, 8]], [[13, 14], [15, 16, 17]]
     start = copy.deepcopy(policy.actor.model)
     before = log_probs(policy.actor, *arms).sum(1).detach()
@@ -272,7 +278,7 @@ def test_dpo_starts_at_log_2_and_parts_the_two_arms(tmp_path: Path) -> None:
 def test_pairs_are_right_and_wrong_answers_of_one_row(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     lab = bandit(tmp_path, events)
-    policy = untrained(lab)
+    policy = sft_policy(lab)
     pairs = dpo.find_pairs(lab, policy, dpo.Settings(rollouts=6, pairs=2))
     decode = lab.actor.tokenizer.decode
 
@@ -285,10 +291,11 @@ def test_pairs_are_right_and_wrong_answers_of_one_row(tmp_path: Path) -> None:
     assert events[-1]["pairs"] == events[-1]["mixed"] == len(pairs)  # two different answers make one pair
 
 
-def test_where_every_answer_scores_alike_the_warmed_actor_is_returned_and_counted(tmp_path: Path) -> None:
+def test_where_every_answer_scores_alike_the_actor_of_sft_is_returned_and_counted(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
-    lab = toy_lab(tmp_path, ROWS, actor=tiny_lm(), events=events)  # nothing is ever right
-    policy = dpo.DPO(dpo.Settings(**SMALL, rollouts=2)).fit(lab)
+    sft = {"sft": hardly_trained(tmp_path / "sft")}
+    lab = toy_lab(tmp_path, ROWS, actor=tiny_lm(), events=events, prerequisites=sft)  # nothing is ever right
+    policy = dpo.DPO(dpo.Settings(rollouts=2)).fit(lab)
     assert [event["pairs"] for event in events if event["event"] == "pairs"] == [0]
     assert not [event for event in events if event["event"] == "step"]
     assert policy.respond([to_query(ROWS[0])])

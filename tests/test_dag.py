@@ -16,7 +16,7 @@ import pytest
 
 from metatuner.hashing import ROOT
 
-CELLS = 12 * 4 * 2 + 28
+CELLS = 17 * 4 * 2 + 28
 """Of the smoke preset: the main experiment's, and those that only the others have."""
 
 TIMED = {"cost.json", "timing.json", "usage", "logs", "efficiency.csv", "report.html"}
@@ -101,7 +101,7 @@ def test_a_run_makes_scores_table_figure_and_verdict(finished):
 def test_policies_of_the_main_experiment_are_timed(finished):
     with open(finished / "results" / "smoke" / "efficiency.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 12 * 4
+    assert len(rows) == 17 * 4
     for row in rows:
         assert float(row["answer_ms"]) > 0
         assert float(row["plain_ms"]) > 0
@@ -135,7 +135,7 @@ def test_a_new_seed_computes_only_its_own_cells(finished, tmp_path):
     snakemake(folder, config=("experiments={main: {seeds: [0, 1, 2]}}",))
     after = {path.name: path.stat().st_mtime_ns for path in (folder / "results" / "smoke" / "cells").iterdir()}
     assert {name: after[name] for name in before} == before
-    assert len(after) == CELLS + 12 * 4
+    assert len(after) == CELLS + 17 * 4
 
 
 def test_tables_and_figures_are_redrawn_from_files_alone(finished, tmp_path):
@@ -340,7 +340,7 @@ def test_no_fitted_file_depends_on_tune_or_test_rows(finished, tmp_path, monkeyp
 
     shop = Workshop(read_config(Path("results/smoke/config.json")))
     fits = [cell.fit for cell in shop.plan.timed_cells if cell.benchmark == "gsm8k"]
-    assert len(fits) == 12
+    assert len(fits) == 17
     for fit in fits:
         for needed in (*fit.requires, fit):
             assert shop.fit(needed, share=False).status == "ok", needed.method

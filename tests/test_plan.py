@@ -37,7 +37,7 @@ def fits_of(made, experiment="grid"):
 
 
 ALL = {"zero_shot", "few_shot", "rlprompt", "bpo", "opro", "cfpo", "sft", "dpo", "ppo", "grpo"}
-ALL |= {"metatuner_i", "metatuner_j"}
+ALL |= {"copro", "miprov2", "gepa", "bootstrap_few_shot", "better_together", "metatuner_i", "metatuner_j"}
 
 
 def test_a_cell_is_computed_once_for_all_experiments_that_need_it():
@@ -80,7 +80,7 @@ def test_every_cell_is_in_exactly_one_pack_whose_fits_come_before():
 @pytest.mark.parametrize(
     ("override", "changes"),
     [
-        ({"methods.sft.settings.rank": 4}, {"sft"}),
+        ({"methods.sft.settings.rank": 4}, {"sft", "dpo", "ppo", "grpo"}),
         ({"methods.metatuner_warmup.settings.rollouts": 4}, {"metatuner_i", "metatuner_j"}),
         ({"nano.world_seed": 1}, ALL),
         ({"budgets.default.lm_calls": 30000}, ALL),
@@ -405,20 +405,21 @@ def test_packs_of_the_first_experiment_are_told_from_the_others():
         assert 0 < len(first) < len(packs)
 
 
-def test_searches_on_a_benchmark_build_on_one_warm_up_that_is_fitted_before_them():
+def test_searches_on_a_benchmark_build_on_fits_that_are_there_before_them():
     made = plan()
-    (warm_up,) = made.tuning_needs("math")
+    sft, warm_up = made.tuning_needs("math")
+    assert (sft.method, sft.train, sft.seed) == ("sft", ("math",), made.config.tuning.seed)
     assert (warm_up.method, warm_up.train, warm_up.seed) == ("metatuner_warmup", ("math",), made.config.tuning.seed)
-    for subject in ("metatuner_j", "metatuner_j.static_lora", "metatuner_i"):
+    for subject in ("metatuner_j", "metatuner_j.static_lora", "metatuner_i", "dpo", "ppo", "grpo"):
         for over in made.trials(subject, "math"):
             settings, _ = made.settings(subject, ("math",), over, winners=False)
             trial = made.fit(subject.partition(".")[0], settings, ("math",), "large", warm_up.seed)
-            assert trial.requires == (warm_up,)
+            assert trial.requires == (warm_up if subject.startswith("metatuner") else sft,)
 
 
 def test_a_search_s_warm_up_without_its_policy_is_fitted_again(tmp_path):
     made = Plan(load_config("nano", {"results": str(tmp_path)}))
-    (warm_up,) = made.tuning_needs("math")
+    _, warm_up = made.tuning_needs("math")
     policy = made.layout.fit(warm_up.key) / "policy"
     policy.mkdir(parents=True)
     assert made.is_complete(warm_up)

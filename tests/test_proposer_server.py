@@ -13,11 +13,18 @@ import dspy
 import pytest
 from baseline_toys import sums, tiny_lm, toy_lab
 from test_baselines_cfpo import scripted as scripted_for_cfpo
+from test_baselines_dspy import scripted as scripted_for_dspy
 from test_baselines_opro import GOOD, WORDS, scripted
 from test_plan import plan
 
 from baselines.cfpo import CFPO
 from baselines.cfpo import Settings as CFPOSettings
+from baselines.copro import COPRO
+from baselines.copro import Settings as COPROSettings
+from baselines.gepa import GEPA
+from baselines.gepa import Settings as GEPASettings
+from baselines.miprov2 import MIPROv2
+from baselines.miprov2 import Settings as MIPROSettings
 from baselines.opro import OPRO, Settings
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
@@ -25,7 +32,9 @@ from metatuner.harness.budget import Budget, BudgetExceeded
 from metatuner.harness.config import load_config
 from metatuner.harness.dspy_bridge import LMEngine, VerbatimAdapter, proposer_client, user_errors
 from metatuner.harness.fitting import FitTask, Outcome, run_fit
+from metatuner.harness.method import Method
 from metatuner.harness.models import ModelPool
+from metatuner.harness.policies import FixedPrompt
 from metatuner.harness.proposer import ProposerServer
 from metatuner.harness.rows import rows_to_text
 
@@ -139,6 +148,42 @@ def test_cfpo_asks_the_server_too_at_a_temperature_that_falls(serve: Callable[..
     temperatures = [round(body["temperature"], 3) for body in server.requests]
     assert temperatures[0] > temperatures[-1] == 0.7
     assert set(server.keys) == {None}
+
+
+@pytest.mark.parametrize("reply", ["alpha gamma", "[[ ## {} ## ]]\nalpha gamma\n\n[[ ## completed ## ]]"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        COPRO(COPROSettings(breadth=3, depth=2, scored_rows=16)),
+        MIPROv2(MIPROSettings(candidates=4, trials=8)),
+        GEPA(GEPASettings(answers=100, minibatch=8)),
+    ],
+    ids=lambda method: method.name,
+)
+def test_dspys_own_optimizers_ask_the_server_too(
+    method: Method, reply: str, serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    field = "new_instruction" if method.name == "gepa" else "proposed_instruction"
+    server = serve((200, completion(reply.format(field)), {}))
+    lab = scripted_for_dspy(tmp_path, [])
+    lab.proposer = server.proposer()
+    policy = method.fit(lab)
+    assert isinstance(policy, FixedPrompt)
+    assert policy.prompts == {"gsm8k": "alpha gamma"}
+    assert lab.budget.by_model["proposer"].usage.lm_calls == len(server.requests) > 0
+    p = lab.initial_prompt("gsm8k")
+    assert any(p in turn["content"] for body in server.requests for turn in body["messages"])
+
+
+@pytest.mark.parametrize("method", [COPRO(), MIPROv2(), GEPA()], ids=lambda method: method.name)
+def test_a_server_that_refuses_ends_a_search_of_dspys_with_its_one_line(
+    method: Method, serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = serve((401, {"error": {"message": "who are you"}}, {}))
+    lab = scripted_for_dspy(tmp_path, [])
+    lab.proposer = server.proposer()
+    with pytest.raises(UserError, match=r"^config key 'models.proposer.key_variable': .* wants a key \(401"):
+        method.fit(lab)
 
 
 class TinyPool(ModelPool):

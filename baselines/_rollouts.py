@@ -1,19 +1,17 @@
-"""What methods that learn from rewards start with: an actor warmed up by SFT, and answers sampled from it."""
+"""What methods that learn from rewards share: SFT's actor, and answers sampled from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from baselines.sft import SFT
-from baselines.sft import Settings as SFTSettings
 from metatuner.harness.ground import Lab
 from metatuner.harness.policies import Adapter
+from metatuner.harness.policy import load_policy
 from metatuner.harness.rows import Row
-from metatuner.lm import LM
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Answers sampled under p~: one entry each."""
+    """Answers sampled under the policy's prompts: one entry each."""
 
     rows: list[Row]
     prompts: list[list[int]]
@@ -28,23 +26,25 @@ class Sampled:
         return len(self.rows)
 
 
-def warm_up(lab: Lab, *, learning_rate: float, epochs: int, rank: int, alpha: int, targets: tuple[str, ...]) -> Adapter:
-    """The actor with a LoRA that SFT has trained for a few epochs on the train rows; training goes on with it."""
-    settings = SFTSettings(learning_rate=learning_rate, epochs=epochs, rank=rank, alpha=alpha, targets=targets)
-    return SFT(settings).fit(lab)
+def sft_policy(lab: Lab) -> Adapter:
+    """The saved policy of `sft`: the actor with the LoRA on which training goes on."""
+    policy = load_policy(lab.required("sft"), lab)
+    assert isinstance(policy, Adapter)
+    return policy
 
 
-def sample(lab: Lab, lm: LM, rows: Sequence[Row], *, seeds: Sequence[int], temperature: float) -> Sampled:
+def sample(lab: Lab, policy: Adapter, rows: Sequence[Row], *, seeds: Sequence[int], temperature: float) -> Sampled:
     """One answer a row, decoded as in evaluation but sampled, with its reward.
 
     Args:
-        lm: the actor as it is now.
+        policy: as it is now.
         rows: repeat one for several answers to it.
         seeds: one a row.
         temperature: of the samples.
     """
     from metatuner.lm import generate, render
 
+    lm = policy.actor
     order: list[int] = []
     prompts: list[list[int]] = []
     completions: list[list[int]] = []
@@ -53,7 +53,7 @@ def sample(lab: Lab, lm: LM, rows: Sequence[Row], *, seeds: Sequence[int], tempe
         benchmark = lab.benchmark(name)
         chosen = [index for index, row in enumerate(rows) if row.benchmark == name]
         limit = benchmark.max_new_tokens
-        read = [render(lm, lab.initial_prompt(name), rows[index].query, reserve=limit).ids for index in chosen]
+        read = [render(lm, policy.prompts[name], rows[index].query, reserve=limit).ids for index in chosen]
         written = generate(
             lm,
             read,
@@ -78,14 +78,14 @@ def sample(lab: Lab, lm: LM, rows: Sequence[Row], *, seeds: Sequence[int], tempe
     )
 
 
-def covers(lab: Lab, rows: Sequence[Row], *, answers: int, trained: int) -> bool:
+def covers(lab: Lab, policy: Adapter, rows: Sequence[Row], *, answers: int, trained: int) -> bool:
     """Whether the budget covers so many sampled answers to each row, scoring each twice, and training on so many, every
     answer as long as it may get."""
     from metatuner.lm import render
 
     limits = [lab.benchmark(row.benchmark).max_new_tokens for row in rows]
     read = sum(
-        len(render(lab.actor, lab.initial_prompt(row), row.query, reserve=limit).ids)
+        len(render(lab.actor, policy.prompts[row.benchmark], row.query, reserve=limit).ids)
         for row, limit in zip(rows, limits, strict=True)
     )
     needed = {

@@ -1,0 +1,66 @@
+"""BootstrapFewShot: demonstrations are the actor's own right answers, filled up with labelled rows."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from metatuner.harness.ground import Lab
+from metatuner.harness.method import Count, Method
+from metatuner.harness.policies import FixedPrompt
+
+if TYPE_CHECKING:
+    from baselines._dspy_program import DemonstratedActor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be set; defaults are those of dspy.BootstrapFewShot."""
+
+    bootstrapped: Count = 4
+    """Most demonstrations that are answers of the actor."""
+    labeled: Count = 16
+    """Demonstrations in all: as many rows with their reference answers are added as are missing."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Reward from which an answer is right and may be a demonstration: here the full one."""
+
+
+class BootstrapFewShot(Method):
+    """The actor answers train rows after labelled demonstrations until enough of its answers are right."""
+
+    name = "bootstrap_few_shot"
+    family = "prompt"
+    reference = "Khattab et al. 2023, DSPy (arXiv 2310.03714), section 4, through dspy.BootstrapFewShot"
+    deviations = (
+        "A program is the actor asked once under p~, without a chain of modules.",
+        "Train rows come in an order that the seed shuffles; DSPy takes them as they stand.",
+    )
+    Settings = Settings
+
+    def fit(self, lab: Lab) -> FixedPrompt:
+        """Bootstrap on `lab.train`; trained on several benchmarks, all have the same demonstrations, each its own p~.
+
+        Dev rows are not asked for: DSPy's optimizer chooses nothing by them.
+        """
+        import dspy
+
+        from baselines._dspy_program import AnswerBook, reward, search
+        from metatuner.harness.dspy_bridge import examples
+
+        settings: Settings = self.settings
+        rows = list(lab.train)
+        lab.random("order").shuffle(rows)
+
+        def compile(program: "DemonstratedActor") -> "DemonstratedActor":
+            optimizer = dspy.BootstrapFewShot(
+                metric=reward,
+                metric_threshold=settings.threshold,
+                max_bootstrapped_demos=settings.bootstrapped,
+                max_labeled_demos=settings.labeled,
+                max_errors=1,
+            )
+            return optimizer.compile(program, trainset=examples(rows))
+
+        found = search(self.name, AnswerBook(lab), [], compile)
+        prompts = {name: lab.initial_prompt(name) for name in lab.benchmarks}
+        return FixedPrompt(lab, prompts, dict.fromkeys(lab.benchmarks, found.demos))

@@ -1,0 +1,79 @@
+"""COPRO: instructions are proposed in rounds, each from the scores of those before."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from baselines._proposing import DEVIATIONS, Proposing
+from metatuner.harness.ground import Lab
+from metatuner.harness.method import Count, Positive
+from metatuner.harness.policies import FixedPrompt
+
+if TYPE_CHECKING:
+    from baselines._dspy_program import DemonstratedActor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be set; defaults without another source are those of dspy.COPRO."""
+
+    proposer: Literal["instruct", "rewrite"] = "instruct"
+    """Who proposes, as in OPRO."""
+    breadth: Annotated[int, Field(ge=2)] = 10
+    """Instructions a round; in the first, p~ is one of them."""
+    depth: Count = 3
+    """Rounds."""
+    temperature: Positive = 1.4
+    """Of the proposals; candidates are scored greedily."""
+    scored_rows: Count = 256
+    """Train rows that a candidate is scored on, or all where there are fewer; as in OPRO."""
+    proposal_tokens: Count = 128
+    """Most tokens of a proposal; as in OPRO."""
+
+
+class COPRO(Proposing):
+    """DSPy's coordinate ascent over instructions; with one predictor, a search from the best ones so far."""
+
+    name = "copro"
+    reference = "Khattab et al. 2023, DSPy (arXiv 2310.03714), through dspy.COPRO"
+    deviations = (
+        *DEVIATIONS,
+        "The prefix of the output field, which COPRO proposes beside an instruction, is not shown to the actor.",
+        "Candidates are scored on a sample of the train rows that is drawn once.",
+    )
+    Settings = Settings
+
+    def fit(self, lab: Lab) -> FixedPrompt:
+        """Search from p~ on `lab.train`; trained on several benchmarks, one instruction for all."""
+        import dspy
+
+        from baselines._dspy_program import AnswerBook, places, reward, search
+        from baselines._dspy_proposals import proposer
+        from metatuner.harness.dspy_bridge import examples
+
+        settings: Settings = self.settings
+        rows = lab.random("search").sample(list(lab.train), min(settings.scored_rows, len(lab.train)))
+        book = AnswerBook(lab, proposals=settings.breadth, proposal_tokens=settings.proposal_tokens)
+        book.together = [places(rows)]
+        client, adapter = proposer(
+            lab,
+            settings.proposer,
+            temperature=settings.temperature,
+            max_tokens=settings.proposal_tokens,
+            fan_out=settings.breadth,
+        )
+
+        def compile(program: "DemonstratedActor") -> "DemonstratedActor":
+            optimizer = dspy.COPRO(
+                prompt_model=client,
+                metric=reward,
+                breadth=settings.breadth,
+                depth=settings.depth,
+                init_temperature=settings.temperature,
+            )
+            with dspy.context(adapter=adapter, max_errors=1):
+                return optimizer.compile(program, trainset=examples(rows), eval_kwargs={"num_threads": 1})
+
+        found = search(self.name, book, rows, compile)
+        return FixedPrompt(lab, dict.fromkeys(lab.benchmarks, found.instruction))

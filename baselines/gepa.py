@@ -1,0 +1,115 @@
+"""GEPA: a language model reflects on answers and mutates instructions; the best on any one dev row survive."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from baselines._proposing import DEVIATIONS, Proposing
+from metatuner.errors import UserError
+from metatuner.harness.ground import Lab
+from metatuner.harness.method import Count, Positive
+from metatuner.harness.policies import FixedPrompt
+
+if TYPE_CHECKING:
+    from baselines._dspy_program import DemonstratedActor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may be set; defaults without another source are those of dspy.GEPA."""
+
+    proposer: Literal["instruct", "rewrite"] = "instruct"
+    """Who proposes, as in OPRO."""
+    answers: Count = 2000
+    """Answers scored in all, on which the search ends; about `auto="light"` with 400 dev rows."""
+    minibatch: Count = 3
+    """Train rows that a reflection reads, and on which the instruction it proposes must do better."""
+    temperature: Positive = 1.0
+    """Of the proposals (DSPy's advice); candidates are scored greedily."""
+    proposal_tokens: Count = 512
+    """Most tokens of a reflection; GEPA's instructions are long."""
+
+
+class GEPA(Proposing):
+    """DSPy's GEPA: reflective mutation of instructions, chosen from the Pareto front over dev rows."""
+
+    name = "gepa"
+    reference = (
+        "Agrawal et al. 2025, GEPA: Reflective Prompt Evolution Can Outperform Reinforcement Learning "
+        "(arXiv 2507.19457), through dspy.GEPA"
+    )
+    deviations = (
+        *DEVIATIONS,
+        "The feedback on an answer is its score and the row's reference answer.",
+    )
+    Settings = Settings
+
+    def fit(self, lab: Lab) -> FixedPrompt:
+        """Reflect on `lab.train`, keep what does well on `lab.dev` (on train rows where there are none); trained on
+        several benchmarks, one instruction for all."""
+        import dspy
+        from dspy.teleprompt.gepa import InstructionProposer
+        from gepa.strategies.batch_sampler import EpochShuffledBatchSampler
+
+        from baselines._dspy_program import AnswerBook, places, search
+        from baselines._dspy_proposals import proposer
+        from metatuner.harness.dspy_bridge import examples, user_errors
+
+        settings: Settings = self.settings
+        rows, whole = lab.dev or lab.train, places(lab.dev or lab.train)
+        train = places(lab.train)
+        book = AnswerBook(lab, proposals=1, proposal_tokens=settings.proposal_tokens)
+        client, adapter = proposer(
+            lab, settings.proposer, temperature=settings.temperature, max_tokens=settings.proposal_tokens
+        )
+        reflect = InstructionProposer(adapter=adapter)
+
+        class AnnouncedMinibatches(EpochShuffledBatchSampler):
+            """GEPA's own minibatches, which the book gets to know before they are asked for."""
+
+            def next_minibatch_ids(self, loader: Any, state: Any) -> Any:
+                chosen = super().next_minibatch_ids(loader, state)
+                book.together = [[train[index] for index in chosen], whole]
+                return chosen
+
+        def propose(candidate: dict[str, str], components_to_update: list[str], **context: Any) -> dict[str, str]:
+            """New texts for the components. GEPA goes on after errors, so one meant for the user is kept, and after one
+            that is kept nothing is asked."""
+            if book.error is not None:
+                raise book.error
+            try:
+                with user_errors():
+                    if settings.proposer == "rewrite":
+                        return {name: str(client(candidate[name])[0]) for name in components_to_update}
+                    updated = reflect(candidate=candidate, components_to_update=components_to_update, **context)
+                    return dict(updated)
+            except UserError as error:
+                book.error = error
+                raise
+
+        def scored(
+            gold: dspy.Example, pred: dspy.Prediction, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+        ) -> dspy.Prediction:
+            feedback = f"Score {pred.reward:.2f} of 1. The reference answer: {gold.answer}"
+            return dspy.Prediction(score=pred.reward, feedback=feedback)
+
+        def compile(program: "DemonstratedActor") -> "DemonstratedActor":
+            book.together = [whole]
+            seed = lab.stream("search")
+            optimizer = dspy.GEPA(
+                metric=scored,
+                max_metric_calls=settings.answers,
+                reflection_lm=client,
+                instruction_proposer=propose,
+                reflection_minibatch_size=None,
+                num_threads=1,
+                seed=seed,
+                gepa_kwargs={
+                    "batch_sampler": AnnouncedMinibatches(
+                        min(settings.minibatch, len(train)), lab.random("minibatches")
+                    )
+                },
+            )
+            return optimizer.compile(program, trainset=examples(lab.train), valset=examples(rows))
+
+        found = search(self.name, book, rows, compile)
+        return FixedPrompt(lab, dict.fromkeys(lab.benchmarks, found.instruction))
