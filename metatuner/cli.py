@@ -78,9 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     add("efficiency", "time what the main experiment's policies cost a query")
     add("provenance", "write what the results depend on")
     add("verdict", "fail if any cell failed, naming each with its reason")
-    cost = add("cost", "predict what a preset will cost, from what a finished run of the same models was metered at")
+    cost = add("cost", "predict what a preset will cost, from a finished run's meter or, on other models, from counts")
     cost.add_argument(
         "--from", type=Path, default=Path("results/nano"), dest="metered", help="results folder of that run"
+    )
+    cost.add_argument(
+        "--assume", type=Path, default=Path("config/forecast.yaml"), help="lengths, weights and speeds of other models"
     )
     add("usage", "where the run's CPU time went, process start and imports apart")
     resume = add("resume", "take up an interrupted run, once the old one and its children are gone")

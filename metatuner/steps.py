@@ -95,7 +95,7 @@ def show_usage(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def cost(config: Config, arguments: argparse.Namespace) -> None:
-    """Print what is left of a preset and its predicted cost, from a finished run of the same models."""
+    """Print a preset's predicted cost: from what a finished run of the same models was metered at, else from counts."""
     from metatuner.analysis.cost import Work, describe, forecast, read_metered
     from metatuner.files import read_json
 
@@ -103,13 +103,47 @@ def cost(config: Config, arguments: argparse.Namespace) -> None:
     metered = read_metered(root)
     provenance = read_json(root / "provenance.json", "let that run end, or name another (--from)")
     if provenance["dependencies"]["models"]["actor"] != plan.model_key("actor"):
-        raise UserError(f"{root} ran on another actor than preset {config.preset}: no prediction is made across models")
+        print(_predicted(plan, root, arguments.assume))
+        return
     work = [Work("fit", fit.method, "+".join(fit.train), plan.is_complete(fit)) for fit in plan.fits.values()]
     work += [
         Work("cell", cell.fit.method, cell.benchmark, plan.layout.cell(cell.key).is_dir())
         for cell in plan.cells.values()
     ]
     print(describe(forecast(work, metered), metered))
+
+
+def _predicted(plan: Plan, root: Path, assume: Path) -> str:
+    """The cost on models that the finished run did not have, and how the same counts compare with that run."""
+    from metatuner.analysis import forecast
+    from metatuner.harness.config import read_config
+    from metatuner.jobs import jobs as jobs_of
+
+    assumed, models = forecast.Assumptions.read(assume), plan.config.models
+    size = {"float32": 4, "bfloat16": 2, "float16": 2}[models.actor.dtype]
+    jobs = jobs_of(plan)
+    lines = forecast.predict(
+        jobs,
+        actor=models.actor.path,
+        assumed=assumed,
+        limits=plan.config.budgets["default"].counts,
+        dtype_bytes=size,
+    )
+    actor, paths = assumed.shape(models.actor.path), sorted({job.generator for job in jobs if job.generator})
+    largest = max(
+        forecast.memory_gb(
+            actor,
+            assumed.shape(path) if path else None,
+            full=any(job.settings.get("trainable") == "full" for job in jobs if job.generator == path),
+            batch_tokens=plan.config.batch_tokens,
+            dtype_bytes=size,
+        )
+        for path in ("", *paths)
+    )
+    downloads = sum(2 * assumed.shape(path).weights for path in {models.actor.path, *paths}) / 1e9
+    told = forecast.describe(lines, assumed, largest, downloads)
+    finished = jobs_of(Plan(read_config(root / "config.json")))
+    return f"{told}\n\n{forecast.describe_check(forecast.against(finished, forecast.read_costs(root)), root)}"
 
 
 # ---- the ground ------------------------------------------------------------------------------------------------
