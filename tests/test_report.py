@@ -121,6 +121,9 @@ def test_hostile_text_arrives_as_text(made: tuple[Config, str]) -> None:
     data = {name: json.loads(zlib.decompress(base64.b64decode(block))) for name, block in blocks.items()}
     assert HOSTILE in data["queries-gsm8k"]["texts"]
     assert data["queries-gsm8k"]["queries"][0] == f"q {HOSTILE}"
+    (hole,) = [hole for name in config.benchmarks for hole in data[f"queries-{name}"]["holes"]]
+    assert hole["reason"].startswith("ValueError: <img")
+    assert all(hole["method"] in data[name]["methods"] for name in blocks if name != "cells-data")
 
 
 def test_a_hole_is_shown_with_its_reason_and_no_score(made: tuple[Config, str]) -> None:

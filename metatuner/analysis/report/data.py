@@ -45,14 +45,18 @@ def browser(config: Config) -> dict[str, dict[str, Any]]:
 
     Each benchmark: `title`, `ids`, `kinds`, `queries` and `golds` by row; `texts`, every distinct prompt, completion
     and extracted answer; `cells`, each with `method`, `seed`, `key` and, by row, `prompt`, `completion`, `extracted`
-    (indices of texts; -1 for none) and `score`.
+    (indices of texts; -1 for none) and `score`; `holes`, what has no result, with `method`, `seed`, `status` and
+    `reason`; `methods`, in the order of tables.
     """
     layout = Layout(config)
     by_benchmark: dict[str, list[Score]] = {}
-    for score in main_scores(config):
-        by_benchmark.setdefault(score.benchmark, []).append(score)
+    holes: dict[str, list[Score]] = {}
+    for score in main_scores(config, complete=False):
+        (by_benchmark if score.status == "ok" else holes).setdefault(score.benchmark, []).append(score)
     found = {}
     for benchmark in sorted(by_benchmark, key=benchmark_rank):
+        missing = sorted(holes.get(benchmark, []), key=lambda each: (method_rank(each.method), each.seed))
+        methods = {each.method for each in (*by_benchmark[benchmark], *missing)}
         rows = _lines(layout.data(benchmark) / "test.jsonl")
         place = {row["id"]: index for index, row in enumerate(rows)}
         texts: dict[str, int] = {}
@@ -79,12 +83,17 @@ def browser(config: Config) -> dict[str, dict[str, Any]]:
             "golds": [" or ".join(row["gold"]) for row in rows],
             "texts": list(texts),
             "cells": cells,
+            "methods": [method_title(name) for name in sorted(methods, key=method_rank)],
+            "holes": [
+                {"method": method_title(one.method), "seed": one.seed, "status": one.status, "reason": one.reason}
+                for one in missing
+            ],
         }
     return found
 
 
-def main_scores(config: Config) -> list[Score]:
-    """The complete cells of the main experiment, each once."""
+def main_scores(config: Config, *, complete: bool = True) -> list[Score]:
+    """The cells of the main experiment, each once; if `complete`, those that have a score."""
     if "main" not in config.experiments:
         return []
     generator = config.experiments["main"].generators[0]
@@ -93,7 +102,7 @@ def main_scores(config: Config) -> list[Score]:
         for score in read_scores(Layout(config).scores)
         if score.experiment == "main"
         and score.variant == DEFAULT_VARIANT
-        and score.status == "ok"
+        and (score.status == "ok" or not complete)
         and score.generator in ("", generator)
     }
     return list(found.values())

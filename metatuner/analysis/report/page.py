@@ -74,9 +74,9 @@ def report(config: Config) -> Path:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>",
             f"<style>{style}</style></head><body>",
-            f"<header><h1>{escape(title)}</h1><p class=world>{escape(world)}</p><nav>",
+            f"<header><h1>{escape(title)}</h1><p class=world>{escape(world)}</p></header><nav>",
             *(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections),
-            "</nav></header><main>",
+            "</nav><main>",
             *(f'<section id="{name}"><h2>{escape(heading)}</h2>{body}</section>' for name, heading, body in sections),
             "</main>",
             *data,
@@ -166,11 +166,7 @@ def _tables(config: Config, layout: Layout, names: Iterable[str]) -> str:
 
 
 def _document(document: Document) -> str:
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{to_html(cell)}</td>' for cell in row)}</tr>"
-        for row in document.rows
-        if any(row[1:]) or len(row) == 1
-    )
+    rows = "".join(_row([to_html(cell) for cell in row]) for row in document.rows if any(row[1:]) or len(row) == 1)
     head = "".join(f'<th scope="col">{to_html(cell)}</th>' for cell in document.header)
     notes = "".join(f"<li>{to_html(note)}</li>" for note in document.notes)
     return (
@@ -265,8 +261,14 @@ def _csv(path: Path) -> Iterable[dict[str, str]]:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(str(value))}</td>' for value in row)}</tr>" for row in rows)
+    body = "".join(_row([escape(str(value)) for value in row]) for row in rows)
     return f"<div class=wide><table class=sortable><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _row(cells: Sequence[str]) -> str:
+    """A row of HTML cells; the first names it."""
+    first, *others = cells
+    return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in others)}</tr>'
 
 
 def _details(summary: str, body: str, *, plain: bool = True) -> str:

@@ -78,18 +78,24 @@
     ["right", "first right"], ["wrong", "first wrong"]];
   const draw = async (fresh) => {
     const data = await unpack(`queries-${$("q-benchmark").value}`);
-    const methods = [...new Set(data.cells.map((cell) => cell.method))];
+    const tried = [...data.cells, ...data.holes];
+    const methods = data.methods;
     if (fresh) {
       const first = $("q-first").value, second = $("q-second").value, seed = $("q-seed").value;
       const names = methods.map((name) => [name, name]);
       options($("q-first"), names, first || methods[methods.length - 1]);
       options($("q-second"), [["", "(none)"], ...names], fresh === "start" ? methods[0] : second);
-      options($("q-seed"), [...new Set(data.cells.map((cell) => String(cell.seed)))].map((each) => [each, each]), seed);
+      options($("q-seed"), [...new Set(tried.map((cell) => String(cell.seed)))].sort((one, other) => one - other).map((each) => [each, each]), seed);
     }
     const pick = (name) => data.cells.find((cell) => cell.method === name && String(cell.seed) === $("q-seed").value);
     const first = pick($("q-first").value), second = pick($("q-second").value);
     const list = $("q-list");
-    if (!first) { $("q-counts").textContent = "No result of this method with this seed."; list.replaceChildren(); return; }
+    const hole = (name) => {
+      const told = data.holes.find((each) => each.method === name && String(each.seed) === $("q-seed").value);
+      return `${name}, seed ${$("q-seed").value}: no result${told ? ` (${told.status}: ${told.reason})` : ""}.`;
+    };
+    $("q-more").hidden = true;
+    if (!first) { $("q-counts").textContent = hole($("q-first").value); list.replaceChildren(); return; }
     const counts = { won: 0, lost: 0, both: 0, neither: 0, right: 0, wrong: 0 };
     const wanted = $("q-case").value, words = $("q-text").value.toLowerCase();
     const rows = [];
@@ -108,7 +114,7 @@
       }
       rows.push(row);
     });
-    const against = second ? `; against ${second.method}: won ${counts.won}, lost ${counts.lost}, both ${counts.both}, neither ${counts.neither}` : "";
+    const against = second ? `; against ${second.method}: won ${counts.won}, lost ${counts.lost}, both ${counts.both}, neither ${counts.neither}`  : $("q-second").value ? `; against ${hole($("q-second").value)}` : "";
     $("q-counts").textContent = `${data.title}, ${first.method}, seed ${first.seed}: right ${counts.right}, wrong ${counts.wrong}${against}. ${rows.length} shown.`;
     list.replaceChildren(...rows.slice(0, shown).map((row) => {
       const box = make("div", { class: "query" });
