@@ -1,0 +1,72 @@
+"""docs/adding_a_method.md: its commands, in a project of one method and one benchmark, and its method, as they stand."""
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_baselines_dspy import scripted
+from test_dag import project
+
+from metatuner.harness.policies import FixedPrompt
+from metatuner.harness.registry import Registry
+from metatuner.hashing import ROOT
+
+PAGE = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
+SMALL = "preset=smoke run=main 'experiments={main: {methods: [zero_shot], benchmarks: [gsm8k], seeds: [0]}}'"
+
+
+def run(folder: Path, line: str) -> str:
+    """A command of the page; its output. `snakemake` gets the small project's config after its own."""
+    line = line.split("#")[0].strip().replace("nano", "smoke")
+    if line.startswith("snakemake"):
+        line = f"{line} {SMALL}" if "--config" in line else f"{line} --config {SMALL}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path}
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=folder, capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A project after the page's commands, and what they said."""
+    folder = project(tmp_path_factory.mktemp("tutorial"))
+    run(folder, "snakemake --cores all")
+    shutil.copytree(folder / "results" / "smoke", folder / "results" / "snapshot" / "smoke")
+    (commands,) = [block for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) if "new-method" in block]
+    return folder, [run(folder, line) for line in commands.strip().splitlines()]
+
+
+def methods(folder: Path) -> set[str]:
+    with open(folder / "results" / "smoke" / "scores.csv", encoding="utf-8", newline="") as file:
+        return {row["method"] for row in csv.DictReader(file) if row["status"] == "ok"}
+
+
+def test_the_commands_bring_a_method_into_the_table_and_change_nothing_else(tutorial: tuple[Path, list[str]]) -> None:
+    folder, (_, checked, ran, compared) = tutorial
+    assert methods(folder) == {"zero_shot", "my_search"}
+    assert "my_search" in (folder / "results" / "smoke" / "tables" / "table_1.csv").read_text()
+    assert "fails" not in checked
+    assert re.search(r"^fit +1$", ran, re.MULTILINE)  # of Snakemake's jobs: the one cell's, and no other's
+    assert re.search(r"^evaluate +1$", ran, re.MULTILINE)
+    assert "my_search" in compared
+
+
+def test_the_method_of_the_page_keeps_what_does_best_on_dev(tmp_path: Path) -> None:
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "BestOfRewrites" in block]
+    file = tmp_path / "best_of_rewrites.py"
+    file.write_text(code)
+    events: list[dict[str, Any]] = []
+    policy = Registry([file])["best_of_rewrites"].cls().fit(scripted(tmp_path, events))
+    tried = {event["prompt"]: event["reward"] for event in events}
+    assert isinstance(policy, FixedPrompt)
+    assert len(tried) > 1
+    assert tried[policy.prompts["gsm8k"]] == max(tried.values()) > min(tried.values())
