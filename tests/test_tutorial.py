@@ -1,4 +1,4 @@
-"""docs/adding_a_method.md: its commands, in a project of one method and one benchmark, and its method, as they stand."""
+"""docs/adding_a_method.md as it stands: its commands, in a project of one method and one benchmark, and its method."""
 
 import csv
 import os
