@@ -474,6 +474,26 @@ def test_a_users_method_joins_the_first_experiment_unless_one_names_it(tmp_path)
     assert named.config.experiments["main"].methods == before.config.experiments["main"].methods
 
 
+def test_a_method_of_another_package_joins_the_main_table_and_a_broken_one_fails_alone(tmp_path, monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    (tmp_path / "their_methods.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [
+        EntryPoint("theirs", "their_methods", "metatuner.methods"),
+        EntryPoint("gone", "their_methods_that_are_gone", "metatuner.methods"),
+    ]
+    before = plan()
+    monkeypatch.setattr("metatuner.harness.registry.entry_points", lambda group: points)
+    made = plan()
+    assert made.config.experiments["main"].methods[-2:] == ["gone", "mine"]
+    assert before.cells.keys() < made.cells.keys()
+    added = {cell.fit.method for key, cell in made.cells.items() if key not in before.cells}
+    assert added == {"mine", "gone"}
+    with pytest.raises(UserError, match=r"entry point 'gone' \(their_methods_that_are_gone\) does not import: Module"):
+        made.registry["gone"].cls().fit(None)
+
+
 def test_a_file_that_does_not_import_fails_in_its_own_cells_alone(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("import nothing_of_this_name\n" + MINE)

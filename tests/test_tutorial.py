@@ -1,4 +1,4 @@
-"""docs/adding_a_method.md as it stands: its commands, in a project of one method and one benchmark, and its method."""
+"""The commands of docs/adding_a_method.md run as they stand, in a project of one method and one benchmark."""
 
 import csv
 import os
@@ -7,14 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from test_baselines_dspy import scripted
 from test_dag import project
 
-from metatuner.harness.policies import FixedPrompt
-from metatuner.harness.registry import Registry
 from metatuner.hashing import ROOT
 
 PAGE = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
@@ -58,15 +54,3 @@ def test_the_commands_bring_a_method_into_the_table_and_change_nothing_else(tuto
     assert re.search(r"^fit +1$", ran, re.MULTILINE)  # of Snakemake's jobs: the one cell's, and no other's
     assert re.search(r"^evaluate +1$", ran, re.MULTILINE)
     assert "my_search" in compared
-
-
-def test_the_method_of_the_page_keeps_what_does_best_on_dev(tmp_path: Path) -> None:
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "BestOfRewrites" in block]
-    file = tmp_path / "best_of_rewrites.py"
-    file.write_text(code)
-    events: list[dict[str, Any]] = []
-    policy = Registry([file])["best_of_rewrites"].cls().fit(scripted(tmp_path, events))
-    tried = {event["prompt"]: event["reward"] for event in events}
-    assert isinstance(policy, FixedPrompt)
-    assert len(tried) > 1
-    assert tried[policy.prompts["gsm8k"]] == max(tried.values()) > min(tried.values())

@@ -28,30 +28,35 @@ class Registered:
 class Registry:
     """All methods at hand, by name.
 
-    A file of a user's own that does not import is registered all the same, under its file's name, as a method that
-    fails with the author's error: its cells fail, and those of all others go on.
+    A file of a user's own that does not import is registered all the same, under its file's name (an entry point under
+    its own), as a method that fails with the author's error: its cells fail, and those of all others go on.
     """
 
     def __init__(self, extra_files: Sequence[str | Path] = ()) -> None:
         self._found: dict[str, Registered] = {}
         self.extra: list[str] = []
-        """Names of the methods in the user's own files."""
+        """Names of the methods in other packages and in the user's own files."""
         for file in sorted((ROOT / "baselines").glob("[!_]*.py")):
             self._add_module(importlib.import_module(f"baselines.{file.stem}"), file)
         contender = ROOT / "metatuner" / "contender.py"
         if contender.is_file():
             self._add_module(importlib.import_module("metatuner.contender"), contender)
-        for point in entry_points(group=ENTRY_POINT_GROUP):
-            module = importlib.import_module(point.module)
-            self._add_module(module, Path(str(module.__file__)))
+        own = set(self._found)
+        for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
+            try:
+                module = importlib.import_module(point.module)
+            except Exception as error:  # another package may raise anything
+                told = f"entry point {point.name!r} ({point.module}) does not import: {type(error).__name__}: {error}"
+                self._add_broken(point.name, BrokenFile(f"{told}; mend or remove its package"), error)
+            else:
+                self._add_module(module, Path(str(module.__file__)))
         for name in extra_files:
             file = Path(name).resolve()
-            before = set(self._found)
             try:
                 self._add_module(_import_file(file), file)
             except BrokenFile as error:
-                self._add_broken(file, error)
-            self.extra += [found for found in self._found if found not in before]
+                self._add_broken(file.stem, error)
+        self.extra += [found for found in self._found if found not in own]
 
     def _add_module(self, module: ModuleType, file: Path) -> None:
         classes = [
@@ -72,17 +77,19 @@ class Registry:
                 )
             self._found[cls.name] = Registered(cls, file.resolve())
 
-    def _add_broken(self, file: Path, error: "BrokenFile") -> None:
+    def _add_broken(self, name: str, error: "BrokenFile", cause: Exception | None = None) -> None:
         """A stand-in for the methods of a file that does not import."""
-        if not NAME.fullmatch(file.stem) or file.stem in self._found:
+        if cause is not None:
+            error.__cause__ = cause
+        if not NAME.fullmatch(name) or name in self._found:
             raise error  # there is no name to put it under
 
         def fit(self: Method, lab: object) -> Policy:
             raise error
 
-        body = {"name": file.stem, "family": "vanilla", "reference": file.name, "fit": fit, "__doc__": str(error)}
+        body = {"name": name, "family": "vanilla", "reference": name, "fit": fit, "__doc__": str(error)}
         # Its code is this module's: the file cannot even be parsed, perhaps. Mended, it has a key of its own.
-        self._found[file.stem] = Registered(type("Broken", (Method,), body), Path(__file__).resolve())
+        self._found[name] = Registered(type("Broken", (Method,), body), Path(__file__).resolve())
 
     def names(self) -> list[str]:
         """Names of all methods, sorted."""
