@@ -131,6 +131,13 @@ class Tokens:
         return Tokens(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
+DEMONSTRATIONS = {
+    "few_shot": "shots",
+    "bootstrap_few_shot": "labeled",
+    "miprov2": "shots",
+    "better_together": "shots",
+}
+"""By which setting methods show demonstrations before a query."""
 REWARDED = ("dpo", "ppo", "grpo", "better_together")
 """Methods that train the actor on its own answers; others train on targets."""
 
@@ -218,12 +225,13 @@ def use_of(job: Job, at: Callable[[str], Lengths], limits: Limits) -> tuple[dict
     total = {"actor": Tokens(), "generator": Tokens()}
     bounded = False
     share = 1 / len(job.benchmarks)
+    shots = job.settings.get(DEMONSTRATIONS.get(job.method, ""), 0)
     for benchmark in job.benchmarks:
         lengths = at(benchmark)
         rows = Rows(job.rows.train / share, job.rows.dev / share)  # all benchmarks' together
         if job.kind != "cell":
             if job.method in COUNTS:
-                one = tokens(job.method, COUNTS[job.method](job.settings, rows).times(share), lengths)
+                one = tokens(job.method, COUNTS[job.method](job.settings, rows).times(share), lengths, shots)
             else:
                 bounded = True
                 calls, written = limits.get("lm_calls") or 0, limits.get("generated_tokens") or 0
@@ -232,7 +240,6 @@ def use_of(job: Job, at: Callable[[str], Lengths], limits: Limits) -> tuple[dict
             total = {model: total[model] + one[model] for model in total}
         if job.asked:
             written = job.asked if job.method in PER_QUERY and job.settings.get("prompt_branch", True) else 0
-            shots = job.settings.get("labeled", job.settings.get("shots", 0))
             one = tokens("", Sequences(answers=job.asked, rewrites=written), lengths, shots)
             total = {model: total[model] + one[model] for model in total}
     return total, bounded

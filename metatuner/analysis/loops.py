@@ -8,6 +8,10 @@ MIXED = 0.5
 """Share of train rows whose rollouts differ in reward, so that they teach something: assumed."""
 
 
+RENDERERS, QUERY_FORMATS = 7, 6
+"""CFPO's (`baselines/_cfpo_teleprompter.py`)."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """What a fit sees."""
@@ -69,8 +73,10 @@ def _opro(s: Mapping[str, Any], rows: Rows) -> Sequences:
 
 
 def _cfpo(s: Mapping[str, Any], rows: Rows) -> Sequences:
-    edits = -(-s["rounds"] // 2) * s["beam"] * (s["diagnoses"] + s["variations"])
-    formats = s["rounds"] // 2 * s["beam"] * 2 * s["formats"]
+    odd, even, growth = (s["rounds"] + 1) // 2, s["rounds"] // 2, s["diagnoses"] + s["variations"]
+    edits = growth * (1 + (odd - 1) * s["beam"])  # the first round starts from p~ alone
+    first = RENDERERS * QUERY_FORMATS - 1 if s["all_pairs"] else RENDERERS + QUERY_FORMATS - 2
+    formats = s["beam"] * ((even > 0) * first + max(0, even - 1) * 2 * s["formats"])
     answers = (1 + edits + formats) * min(s["scored_rows"], rows.train) + s["finalists"] * rows.dev
     return Sequences(answers=answers, rewrites=edits * (2 if s["proposer"] == "instruct" else 1))
 
@@ -82,7 +88,7 @@ def _copro(s: Mapping[str, Any], rows: Rows) -> Sequences:
 
 def _miprov2(s: Mapping[str, Any], rows: Rows) -> Sequences:
     scored, sets = rows.dev or rows.train, max(0, s["candidates"] - 2)
-    answers = (1 + s["trials"]) * scored + sets * s["shots"] / MIXED
+    answers = (1 + s["trials"]) * scored + sets * 2 * s["shots"] / MIXED
     return Sequences(answers=answers, rewrites=s["candidates"] + (12 if s["proposer"] == "instruct" else 0))
 
 
@@ -92,7 +98,7 @@ def _gepa(s: Mapping[str, Any], rows: Rows) -> Sequences:
 
 
 def _bootstrap_few_shot(s: Mapping[str, Any], rows: Rows) -> Sequences:
-    return Sequences(answers=s["bootstrapped"] / MIXED)
+    return Sequences(answers=2 * s["bootstrapped"] / MIXED)  # asked for in batches that double
 
 
 def _rlprompt(s: Mapping[str, Any], rows: Rows) -> Sequences:
