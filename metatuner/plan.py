@@ -304,7 +304,8 @@ class Plan:
 
     @cache
     def _fit_code(self, method: str) -> str:
-        return hash_code(self.registry[method].file, HARNESS / "fitting.py")
+        registered = self.registry[method]
+        return hash_code(registered.file, HARNESS / "fitting.py", data=registered.beside)
 
     @cache
     def _evaluation_code(self) -> str:
@@ -432,6 +433,8 @@ class Plan:
     def _checked_json(self, method: str, values: str, where: str) -> str:
         cls = self.registry[method].cls
         own, required = self._split(method, json.loads(values))
+        if self.registry[method].broken:
+            own = {}
         known = [field.name for field in fields(cls.Settings)] + list(cls.requires)
         for name in own:
             if name not in known:

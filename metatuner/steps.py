@@ -100,10 +100,16 @@ def cost(config: Config, arguments: argparse.Namespace) -> None:
     from metatuner.files import read_json
 
     plan, root = Plan(config), arguments.metered
+    provenance = root / "provenance.json"
+    if not provenance.is_file() and not config.models.actor.path.startswith("nano:"):
+        print(
+            f"{_predicted(plan, arguments.assume)}\n\nNo finished run in {root}: the counts are not compared with one."
+        )
+        return
     metered = read_metered(root)
-    provenance = read_json(root / "provenance.json", "let that run end, or name another (--from)")
-    if provenance["dependencies"]["models"]["actor"] != plan.model_key("actor"):
-        print(_predicted(plan, root, arguments.assume))
+    told = read_json(provenance, "let that run end, or name another (--from)")
+    if told["dependencies"]["models"]["actor"] != plan.model_key("actor"):
+        print(f"{_predicted(plan, arguments.assume)}\n\n{_checked(root, arguments.assume)}")
         return
     work = [Work("fit", fit.method, "+".join(fit.train), plan.is_complete(fit)) for fit in plan.fits.values()]
     work += [
@@ -113,37 +119,35 @@ def cost(config: Config, arguments: argparse.Namespace) -> None:
     print(describe(forecast(work, metered), metered))
 
 
-def _predicted(plan: Plan, root: Path, assume: Path) -> str:
-    """The cost on models that the finished run did not have, and how the same counts compare with that run."""
+def _predicted(plan: Plan, assume: Path) -> str:
+    """The cost on models that no finished run had."""
     from metatuner.analysis import forecast
-    from metatuner.harness.config import read_config
-    from metatuner.jobs import jobs as jobs_of
+    from metatuner.jobs import jobs
 
     assumed, models = forecast.Assumptions.read(assume), plan.config.models
+    work = jobs(plan, assumed.split)
     size = {"float32": 4, "bfloat16": 2, "float16": 2}[models.actor.dtype]
-    jobs = jobs_of(plan)
     lines = forecast.predict(
-        jobs,
+        work,
         actor=models.actor.path,
         assumed=assumed,
-        limits=plan.config.budgets["default"].counts,
+        window=models.actor.window or float("inf"),
+        batch_tokens=plan.config.batch_tokens,
         dtype_bytes=size,
     )
-    actor, paths = assumed.shape(models.actor.path), sorted({job.generator for job in jobs if job.generator})
-    largest = max(
-        forecast.memory_gb(
-            actor,
-            assumed.shape(path) if path else None,
-            full=any(job.settings.get("trainable") == "full" for job in jobs if job.generator == path),
-            batch_tokens=plan.config.batch_tokens,
-            dtype_bytes=size,
-        )
-        for path in ("", *paths)
-    )
-    downloads = sum(2 * assumed.shape(path).weights for path in {models.actor.path, *paths}) / 1e9
-    told = forecast.describe(lines, assumed, largest, downloads)
-    finished = jobs_of(Plan(read_config(root / "config.json")))
-    return f"{told}\n\n{forecast.describe_check(forecast.against(finished, forecast.read_costs(root)), root)}"
+    paths = {models.actor.path, *(job.generator for job in work if job.generator)}
+    return forecast.describe(lines, assumed, sum(2 * assumed.shape(path).weights for path in paths) / 1e9)
+
+
+def _checked(root: Path, assume: Path) -> str:
+    """How the counts compare with a finished run."""
+    from metatuner.analysis import forecast
+    from metatuner.harness.config import read_config
+    from metatuner.jobs import jobs
+
+    assumed = forecast.Assumptions.read(assume)
+    finished = jobs(Plan(read_config(root / "config.json")), assumed.split)
+    return forecast.describe_check(forecast.against(finished, forecast.read_costs(root), assumed.shares), root)
 
 
 # ---- the ground ------------------------------------------------------------------------------------------------

@@ -1,12 +1,16 @@
 """Forecasts on other models: counts against the meter and against sums by hand."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 from baseline_toys import sums, tiny_lm, toy_lab
+from method_toys import tuner
+from peft import LoraConfig, get_peft_model
 
+from baselines.cfpo import CFPO
+from baselines.cfpo import Settings as CFPOSettings
 from baselines.copro import COPRO
 from baselines.copro import Settings as COPROSettings
 from baselines.sft import SFT
@@ -18,17 +22,18 @@ from metatuner.analysis.forecast import (
     Lengths,
     Shape,
     Tokens,
+    _decoder,
     against,
     describe,
     describe_check,
     flops,
     hours,
     measured_lengths,
-    memory_gb,
+    memory,
     predict,
     use_of,
 )
-from metatuner.analysis.loops import COUNTS, Rows, Sequences
+from metatuner.analysis.loops import COUNTS, Rows, Sequences, Shares
 from metatuner.errors import UserError
 from metatuner.harness.budget import Budget
 from metatuner.harness.config import load_config
@@ -37,10 +42,12 @@ from metatuner.harness.registry import Registry
 from metatuner.hashing import ROOT
 from metatuner.jobs import jobs
 from metatuner.lm import LM, generate
+from metatuner.method import MetaTunerConfig, WarmUpConfig
 from metatuner.plan import Plan
 
 PAPER = Assumptions.read(ROOT / ASSUMED)
 ACTOR, GENERATOR = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
+SHARES = Shares(right=0.4, mixed=0.5)
 AT = Lengths(asked=10, target=4, answer=6, request=20, rewrite=3, demo=14)
 
 
@@ -70,7 +77,7 @@ def test_sft_uses_what_the_meter_counts(tmp_path: Path) -> None:
     settings = SFTSettings(epochs=2, rank=2)
     SFT(settings).fit(lab)
     metered = lab.budget.by_model["actor"]
-    counted = COUNTS["sft"](settings_dict(settings), Rows(24, 0))
+    counted = COUNTS["sft"](settings_dict(settings), Rows(24, 0), SHARES)
     assert counted == Sequences(actor_trained=48)
     trained = Tokens(trained=metered.usage.trained_tokens)
     # A LoRA's own weights are few beside the model's at its real size, not in a toy.
@@ -83,31 +90,74 @@ def test_copro_asks_no_more_than_is_counted(tmp_path: Path) -> None:
     lab = scripted(tmp_path, [])
     settings = COPROSettings(proposer="rewrite", breadth=4, depth=3, scored_rows=16)
     COPRO(settings).fit(lab)
-    counted = COUNTS["copro"](settings_dict(settings), Rows(32, 16))
+    counted = COUNTS["copro"](settings_dict(settings), Rows(32, 16), SHARES)
     assert counted == Sequences(answers=12 * 16, rewrites=11)
     asked = lab.budget.used.lm_calls  # DSPy draws its fan-out in full, and scores no instruction twice
     assert 0.5 * (counted.answers + counted.rewrites) < asked <= counted.answers + counted.rewrites + 1
 
 
+def test_cfpo_asks_no_more_than_is_counted(tmp_path: Path) -> None:
+    from test_baselines_cfpo import scripted
+
+    lab = scripted(tmp_path, [])
+    settings = CFPOSettings(proposer="rewrite", rounds=4, beam=3, scored_rows=15)
+    CFPO(settings).fit(lab)
+    counted = COUNTS["cfpo"](settings_dict(settings), Rows(len(lab.train), len(lab.dev)), SHARES)
+    assert 0.5 * (counted.answers + counted.rewrites) < lab.budget.used.lm_calls <= counted.answers + counted.rewrites
+
+
 def test_tokens_of_a_fit_and_of_a_cell_by_hand() -> None:
     grpo = {"steps": 2, "queries": 8, "group": 4, "updates": 1}
     fit = Job("fit", "grpo", grpo, ("math",), "", Rows(5, 2))
-    use, bounded = use_of(fit, lambda _: AT, {})
-    answers = 2 * 5 * 4  # no more queries than rows
-    assert use["actor"] == Tokens(answers + answers, answers * 10 + answers * 16, answers * 6, answers / 2 * 16)
-    assert not bounded
+    use = use_of(fit, lambda _: AT, SHARES)
+    answers, used = 2 * 5 * 4, 2 * 5 * 4 / 2  # no more queries than rows; half of them differ in reward
+    expected = Tokens(answers + 2 * used, answers * 10 + 2 * used * 16, answers * 6, used * 16)
+    assert use["actor"] == expected
     cell = Job("cell", "bpo", {}, ("math",), GENERATOR, Rows(5, 2), asked=100)
-    use, _ = use_of(cell, lambda _: AT, {})
+    use = use_of(cell, lambda _: AT, SHARES)
     assert use == {"actor": Tokens(100, 1000, 600, 0), "generator": Tokens(100, 2000, 300, 0)}
     shown = replace(cell, method="few_shot", settings={"shots": 2})
-    assert use_of(shown, lambda _: AT, {})[0]["actor"].read == 100 * (10 + 2 * 14)
+    assert use_of(shown, lambda _: AT, SHARES)["actor"].read == 100 * (10 + 2 * 14)
+    assert use_of(shown, lambda _: AT, SHARES, window=36)["actor"].read == 100 * 30  # what fits before an answer of 6
+    drafted = {"steps": 10, "samples": 2, "scored_rows": 3, "eval_steps": 5, "prompt_tokens": 4}
+    use = use_of(Job("fit", "rlprompt", drafted, ("math",), GENERATOR, Rows(5, 2)), lambda _: AT, SHARES)
+    assert use["generator"] == Tokens(20, 20, 80, 0)
+    assert use["actor"].calls == 20 * 3 + 2 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, Sequences(rewrites=16, actor_trained=16, encoded=16, generator_trained=16)),
+        ({"refresh_epochs": 2.0}, Sequences(rewrites=8, actor_trained=16, encoded=16, generator_trained=16)),
+        ({"refresh_epochs": 0.25}, Sequences(rewrites=16, actor_trained=16, encoded=16, generator_trained=16)),
+        ({"parameter_branch": "none"}, Sequences(generator_trained=16)),
+        ({"parameter_branch": "static"}, Sequences(rewrites=16, actor_trained=16, generator_trained=16)),
+        ({"prompt_branch": False}, Sequences(actor_trained=16, encoded=16)),
+    ],
+    ids=str,
+)
+def test_joint_training_counts_what_a_variant_leaves_of_it(settings: dict[str, object], expected: Sequences) -> None:
+    config = asdict(MetaTunerConfig(epochs=2, **settings))  # type: ignore[arg-type]
+    assert COUNTS["metatuner_j"](config, Rows(8, 4), SHARES) == expected
+
+
+def test_a_warm_up_writes_and_asks_what_its_kind_of_d2_needs() -> None:
+    def counted(**settings: object) -> Sequences:
+        config = asdict(WarmUpConfig(**{"actor_epochs": 2, "generator_epochs": 3, "rollouts": 4, **settings}))  # type: ignore[arg-type]
+        return COUNTS["metatuner_warmup"](config, Rows(10, 0), SHARES)
+
+    assert counted() == Sequences(answers=40, rewrites=40, actor_trained=20, generator_trained=30 * (1 - 0.6**4))
+    assert counted(d2="threshold").generator_trained == pytest.approx(30 * 1.6)
+    assert counted(d2="expert") == Sequences(rewrites=10, actor_trained=20, generator_trained=30)
+    assert counted(d2="initial") == Sequences(actor_trained=20, generator_trained=30)
+    assert counted(d2="initial", actor_prompts="rollouts").rewrites == 20
 
 
 def test_fits_on_several_benchmarks_share_their_sequences_out() -> None:
     sft = Job("fit", "sft", {"epochs": 1}, ("math", "gsm8k"), "", Rows(30, 0))
     lengths = {"math": AT, "gsm8k": replace(AT, asked=100)}
-    use, _ = use_of(sft, lengths.__getitem__, {})
-    assert use["actor"].trained == 30 * 14 + 30 * 104
+    assert use_of(sft, lengths.__getitem__, SHARES)["actor"].trained == 30 * 14 + 30 * 104
 
 
 def test_hours_are_flop_over_what_the_machine_reaches() -> None:
@@ -115,54 +165,87 @@ def test_hours_are_flop_over_what_the_machine_reaches() -> None:
     lm = Shape(body=1e9, head=1e8, embedding=0, layers=1, hidden=1, intermediate=1, keys=1)
     use = Tokens(read=1e6, written=1e5, trained=1e4)
     seconds = 2e9 * 1e6 / 0.5e12 + 2.2e9 * 1e5 / 0.1e12 + 4.4e9 * 1e4 / 0.25e12
-    assert hours(use, lm, 0.0, gpu) == pytest.approx(seconds / 3600)
+    assert hours(use, lm, gpu) == pytest.approx(seconds / 3600)
+    assert hours(use, lm, gpu, recomputed=True) == pytest.approx((seconds + 2e9 * 1e4 / 0.25e12) / 3600)
 
 
-def test_memory_is_weights_cache_and_what_training_all_weights_adds() -> None:
+def test_memory_is_models_copies_what_is_trained_and_the_cache() -> None:
     actor, generator = PAPER.shape(ACTOR), PAPER.shape(GENERATOR)
-    lora = memory_gb(actor, generator, full=False, batch_tokens=65536, dtype_bytes=2)
-    cache = 2 * 36 * 256 * 65536
-    assert lora == pytest.approx(2 * (7.62e9 + 3.081e9 + max(cache, 2 * 28 * 512 * 65536)) / 1e9)
-    full = memory_gb(actor, generator, full=True, batch_tokens=65536, dtype_bytes=2)
-    assert full - lora == pytest.approx(2 * 3 * 7.62)
+    shapes = {"actor": actor, "generator": generator}
+    cache = 2 * 28 * 512 * 65536 * 2
+    assert memory(Job("fit", "opro", {}, ("math",), GENERATOR, Rows(5, 2)), shapes, 65536, 2) == pytest.approx(
+        2 * (7.62e9 + 3.081e9) + cache
+    )
+    warm = Job("fit", "metatuner_warmup", {"trainable": "lora"}, ("math",), GENERATOR, Rows(5, 2))
+    full = replace(warm, settings={"trainable": "full"})
+    gap = memory(full, shapes, 65536, 2) - memory(warm, shapes, 65536, 2)
+    assert gap == pytest.approx(4 * 2 * 7.62e9 - 16 * generator.lora(16))
+    # What a joint fit trains of the generator stands in the settings of the warm-up that it builds on.
+    assert replace(warm, method="metatuner_j", settings={}, requires=(full,)).full
+
+
+def test_a_lora_and_a_parameter_decoder_weigh_what_they_hold() -> None:
+    actor = tiny_lm()
+    lora = get_peft_model(actor.model, LoraConfig(r=3, target_modules="all-linear"))
+    weights = sum(weight.numel() for name, weight in lora.named_parameters() if "lora_" in name)
+    assert shape(tiny_lm()).lora(3) == weights
+    made = tuner(rank=2, bottleneck=5, target_modules=("q_proj", "down_proj"), decoder="per_site")
+    settings = asdict(made.config) | {"target_modules": ["q_proj", "down_proj"]}
+    job = Job("fit", "metatuner_j", settings, ("math",), GENERATOR, Rows(5, 2))
+    decoder = made.parameter_decoder
+    assert decoder is not None
+    matrices = sum(weight.numel() for weight in decoder.parameters() if weight.dim() > 1)
+    answers = made.actor.model.config
+    widths = Shape(
+        1, 1, 1, answers.num_hidden_layers, answers.hidden_size, answers.intermediate_size, answers.hidden_size
+    )
+    writes = replace(widths, hidden=made.generator.model.config.hidden_size)
+    assert _decoder(job, widths, writes) == matrices
 
 
 def test_the_papers_preset_is_predicted_without_its_models_or_data() -> None:
-    plan = Plan(load_config("paper"))
-    work = jobs(plan)
+    plan = Plan(load_config("paper", {"benchmarks.math.sizes.train": None, "benchmarks.math.sizes.test": None}))
+    work = jobs(plan, PAPER.split)
     assert {"fit", "cell", "trial"} == {job.kind for job in work}
     assert sum(job.kind == "fit" for job in work) == len(plan.fits)
-    limits = plan.config.budgets["default"].counts
-    lines = predict(work, actor=ACTOR, assumed=PAPER, limits=limits, dtype_bytes=2)
+    assert {job.asked for job in work if job.kind == "cell" and job.benchmarks == ("math",)} == {5000}
+    lines = predict(work, actor=ACTOR, assumed=PAPER, window=8192, batch_tokens=65536, dtype_bytes=2)
     assert lines.keys() == {job.method for job in work}
     assert all(line.hours > 0 for line in lines.values())
     assert lines["opro"].over == ("lm_calls",)  # 200 steps of 8 on 256 rows: more than 400,000 calls
-    text = describe(lines, PAPER, 30.0, 21.0)
+    longest = lines["opro"].jobs["fit"] + lines["opro"].jobs["trial"]
+    assert lines["opro"].use["actor"].calls < 1.1 * (400_000 * longest + lines["opro"].jobs["cell"] * 5000)
+    text = describe(lines, PAPER, 21.0)
     (total,) = [line.split() for line in text.splitlines() if line.startswith("total")]
     assert [int(count) for count in total[1:4]] == [
         sum(job.kind == kind for job in work) for kind in ("fit", "cell", "trial")
     ]
-    assert "! opro reaches its budget before its settings are through: lm_calls." in text
+    assert "! opro would pass its budget (lm_calls): counted is what fits into it." in text
     assert "Assumed, not measured" in text
 
 
 def test_a_method_of_ones_own_is_bounded_by_its_budget() -> None:
-    mine = Job("fit", "mine", {}, ("math",), "", Rows(5, 2))
     limits = {"lm_calls": 100, "generated_tokens": 500, "trained_tokens": None}
-    lines = predict([mine], actor=ACTOR, assumed=PAPER, limits=limits, dtype_bytes=2)
+    mine = Job("fit", "mine", {}, ("math", "gsm8k"), GENERATOR, Rows(5, 2), limits=limits)
+    lines = predict([mine], actor=ACTOR, assumed=PAPER, window=8192, batch_tokens=100, dtype_bytes=2)
     line = lines["mine"]
-    assert line.bounded
-    assert (line.use["actor"].calls, line.use["actor"].written, line.use["actor"].trained) == (100, 500, 0)
-    assert "* nothing is known of the method's loop" in describe(lines, PAPER, 1.0, 1.0)
+    assert (line.bounded, line.unlimited) == (True, True)
+    use = line.use["generator"]  # the larger model
+    assert (use.calls, use.written, use.trained) == (100, 500, 0)
+    text = describe(lines, PAPER, 1.0)
+    assert "* nothing is known of the method's loop" in text
+    assert "* mine's budget does not limit all that it may use, so its fits may cost more." in text
 
 
-def test_against_a_finished_run_the_counts_have_the_lengths_metered_there() -> None:
+def test_against_a_finished_run_a_fit_stands_without_what_it_builds_on() -> None:
     def actor(**use: float) -> dict[str, dict[str, float]]:
         return {"actor": {"lm_calls": 0, "prompt_tokens": 0, "generated_tokens": 0, "trained_tokens": 0, **use}}
 
     cell = Job("cell", "zero_shot", {}, ("math",), "", Rows(8, 0), 10, "cell")
     sft = Job("fit", "sft", {"epochs": 2}, ("math",), "", Rows(8, 0), key="sft")
-    warm = Job("fit", "metatuner_warmup", {}, ("math",), GENERATOR, Rows(8, 0), key="warm")
+    warm = Job(
+        "fit", "metatuner_warmup", asdict(WarmUpConfig(rollouts=1)), ("math",), GENERATOR, Rows(8, 0), key="warm"
+    )
     ppo = {"steps": 1, "batch": 4, "epochs": 1}
     after = Job("fit", "ppo", ppo, ("math",), "", Rows(8, 0), key="ppo", requires=(sft,))
     costs = {
@@ -171,19 +254,14 @@ def test_against_a_finished_run_the_counts_have_the_lengths_metered_there() -> N
         "warm": {**actor(lm_calls=1), "generator": actor(lm_calls=5, prompt_tokens=100, generated_tokens=15)["actor"]},
         "ppo": actor(lm_calls=24, prompt_tokens=4 * 10 + 8 * 16, generated_tokens=24, trained_tokens=16 * 14 + 4 * 16),
     }
-    known = [cell, sft, replace(warm, method="metatuner_warmup"), after]
-    assert measured_lengths(known, costs) == {"math": replace(AT, demo=14)}
-    ratios = against([cell, sft, after, replace(warm, kind="cell")], {**costs})
-    assert ratios == {}  # without the warm-up's fit no length of a rewrite is known
-    told = {**warm.__dict__, "settings": _warm_up()}
-    ratios = against([cell, sft, after, Job(**told)], costs)
+    known = [cell, sft, warm, after]
+    assert measured_lengths(known, costs) == {"math": AT}
+    assert against([cell, sft, after], costs, SHARES) == {}  # without the warm-up no length of a rewrite is known
+    ratios = against(known, costs, SHARES)
     assert ratios["sft"] == {"calls": None, "read": None, "written": None, "trained": 1.0}
     assert ratios["ppo"] == {"calls": 0.5, "read": 1.0, "written": 1.0, "trained": 1.0}
     assert "ppo" in describe_check(ratios, Path("results/nano"))
-
-
-def _warm_up() -> dict[str, object]:
-    return {"rollouts": 1, "actor_prompts": "initial", "actor_epochs": 1, "generator_epochs": 1}
+    assert "No fit in" in describe_check({}, Path("results/nano"))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +269,7 @@ def _warm_up() -> dict[str, object]:
     [
         ({"gpu": {"name": "x"}}, r"key 'gpu\.flops': Field required"),
         ({"models": {"m": {"body": "many"}}}, r"key 'models\.m\.body': Input should be a valid number"),
+        ({"tokens": {"rewrite": 1}}, r"key 'tokens\.prompt': Field required"),
     ],
 )
 def test_a_wrong_file_of_assumptions_names_the_key(change: dict[str, object], error: str, tmp_path: Path) -> None:
@@ -203,7 +282,11 @@ def test_a_wrong_file_of_assumptions_names_the_key(change: dict[str, object], er
 def test_what_is_not_assumed_is_asked_for() -> None:
     with pytest.raises(UserError, match="no shape of model 'Qwen/Qwen3-8B' under `models`"):
         PAPER.shape("Qwen/Qwen3-8B")
-    with pytest.raises(UserError, match="no lengths of benchmark 'aime' under `tokens`; add them"):
+    with pytest.raises(UserError, match=r"no lengths of benchmark 'aime' under `tokens\.benchmarks`; add them"):
         PAPER.lengths("aime")
+    with pytest.raises(UserError, match="no rows of benchmark 'aime' under `rows`; add them"):
+        PAPER.split("aime")
+    with pytest.raises(UserError, match="nano models are predicted from a finished run on them alone"):
+        PAPER.shape("nano:actor")
     with pytest.raises(UserError, match=r"absent\.yaml: No such file"):
         Assumptions.read(Path("absent.yaml"))

@@ -477,21 +477,47 @@ def test_a_users_method_joins_the_first_experiment_unless_one_names_it(tmp_path)
 def test_a_method_of_another_package_joins_the_main_table_and_a_broken_one_fails_alone(tmp_path, monkeypatch):
     from importlib.metadata import EntryPoint
 
-    (tmp_path / "their_methods.py").write_text(MINE)
+    package = tmp_path / "their_methods"
+    package.mkdir()
+    (package / "__init__.py").write_text("from their_methods.core import *\n")
+    (package / "core.py").write_text(f"import their_methods.helper\n{MINE}")
+    (package / "helper.py").write_text("VALUE = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
+    (name,) = re.findall(r"^class (\w+)\(Method\)", MINE, re.MULTILINE)
     points = [
-        EntryPoint("theirs", "their_methods", "metatuner.methods"),
         EntryPoint("gone", "their_methods_that_are_gone", "metatuner.methods"),
+        EntryPoint("one", f"their_methods.core:{name}", "metatuner.methods"),
+        EntryPoint("same", "their_methods", "metatuner.methods"),
+        EntryPoint("none", "their_methods.helper", "metatuner.methods"),
     ]
     before = plan()
     monkeypatch.setattr("metatuner.harness.registry.entry_points", lambda group: points)
-    made = plan()
-    assert made.config.experiments["main"].methods[-2:] == ["gone", "mine"]
+    made = plan({"methods.gone": {"settings": {"candidates": 3}}})
+    assert made.config.experiments["main"].methods[-3:] == ["gone", "none", "mine"]
     assert before.cells.keys() < made.cells.keys()
     added = {cell.fit.method for key, cell in made.cells.items() if key not in before.cells}
-    assert added == {"mine", "gone"}
+    assert added == {"mine", "gone", "none"}
     with pytest.raises(UserError, match=r"entry point 'gone' \(their_methods_that_are_gone\) does not import: Module"):
         made.registry["gone"].cls().fit(None)
+    with pytest.raises(UserError, match=r"entry point 'none' .* it has no subclass of .*Method with `fit`; mend"):
+        made.registry["none"].cls().fit(None)
+    # What the package's other modules say is part of a fit's key.
+    (package / "helper.py").write_text("VALUE = 2\n")
+    later = plan()
+    assert {fit.method for key, fit in later.fits.items() if key not in made.fits} == {"mine"}
+
+
+def test_a_file_s_neighbours_that_it_imports_are_part_of_its_fits_keys(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_helper.py").write_text("VALUE = 1\n")
+    (tmp_path / "unrelated.py").write_text("VALUE = 1\n")
+    file = tmp_path / "mine.py"
+    file.write_text(f"import my_helper\n{MINE}")
+    before = plan({"extra_methods": [str(file)]}).fits.keys()
+    (tmp_path / "unrelated.py").write_text("VALUE = 2\n")
+    assert plan({"extra_methods": [str(file)]}).fits.keys() == before
+    (tmp_path / "my_helper.py").write_text("VALUE = 2\n")
+    assert plan({"extra_methods": [str(file)]}).fits.keys() != before
 
 
 def test_a_file_that_does_not_import_fails_in_its_own_cells_alone(tmp_path):

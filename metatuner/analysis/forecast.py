@@ -1,29 +1,38 @@
 """What a preset will cost on models that nothing was metered on: sequences, tokens, GPU-hours, memory and disk.
 
-A method's loop is counted in sequences that pass the actor and the generator; a sequence's tokens, the weights and the
-machine's speed are assumptions of `config/forecast.yaml`; FLOP come from tokens as the meter's do
+A method's loop is counted in sequences that pass the actor and the generator (`loops`); a sequence's tokens, weights
+and the machine's speed are assumptions of `config/forecast.yaml`; FLOP come from tokens as the meter's do
 (`metatuner.harness.budget`). The same counts, with the lengths metered there, are set against a finished run.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from metatuner.analysis.loops import COUNTS, Rows, Sequences
+from metatuner.analysis.loops import COUNTS, Rows, Sequences, Shares
 from metatuner.errors import UserError, suggest
 from metatuner.files import read_json
 
 ASSUMED = Path("config/forecast.yaml")
 PER_QUERY = ("bpo", "rewriter_sft", "metatuner_warmup", "metatuner_i", "metatuner_j")
 """Methods that write a prompt for each query they answer."""
+JOINT = ("metatuner_i", "metatuner_j")
+ADAPTERS = ("sft", "dpo", "ppo", "grpo", "better_together")
+"""Methods that leave a LoRA on the actor and no more."""
+REWARDED = ("dpo", "ppo", "grpo", "better_together")
+"""Methods that train the actor on its own answers; others train on targets."""
+DEMONSTRATIONS = {"few_shot": "shots", "bootstrap_few_shot": "labeled", "miprov2": "shots", "better_together": "shots"}
+"""By which setting methods show demonstrations before a query."""
+ADAPTER_BYTES, TRAINED_BYTES = 4, 16
+"""Of a weight of a LoRA or of the parameter decoder: on disk, and in training with gradient and AdamW's moments."""
 
 
-# ---- lengths, weights, machine ------------------------------------------------------------------------------------
+# ---- what is assumed ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,33 @@ class Lengths:
     rewrite: float
     demo: float
     """A demonstration: a query and its target."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Mean tokens of a benchmark's texts."""
+
+    query: float
+    target: float
+    answer: float
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Mean tokens, as the file has them."""
+
+    prompt: float
+    rewrite: float
+    rewrite_request: float
+    benchmarks: dict[str, Texts]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a published data set."""
+
+    train: int
+    test: int
 
 
 @dataclass(frozen=True)
@@ -59,8 +95,14 @@ class Shape:
 
     def lora(self, rank: int) -> float:
         """Weights of a LoRA on every linear of the decoder."""
+        return self.layers * rank * sum(sum(side) for side in self.linears.values())
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Widths of a layer's linears."""
         h, i, k = self.hidden, self.intermediate, self.keys
-        return self.layers * rank * (4 * h + 2 * (h + k) + 3 * (h + i))
+        attention = {"q_proj": (h, h), "k_proj": (h, k), "v_proj": (h, k), "o_proj": (h, h)}
+        return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
 
 
 @dataclass(frozen=True)
@@ -77,11 +119,14 @@ class GPU:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """`config/forecast.yaml`."""
+    """`config/forecast.yaml`, or another file of its form."""
 
     models: dict[str, Shape]
-    tokens: dict[str, Any]
+    tokens: TokenCounts
+    rows: dict[str, Split]
+    shares: Shares
     gpu: GPU
+    path: Path = ASSUMED
 
     @classmethod
     def read(cls, path: Path) -> "Assumptions":
@@ -93,29 +138,42 @@ class Assumptions:
         except yaml.YAMLError as error:
             raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); correct it") from None
         try:
-            return TypeAdapter(cls).validate_python(told)
+            return replace(TypeAdapter(cls).validate_python(told), path=path)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise UserError(f"{path}: key {key!r}: {first['msg']}; give it the keys of {ASSUMED}") from None
 
     def shape(self, model: str) -> Shape:
+        """Of a model by its path."""
+        if model.startswith("nano:"):
+            raise UserError("nano models are predicted from a finished run on them alone; name it (--from)")
         if model not in self.models:
-            raise UserError(f"{ASSUMED}: no shape of model {model!r} under `models`; {suggest(model, self.models)}")
+            raise UserError(f"{self.path}: no shape of model {model!r} under `models`; {suggest(model, self.models)}")
         return self.models[model]
 
+    def split(self, benchmark: str) -> Split:
+        """Of a benchmark, where a preset takes all rows."""
+        if benchmark not in self.rows:
+            raise UserError(f"{self.path}: no rows of benchmark {benchmark!r} under `rows`; add them")
+        return self.rows[benchmark]
+
     def lengths(self, benchmark: str) -> Lengths:
-        if benchmark not in self.tokens:
-            raise UserError(f"{ASSUMED}: no lengths of benchmark {benchmark!r} under `tokens`; add them")
-        mine, prompt = self.tokens[benchmark], self.tokens["prompt"]
+        """On a benchmark."""
+        if benchmark not in self.tokens.benchmarks:
+            raise UserError(f"{self.path}: no lengths of benchmark {benchmark!r} under `tokens.benchmarks`; add them")
+        mine, prompt = self.tokens.benchmarks[benchmark], self.tokens.prompt
         return Lengths(
-            asked=prompt + mine["query"],
-            target=mine["target"],
-            answer=mine["answer"],
-            request=self.tokens["rewrite_request"] + prompt + mine["query"],
-            rewrite=self.tokens["rewrite"],
-            demo=mine["query"] + mine["target"],
+            asked=prompt + mine.query,
+            target=mine.target,
+            answer=mine.answer,
+            request=self.tokens.rewrite_request + prompt + mine.query,
+            rewrite=self.tokens.rewrite,
+            demo=mine.query + mine.target,
         )
+
+
+# ---- tokens, FLOP, hours ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -130,21 +188,26 @@ class Tokens:
     def __add__(self, other: "Tokens") -> "Tokens":
         return Tokens(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
-
-DEMONSTRATIONS = {
-    "few_shot": "shots",
-    "bootstrap_few_shot": "labeled",
-    "miprov2": "shots",
-    "better_together": "shots",
-}
-"""By which setting methods show demonstrations before a query."""
-REWARDED = ("dpo", "ppo", "grpo", "better_together")
-"""Methods that train the actor on its own answers; others train on targets."""
+    def times(self, factor: float) -> "Tokens":
+        """All counts by a factor."""
+        return Tokens(*(getattr(self, each.name) * factor for each in fields(self)))
 
 
-def tokens(method: str, sequences: Sequences, at: Lengths, shots: float = 0.0) -> dict[str, Tokens]:
-    """Tokens of actor and generator; `shots` demonstrations stand before each query."""
-    asked, s = at.asked + shots * at.demo, sequences
+Use = dict[str, Tokens]
+"""Tokens of `actor` and `generator`."""
+
+
+def tokens(method: str, s: Sequences, at: Lengths, *, shots: float = 0.0, window: float = float("inf")) -> Use:
+    """Tokens of actor and generator.
+
+    Args:
+        method: whose sequences they are.
+        s: how many.
+        at: how long.
+        shots: demonstrations before each query, as many as the window takes.
+        window: of the actor.
+    """
+    asked = max(at.asked, min(at.asked + shots * at.demo, window - at.answer))
     taught = at.answer if method in REWARDED else at.target
     actor = Tokens(
         calls=s.answers + s.answers_read,
@@ -153,10 +216,10 @@ def tokens(method: str, sequences: Sequences, at: Lengths, shots: float = 0.0) -
         trained=s.actor_trained * (asked + taught),
     )
     generator = Tokens(
-        calls=s.rewrites,
-        read=s.rewrites * at.request,
-        written=s.rewrites * at.rewrite,
-        trained=s.generator_trained * (at.request + at.rewrite),
+        calls=s.rewrites + s.drafts,
+        read=s.rewrites * at.request + s.drafts,
+        written=s.rewrites * at.rewrite + s.draft_tokens,
+        trained=s.encoded * at.request + s.generator_trained * (at.request + at.rewrite),
     )
     return {"actor": actor, "generator": generator}
 
@@ -164,21 +227,24 @@ def tokens(method: str, sequences: Sequences, at: Lengths, shots: float = 0.0) -
 def flops(use: Tokens, shape: Shape, trained_weights: float) -> dict[str, float]:
     """FLOP of reading, writing and training, as the meter estimates them (arXiv 2001.08361, section 2.1)."""
     return {
-        "reads": 2 * shape.body * (use.read + use.written),
-        "writes": 2 * shape.head * use.written,
+        "reads": 2 * shape.body * use.read,
+        "writes": 2 * (shape.body + shape.head) * use.written,
         "trains": use.trained * (4 * (shape.body + shape.head) + 2 * trained_weights),
     }
 
 
-def hours(use: Tokens, shape: Shape, trained_weights: float, gpu: GPU) -> float:
-    """Hours on one accelerator."""
+def hours(use: Tokens, shape: Shape, gpu: GPU, *, trained_weights: float = 0.0, recomputed: bool = False) -> float:
+    """Hours on one accelerator; `recomputed` activations cost another forward pass, which the meter leaves out."""
     spent = flops(use, shape, trained_weights)
-    writing = 2 * (shape.body + shape.head) * use.written
-    seconds = 2 * shape.body * use.read / gpu.reads + writing / gpu.writes + spent["trains"] / gpu.trains
-    return seconds / gpu.flops / 3600
+    spent["trains"] += recomputed * use.trained * 2 * shape.body
+    return sum(spent[kind] / (getattr(gpu, kind) * gpu.flops) for kind in spent) / 3600
 
 
-# ---- a preset -----------------------------------------------------------------------------------------------------
+# ---- jobs ---------------------------------------------------------------------------------------------------------
+
+Limits = Mapping[str, float | None]
+LIMITED = {"lm_calls": "calls", "generated_tokens": "written", "trained_tokens": "trained"}
+"""A budget's limits, by what of `Tokens` they hold down."""
 
 
 @dataclass(frozen=True)
@@ -200,53 +266,67 @@ class Job:
     key: str = ""
     requires: tuple["Job", ...] = ()
     """Fits that this one builds on, jobs of their own."""
+    limits: Limits = field(default_factory=dict)
+    """Of its budget; None, or missing: unlimited."""
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        """Its own, or that of a fit it builds on."""
+        for values in (self.settings, *(needed.settings for needed in self.requires)):
+            if name in values:
+                return values[name]
+        return default
+
+    @property
+    def full(self) -> bool:
+        """Whether all weights of the generator are trained."""
+        return bool(self.generator and self.setting("trainable") == "full")
+
+
+def use_of(job: Job, at: Callable[[str], Lengths], shares: Shares, *, window: float = float("inf")) -> Use:
+    """Tokens of a job by model; of a fit whose method is not counted, what its budget allows at most."""
+    total = {"actor": Tokens(), "generator": Tokens()}
+    shots = job.setting(DEMONSTRATIONS.get(job.method, ""), 0)
+    share = 1 / len(job.benchmarks)
+    rows = Rows(job.rows.train / share, job.rows.dev / share)  # all benchmarks' together
+    for benchmark in job.benchmarks:
+        lengths, parts = at(benchmark), []
+        if job.kind != "cell" and job.method in COUNTS:
+            counted = COUNTS[job.method](job.settings, rows, shares).times(share)
+            parts.append(tokens(job.method, counted, lengths, shots=shots, window=window))
+        elif job.kind != "cell":
+            calls, written, trained = (share * (job.limits.get(name) or 0) for name in LIMITED)
+            largest = "generator" if job.generator else "actor"
+            parts.append({largest: Tokens(calls, calls * lengths.asked, written, trained)})
+        if job.asked:
+            rewrites = job.asked if job.method in PER_QUERY and job.settings.get("prompt_branch", True) else 0.0
+            answered = Sequences(answers=job.asked, rewrites=rewrites)
+            parts.append(tokens("", answered, lengths, shots=shots, window=window))
+        for part in parts:
+            total = {model: total[model] + part.get(model, Tokens()) for model in total}
+    return total
 
 
 @dataclass
 class Line:
     """A method's sums over its jobs."""
 
-    jobs: dict[str, int]
-    use: dict[str, Tokens]
+    jobs: dict[str, int] = field(default_factory=dict)
+    use: Use = field(default_factory=lambda: {"actor": Tokens(), "generator": Tokens()})
     hours: float = 0.0
     disk: float = 0.0
     """Bytes of policies and predictions."""
+    memory_gb: float = 0.0
+    """Of its largest fit."""
     bounded: bool = False
     """No count of this method is known: its budget's limits stand for what its fits use."""
+    unlimited: bool = False
+    """Nor does its budget bound it, so that nothing stands for its fits."""
     over: tuple[str, ...] = ()
-    """Limits that its largest fit is predicted to reach; a search then ends before its last step."""
-
-
-Limits = Mapping[str, float | None]
-
-
-def use_of(job: Job, at: Callable[[str], Lengths], limits: Limits) -> tuple[dict[str, Tokens], bool]:
-    """Tokens of a job by model, and whether they are the budget's limits for want of a count."""
-    total = {"actor": Tokens(), "generator": Tokens()}
-    bounded = False
-    share = 1 / len(job.benchmarks)
-    shots = job.settings.get(DEMONSTRATIONS.get(job.method, ""), 0)
-    for benchmark in job.benchmarks:
-        lengths = at(benchmark)
-        rows = Rows(job.rows.train / share, job.rows.dev / share)  # all benchmarks' together
-        if job.kind != "cell":
-            if job.method in COUNTS:
-                one = tokens(job.method, COUNTS[job.method](job.settings, rows).times(share), lengths, shots)
-            else:
-                bounded = True
-                calls, written = limits.get("lm_calls") or 0, limits.get("generated_tokens") or 0
-                trained = limits.get("trained_tokens") or 0
-                one = {"actor": Tokens(calls, calls * lengths.asked, written, trained), "generator": Tokens()}
-            total = {model: total[model] + one[model] for model in total}
-        if job.asked:
-            written = job.asked if job.method in PER_QUERY and job.settings.get("prompt_branch", True) else 0
-            one = tokens("", Sequences(answers=job.asked, rewrites=written), lengths, shots)
-            total = {model: total[model] + one[model] for model in total}
-    return total, bounded
+    """Limits that its largest fit would pass; what is predicted is what fits into them."""
 
 
 def predict(
-    jobs: Iterable[Job], *, actor: str, assumed: Assumptions, limits: Limits, dtype_bytes: int
+    jobs: Iterable[Job], *, actor: str, assumed: Assumptions, window: float, batch_tokens: int, dtype_bytes: int
 ) -> dict[str, Line]:
     """Each method's predicted cost.
 
@@ -254,139 +334,97 @@ def predict(
         jobs: what there is to do.
         actor: path of the actor's model.
         assumed: lengths, shapes and machine.
-        limits: the budget of one fit; what is not in it is not limited.
-        dtype_bytes: of a weight.
+        window: of the actor.
+        batch_tokens: of a generation batch.
+        dtype_bytes: of a model's weight.
     """
-    lines: defaultdict[str, Line] = defaultdict(lambda: Line({}, {"actor": Tokens(), "generator": Tokens()}))
+    lines: defaultdict[str, Line] = defaultdict(Line)
     for job in jobs:
         line = lines[job.method]
         line.jobs[job.kind] = line.jobs.get(job.kind, 0) + 1
-        use, bounded = use_of(job, assumed.lengths, limits)
-        line.bounded |= bounded
+        use = use_of(job, assumed.lengths, assumed.shares, window=window)
+        if job.kind != "cell" and job.method not in COUNTS:
+            line.bounded = True
+            line.unlimited |= any(job.limits.get(name) is None for name in LIMITED)
+        elif job.kind == "fit":
+            spent = {name: sum(getattr(each, short) for each in use.values()) for name, short in LIMITED.items()}
+            past = {name: limit / spent[name] for name, limit in job.limits.items() if limit and spent[name] > limit}
+            line.over = tuple(sorted({*line.over, *past}))
+            use = {model: each.times(min(past.values(), default=1.0)) for model, each in use.items()}
         line.use = {model: line.use[model] + use[model] for model in use}
         shapes = {"actor": assumed.shape(actor)}
         if job.generator:
             shapes["generator"] = assumed.shape(job.generator)
-        full = job.settings.get("trainable") == "full"
+        recomputed = bool(job.setting("gradient_checkpointing") or job.setting("activation_checkpointing"))
         for model, shape in shapes.items():
-            line.hours += hours(use[model], shape, shape.body if full and model == "generator" else 0.0, assumed.gpu)
+            trained = shape.body if job.full and model == "generator" else 0.0
+            line.hours += hours(use[model], shape, assumed.gpu, trained_weights=trained, recomputed=recomputed)
         if job.kind == "cell":
-            line.disk += job.asked * sum(
-                4.5 * (each.asked + each.answer) for each in map(assumed.lengths, job.benchmarks)
-            )
+            at = assumed.lengths(job.benchmarks[0])
+            line.disk += job.asked * (BYTES_A_RECORD + BYTES_A_TOKEN * (at.rewrite + at.answer))
+        else:
+            line.memory_gb = max(line.memory_gb, memory(job, shapes, batch_tokens, dtype_bytes) / 1e9)
         if job.kind == "fit":
-            line.disk += dtype_bytes * _policy_weights(job, shapes)
-            spent = {
-                "lm_calls": use["actor"].calls + use["generator"].calls,
-                "generated_tokens": use["actor"].written + use["generator"].written,
-                "trained_tokens": use["actor"].trained + use["generator"].trained,
-            }
-            reached = {name for name, count in spent.items() if not bounded and count > (limits.get(name) or count)}
-            line.over = tuple(sorted({*line.over, *reached}))
+            line.disk += _policy_bytes(job, shapes, dtype_bytes)
     return dict(lines)
 
 
-def _policy_weights(job: Job, shapes: Mapping[str, Shape]) -> float:
-    """Weights that a fit leaves on disk."""
-    s, actor, generator = job.settings, shapes["actor"], shapes.get("generator")
-    if job.method in ("sft", *REWARDED):
-        return actor.lora(s.get("rank", 8))
+BYTES_A_RECORD, BYTES_A_TOKEN = 250, 4.5
+"""Of a line of predictions.jsonl beside its texts, and of a text."""
+
+
+def _policy_bytes(job: Job, shapes: Mapping[str, Shape], dtype_bytes: int) -> float:
+    """What a fit leaves on disk."""
+    actor, generator = shapes["actor"], shapes.get("generator")
+    if job.method in ADAPTERS:
+        return ADAPTER_BYTES * actor.lora(job.setting("rank", 8))
     if generator is None or job.method not in PER_QUERY:
         return 0.0
-    rewriter = (
-        generator.weights if s.get("trainable") == "full" else generator.lora(s.get("generator_rank", s.get("rank", 8)))
-    )
+    rank = job.setting("rank", 8) if job.method == "bpo" else job.setting("generator_rank", 16)
+    rewriter = dtype_bytes * generator.weights if job.full else ADAPTER_BYTES * generator.lora(rank)
     if job.method == "bpo":
         return rewriter
-    tuned = actor.lora(s.get("actor_rank", 8))
-    if job.method in ("metatuner_i", "metatuner_j") and s["parameter_branch"] == "query":
-        rewriter += _decoder(s, actor, generator)
-    return rewriter + tuned
+    tuned = ADAPTER_BYTES * actor.lora(job.setting("actor_rank", 8))
+    if job.method == "rewriter_sft":
+        tuned += ADAPTER_BYTES * actor.lora(job.setting("rank", 8))
+    return rewriter + tuned + ADAPTER_BYTES * _decoder(job, actor, generator)
 
 
-def _decoder(s: Mapping[str, Any], actor: Shape, generator: Shape) -> float:
+def _decoder(job: Job, actor: Shape, generator: Shape) -> float:
     """Weights of the parameter decoder: down to the bottleneck and up to a factor, for each site and factor."""
-    h, i, k = actor.hidden, actor.intermediate, actor.keys
-    sides = {"q_proj": (h, h), "k_proj": (h, k), "v_proj": (h, k), "o_proj": (h, h)}
-    sides |= {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
+    s = job.settings
+    if job.method not in JOINT or s["parameter_branch"] != "query":
+        return 0.0
+    sides = actor.linears
     chosen = sides if s["target_modules"] == "all-linear" else {name: sides[name] for name in s["target_modules"]}
-    shared = 1 if s["decoder"] == "layer_shared" else actor.layers
-    each = [
-        2 * generator.hidden * s["bottleneck"] + s["bottleneck"] * s["rank"] * sum(side) for side in chosen.values()
-    ]
-    return shared * sum(each)
+    down = 2 * generator.hidden * s["bottleneck"]
+    each = [down + s["bottleneck"] * s["rank"] * sum(side) for side in chosen.values()]
+    return (1 if s["decoder"] == "layer_shared" else actor.layers) * sum(each)
 
 
-def memory_gb(actor: Shape, generator: Shape | None, *, full: bool, batch_tokens: int, dtype_bytes: int) -> float:
-    """GB of the largest fit: weights, gradients and AdamW's moments of what is trained, and the cache of a generation
-    batch; activations are not in it."""
-    models = [actor] + ([generator] if generator else [])
-    weights = sum(model.weights for model in models)
-    trained = generator.weights if generator and full else 0.0
-    cache = max(2 * model.layers * model.keys for model in models) * batch_tokens
-    return dtype_bytes * (weights + 3 * trained + cache) / 1e9
+def memory(job: Job, shapes: Mapping[str, Shape], batch_tokens: int, dtype_bytes: int) -> float:
+    """Bytes of a fit without its activations: models and copies of them, what is trained with gradient and AdamW's
+    moments, and the cache of a generation batch."""
+    actor, generator = shapes["actor"], shapes.get("generator")
+    held = dtype_bytes * (actor.weights + (generator.weights if generator else 0.0))
+    trained = 0.0
+    if job.method in ADAPTERS:
+        trained += TRAINED_BYTES * actor.lora(job.setting("rank", 8))
+    if generator and job.method in ("bpo", "metatuner_warmup", *JOINT):
+        # The generator as it was given is held beside one that is trained in full.
+        trained += 4 * dtype_bytes * generator.weights if job.full else TRAINED_BYTES * generator.lora(16)
+    if generator and job.method in ("metatuner_warmup", *JOINT):
+        held += dtype_bytes * actor.body  # the actor with its LoRA merged
+        trained += TRAINED_BYTES * (actor.lora(job.setting("actor_rank", 8)) + _decoder(job, actor, generator))
+    cache = max(2 * model.layers * model.keys for model in shapes.values()) * batch_tokens * dtype_bytes
+    return held + trained + cache
 
 
 # ---- against a finished run ---------------------------------------------------------------------------------------
 
 COUNTED = {"calls": "lm_calls", "read": "prompt_tokens", "written": "generated_tokens", "trained": "trained_tokens"}
-
-
-def measured_lengths(jobs: Iterable[Job], costs: Mapping[str, Mapping[str, Any]]) -> dict[str, Lengths]:
-    """Lengths by benchmark as a finished run metered them, from zero-shot cells and fits of SFT and of the warm-up.
-
-    Args:
-        jobs: fits and cells of that run.
-        costs: `by_model` of each one's cost.json, by key.
-    """
-    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for job in jobs:
-        if job.key not in costs or len(job.benchmarks) > 1:
-            continue
-        told, here = costs[job.key], found[job.benchmarks[0]]
-        actor, generator = told.get("actor", {}), told.get("generator", {})
-        if job.kind == "cell" and job.method == "zero_shot":
-            here["asked"] = actor["prompt_tokens"] / actor["lm_calls"]
-            here["answer"] = actor["generated_tokens"] / actor["lm_calls"]
-        if job.kind == "fit" and job.method == "sft" and job.settings["epochs"]:
-            here["trained"] = actor["trained_tokens"] / (job.settings["epochs"] * job.rows.train)
-        if job.kind == "fit" and job.method == "metatuner_warmup":
-            here["request"] = generator["prompt_tokens"] / generator["lm_calls"]
-            here["rewrite"] = generator["generated_tokens"] / generator["lm_calls"]
-    lengths = {}
-    for benchmark, here in found.items():
-        if here.keys() >= {"asked", "answer", "trained", "request", "rewrite"}:
-            target = here["trained"] - here["asked"]
-            lengths[benchmark] = Lengths(
-                here["asked"], target, here["answer"], here["request"], here["rewrite"], here["asked"] + target
-            )
-    return lengths
-
-
-def against(jobs: Iterable[Job], costs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Predicted over metered for the fits of each method that is known: calls and tokens read, written and trained.
-
-    None where nothing was metered; fits on several benchmarks are left out.
-    """
-    known = list(jobs)
-    lengths = measured_lengths(known, costs)
-    predicted: defaultdict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(COUNTED, 0.0))
-    metered: defaultdict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(COUNTED, 0.0))
-    for job in known:
-        simple = job.kind == "fit" and job.key in costs and len(job.benchmarks) == 1
-        if not simple or job.method not in COUNTS or job.benchmarks[0] not in lengths:
-            continue
-        for each in (job, *job.requires):  # a fit's metered cost has in it that of what it builds on
-            use, _ = use_of(each, lengths.__getitem__, {})
-            for short in COUNTED:
-                predicted[job.method][short] += sum(getattr(model, short) for model in use.values())
-        for short, name in COUNTED.items():
-            metered[job.method][short] += sum(each.get(name, 0) for each in costs[job.key].values())
-    return {
-        method: {short: predicted[method][short] / count if count else None for short, count in counts.items()}
-        for method, counts in metered.items()
-        if any(counts.values())
-    }
+Costs = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""`by_model` of cost.json, by key of the fit or cell."""
 
 
 def read_costs(root: Path) -> dict[str, Mapping[str, Any]]:
@@ -397,10 +435,76 @@ def read_costs(root: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+def measured_lengths(jobs: Iterable[Job], costs: Costs) -> dict[str, Lengths]:
+    """Lengths by benchmark as a finished run metered them: from its zero-shot cells, its fits of SFT under p~, and its
+    warm-ups."""
+    sums: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for job in jobs:
+        if job.key not in costs or len(job.benchmarks) > 1:
+            continue
+        actor, generator = (costs[job.key].get(model, {}) for model in ("actor", "generator"))
+        here = sums[job.benchmarks[0]]
+        if job.kind == "cell" and job.method == "zero_shot":
+            here["answers"] += actor["lm_calls"]
+            here["asked"] += actor["prompt_tokens"]
+            here["answered"] += actor["generated_tokens"]
+        if job.kind == "fit" and job.method == "sft" and not job.settings.get("prompts"):
+            here["passes"] += job.settings["epochs"] * job.rows.train
+            here["trained"] += actor["trained_tokens"]
+        if job.kind == "fit" and job.method == "metatuner_warmup" and generator.get("lm_calls"):
+            here["rewrites"] += generator["lm_calls"]
+            here["requests"] += generator["prompt_tokens"]
+            here["rewritten"] += generator["generated_tokens"]
+    lengths = {}
+    for benchmark, here in sums.items():
+        if here["answers"] and here["passes"] and here["rewrites"]:
+            asked, trained = here["asked"] / here["answers"], here["trained"] / here["passes"]
+            lengths[benchmark] = Lengths(
+                asked=asked,
+                target=trained - asked,
+                answer=here["answered"] / here["answers"],
+                request=here["requests"] / here["rewrites"],
+                rewrite=here["rewritten"] / here["rewrites"],
+                demo=trained,
+            )
+    return lengths
+
+
+def against(jobs: Iterable[Job], costs: Costs, shares: Shares) -> dict[str, dict[str, float | None]]:
+    """Predicted over metered for fits: calls and tokens read, written and trained, without what they build on.
+
+    None where nothing was metered. Fits on several benchmarks, and methods that use nothing, are left out.
+    """
+    known = list(jobs)
+    lengths = measured_lengths(known, costs)
+    predicted: defaultdict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(COUNTED, 0.0))
+    metered: defaultdict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(COUNTED, 0.0))
+    for job in known:
+        needed = [each.key for each in job.requires]
+        there = job.key in costs and all(key in costs for key in needed)
+        if job.kind != "fit" or not there or len(job.benchmarks) > 1 or job.benchmarks[0] not in lengths:
+            continue
+        if job.method not in COUNTS:
+            continue
+        use = use_of(job, lengths.__getitem__, shares)
+        for short, name in COUNTED.items():
+            predicted[job.method][short] += sum(getattr(each, short) for each in use.values())
+            metered[job.method][short] += _sum(costs[job.key], name) - sum(_sum(costs[key], name) for key in needed)
+    return {
+        method: {short: predicted[method][short] / count if count else None for short, count in counts.items()}
+        for method, counts in metered.items()
+        if any(counts.values())
+    }
+
+
+def _sum(by_model: Mapping[str, Mapping[str, float]], name: str) -> float:
+    return sum(each.get(name, 0) for each in by_model.values())
+
+
 # ---- in words -----------------------------------------------------------------------------------------------------
 
 
-def describe(lines: Mapping[str, Line], assumed: Assumptions, largest_gb: float, downloads_gb: float) -> str:
+def describe(lines: Mapping[str, Line], assumed: Assumptions, downloads_gb: float) -> str:
     """A text table, the costliest method first, and what is assumed."""
     kinds = ("fit", "cell", "trial")
     columns = {"fits": 6, "cells": 7, "trials": 7, "M calls": 9, "M read": 9, "M written": 10, "M trained": 10}
@@ -423,28 +527,35 @@ def describe(lines: Mapping[str, Line], assumed: Assumptions, largest_gb: float,
     for method, line in sorted(lines.items(), key=lambda each: (-each[1].hours, each[0])):
         table.append(row(f"{method}{' *' if line.bounded else ''}{' !' if line.over else ''}", [line]))
     table.append(row("total", list(lines.values())))
-    gpu = assumed.gpu
-    short = largest_gb > gpu.memory_gb
+    gpu, shares = assumed.gpu, assumed.shares
+    hungry, line = max(lines.items(), key=lambda each: each[1].memory_gb)
+    short = f", more than one {gpu.name} has" if line.memory_gb > gpu.memory_gb else ""
     table += [
-        f"Assumed, not measured ({ASSUMED}): lengths, weights, {gpu.name} at {gpu.flops / 1e12:.0f} TFLOP a second,",
-        f"of which reading reaches {gpu.reads:.0%}, writing {gpu.writes:.0%} and training {gpu.trains:.0%}.",
-        f"Memory: {largest_gb:.0f} GB for weights, optimizer and cache of the largest fit, without activations"
-        + (f"; more than one {gpu.name} has." if short else "."),
+        f"Assumed, not measured ({assumed.path}): lengths, weights, {gpu.name} at {gpu.flops / 1e12:.0f} TFLOP",
+        f"a second, of which reading reaches {gpu.reads:.0%}, writing {gpu.writes:.0%} and training {gpu.trains:.0%}; "
+        f"{shares.right:.0%} of answers right, {shares.mixed:.0%} of rows with rollouts of different reward.",
+        f"Memory: {line.memory_gb:.0f} GB for a fit of {hungry}, without activations{short}.",
         f"Disk: models {downloads_gb:.0f} GB; GB above are policies and predictions before `keep` removes weights.",
-        "Trials are those of a search from nothing (`tune`), which stored winners spare.",
+        "Trials are those of a search from nothing (`tune`), with what they build on; stored winners spare them.",
     ]
     if any(line.bounded for line in lines.values()):
         table.append("* nothing is known of the method's loop: the budget's limits stand for each of its fits.")
     for method, line in sorted(lines.items()):
+        if line.unlimited:
+            table.append(f"* {method}'s budget does not limit all that it may use, so its fits may cost more.")
         if line.over:
-            table.append(f"! {method} reaches its budget before its settings are through: {', '.join(line.over)}.")
+            limits = ", ".join(line.over)
+            table.append(f"! {method} would pass its budget ({limits}): counted is what fits into it.")
     return "\n".join(table)
 
 
 def describe_check(ratios: Mapping[str, Mapping[str, float | None]], root: Path) -> str:
     """How the counts compare with a finished run's meter."""
+    if not ratios:
+        return f"No fit in {root} is of this code and config, so the counts are not compared with a run."
     table = [
-        f"Predicted over metered in {root}, with the lengths metered there:",
+        f"Predicted over metered, a fit without what it builds on, in {root}, with the lengths metered there",
+        "(from zero-shot's cells, SFT's fits and the warm-up's, whose own lengths so agree by construction):",
         f"{'method':<20}{'calls':>8}{'read':>8}{'written':>9}{'trained':>9}",
     ]
     for method, ratio in sorted(ratios.items()):

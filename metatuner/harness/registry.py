@@ -1,11 +1,12 @@
 """Methods by name: every file of baselines/, the contenders, entry points of other packages, and files a user names."""
 
+import ast
 import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,10 @@ class Registered:
 
     cls: type[Method]
     file: Path
+    beside: tuple[Path, ...] = ()
+    """Of a method from elsewhere: files of its package or folder that it may import, for the hash of its code."""
+    broken: bool = False
+    """A stand-in for a method whose file does not import: it takes any settings, and its fits fail with the reason."""
 
 
 class Registry:
@@ -42,45 +47,52 @@ class Registry:
         if contender.is_file():
             self._add_module(importlib.import_module("metatuner.contender"), contender)
         own = set(self._found)
-        for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
-            try:
-                module = importlib.import_module(point.module)
-            except Exception as error:  # another package may raise anything
-                told = f"entry point {point.name!r} ({point.module}) does not import: {type(error).__name__}: {error}"
-                self._add_broken(point.name, BrokenFile(f"{told}; mend or remove its package"), error)
-            else:
-                self._add_module(module, Path(str(module.__file__)))
+        for point in sorted(set(entry_points(group=ENTRY_POINT_GROUP)), key=lambda point: point.name):
+            self._add_point(point)
         for name in extra_files:
             file = Path(name).resolve()
             try:
-                self._add_module(_import_file(file), file)
+                self._add_module(_import_file(file), file, _siblings(file))
             except BrokenFile as error:
                 self._add_broken(file.stem, error)
         self.extra += [found for found in self._found if found not in own]
 
-    def _add_module(self, module: ModuleType, file: Path) -> None:
-        classes = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type)
-            and issubclass(value, Method)
-            and value.__module__ == module.__name__
-            and not getattr(value, "__abstractmethods__", None)
-        ]
+    def _add_point(self, point: EntryPoint) -> None:
+        """Another package's method (`module:Class`), or all methods of a module of it."""
+        try:
+            found = point.load()
+            classes = _methods_of(found, point.module.split(".")[0]) if isinstance(found, ModuleType) else [found]
+            for cls in classes:
+                if not (isinstance(cls, type) and issubclass(cls, Method)):
+                    raise TypeError(f"{cls!r} is no subclass of metatuner.harness.method.Method")
+                if cls.name not in self._found or self._found[cls.name].cls is not cls:
+                    file = Path(str(sys.modules[cls.__module__].__file__))
+                    top = Path(str(sys.modules[cls.__module__.split(".")[0]].__file__))
+                    beside = sorted(top.parent.rglob("*.py")) if top.name == "__init__.py" else [top]
+                    self._add(cls, file, tuple(beside))
+            if not classes:
+                raise TypeError("it has no subclass of metatuner.harness.method.Method with `fit`")
+        except Exception as error:  # another package may raise anything
+            told = f"entry point {point.name!r} ({point.value}) does not import: {type(error).__name__}: {error}"
+            broken = BrokenFile(f"{told}; mend or remove its package")
+            broken.__cause__ = error
+            self._add_broken(point.name, broken)
+
+    def _add_module(self, module: ModuleType, file: Path, beside: tuple[Path, ...] = ()) -> None:
+        classes = _methods_of(module, module.__name__)
         if not classes:
             raise UserError(f"{file}: no method here; define a subclass of metatuner.harness.method.Method with `fit`")
         for cls in classes:
-            check_method(cls, str(file))
-            if cls.name in self._found:
-                raise UserError(
-                    f"method {cls.name!r} is defined in {self._found[cls.name].file} and in {file}; rename one"
-                )
-            self._found[cls.name] = Registered(cls, file.resolve())
+            self._add(cls, file, beside)
 
-    def _add_broken(self, name: str, error: "BrokenFile", cause: Exception | None = None) -> None:
+    def _add(self, cls: type[Method], file: Path, beside: tuple[Path, ...]) -> None:
+        check_method(cls, str(file))
+        if cls.name in self._found:
+            raise UserError(f"method {cls.name!r} is defined in {self._found[cls.name].file} and in {file}; rename one")
+        self._found[cls.name] = Registered(cls, file.resolve(), beside)
+
+    def _add_broken(self, name: str, error: "BrokenFile") -> None:
         """A stand-in for the methods of a file that does not import."""
-        if cause is not None:
-            error.__cause__ = cause
         if not NAME.fullmatch(name) or name in self._found:
             raise error  # there is no name to put it under
 
@@ -89,7 +101,7 @@ class Registry:
 
         body = {"name": name, "family": "vanilla", "reference": name, "fit": fit, "__doc__": str(error)}
         # Its code is this module's: the file cannot even be parsed, perhaps. Mended, it has a key of its own.
-        self._found[name] = Registered(type("Broken", (Method,), body), Path(__file__).resolve())
+        self._found[name] = Registered(type("Broken", (Method,), body), Path(__file__).resolve(), broken=True)
 
     def names(self) -> list[str]:
         """Names of all methods, sorted."""
@@ -103,6 +115,30 @@ class Registry:
 
 class BrokenFile(UserError):
     """A method's file that does not import; the author's error is its cause."""
+
+
+def _methods_of(module: ModuleType, package: str) -> list[type[Method]]:
+    """The methods that a module has of its own package: one imported from elsewhere is not its own."""
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and (value.__module__ == package or value.__module__.startswith(f"{package}."))
+        and not getattr(value, "__abstractmethods__", None)
+    ]
+
+
+def _siblings(file: Path) -> tuple[Path, ...]:
+    """The Python files beside a user's own, of which it imports some by name."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return ()  # importing it will say why
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    found = {file.with_name(f"{name.split('.')[0]}.py") for name in names}
+    return tuple(sorted(each for each in found if each.is_file() and each != file))
 
 
 def _import_file(file: Path) -> ModuleType:
