@@ -54,14 +54,15 @@ def browser(config: Config) -> dict[str, dict[str, Any]]:
     for score in main_scores(config, complete=False):
         (by_benchmark if score.status == "ok" else holes).setdefault(score.benchmark, []).append(score)
     found = {}
-    for benchmark in sorted(by_benchmark, key=benchmark_rank):
+    for benchmark in sorted({*by_benchmark, *holes}, key=benchmark_rank):
+        complete = by_benchmark.get(benchmark, [])
         missing = sorted(holes.get(benchmark, []), key=lambda each: (method_rank(each.method), each.seed))
-        methods = {each.method for each in (*by_benchmark[benchmark], *missing)}
+        methods = {each.method for each in (*complete, *missing)}
         rows = _lines(layout.data(benchmark) / "test.jsonl")
         place = {row["id"]: index for index, row in enumerate(rows)}
         texts: dict[str, int] = {}
         cells = []
-        for score in sorted(by_benchmark[benchmark], key=lambda each: (method_rank(each.method), each.seed)):
+        for score in sorted(complete, key=lambda each: (method_rank(each.method), each.seed)):
             records = _lines(cell_folder(layout.root, score.cell) / "predictions.jsonl")
             ordered = sorted(records, key=lambda record: place.get(record["id"], len(rows)))
             if [record["id"] for record in ordered] != [row["id"] for row in rows]:

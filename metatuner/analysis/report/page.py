@@ -143,9 +143,9 @@ def _claims(layout: Layout) -> str:
             f'<td class="verdict {escape(row[name].replace(" ", "-"))}">{escape(row[name])}</td>'
             if name == "verdict"
             else f"<td>{escape(row[name])}</td>"
-            for name in shown
+            for name in shown[1:]
         )
-        body += f"<tr>{fields}</tr>"
+        body += f'<tr><th scope="row">{escape(row[shown[0]])}</th>{fields}</tr>'
     text += f"<div class=wide><table class=sortable><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     told = [[row["claim"], row["estimand"], row["test"], row["threshold"]] for row in rows if row["data"] == "measured"]
     text += _details("How each is settled", _table(("claim", "estimand", "test", "threshold"), told))

@@ -77,7 +77,9 @@
   const CASES = [["all", "all"], ["won", "won"], ["lost", "lost"], ["both", "both right"], ["neither", "neither"],
     ["right", "first right"], ["wrong", "first wrong"]];
   const draw = async (fresh) => {
-    const data = await unpack(`queries-${$("q-benchmark").value}`);
+    const benchmark = $("q-benchmark").value;
+    const data = await unpack(`queries-${benchmark}`);
+    if ($("q-benchmark").value !== benchmark) return;  // another was chosen meanwhile, and will be drawn
     const tried = [...data.cells, ...data.holes];
     const methods = data.methods;
     if (fresh) {
@@ -196,7 +198,7 @@
       open.addEventListener("click", () => detail(cell));
       const score = cell.score === null ? `${cell.status}: ${cell.reason}` : cell.score.toFixed(1);
       const row = make("tr");
-      for (const each of [cell.method, cell.benchmark, cell.trained_on, cell.generator, String(cell.seed), score, cell.experiments.join(", ")]) row.append(make("td", {}, each));
+      for (const each of [cell.method, cell.benchmark, cell.trained_on, cell.generator, String(cell.seed), score, cell.experiments.join(", ")]) row.append(row.childNodes.length ? make("td", {}, each) : make("th", { scope: "row" }, each));
       const last = make("td", {}, open, " ");
       if (cell.status === "ok") last.append(make("a", { href: `cells/${encodeURIComponent(cell.key)}/predictions.jsonl` }, "predictions"));
       row.append(last);
