@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_results import CHANCES, fake_config, fake_run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
 
 from metatuner.analysis.comparison import compare
+from metatuner.analysis.figure_1 import draw_families
 from metatuner.analysis.figures import EXPERIMENTS, FIGURES, figures_of
 from metatuner.analysis.framework import Design, draw_framework, figure_2
 from metatuner.analysis.grids import draw_grid, draw_objectives, read_curves
@@ -118,6 +120,32 @@ def test_a_preset_has_the_tables_and_figures_of_its_experiments_and_no_others(tm
     assert {"table_alpha", "table_rank", "table_2", "table_4", "table_parts"} <= tables_of(full).keys()
     assert {"figure_alpha", "figure_sync", "figure_rank", "figure_scale", "figure_trainable"} <= figures_of(full).keys()
     assert FIGURES.keys() == EXPERIMENTS.keys() <= figures_of(full).keys()
+
+
+def test_the_legends_of_figure_1_stay_within_it_with_all_methods_and_prompts(tmp_path: Path) -> None:
+    full = load_config("nano")
+    methods = full.experiments["main"].methods
+    sft = full.experiments["sft_prompts"].model_dump(mode="json")
+    grid = {"methods": methods, "benchmarks": list(full.benchmarks), "seeds": [0], "generator": "large"}
+    config = fake_config(
+        tmp_path,
+        methods=methods,
+        experiments={
+            "main": grid,
+            "sft_prompts": {**sft, "variants": {"sft": {name: {} for name in sft["variants"]["sft"]}}},
+        },
+    )
+    fake_run(config, n=20, chances=dict.fromkeys(methods, 0.5))
+    figure = draw_families(compare(config, "main"), compare(config, "sft_prompts"), "a world")
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        assert legend is not None
+        for text in legend.get_texts():
+            box = text.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+            box = box.transformed(figure.transFigure.inverted())
+            assert 0 < box.x0 < box.x1 < 1, text.get_text()
+            assert box.y1 < 1
 
 
 def test_a_table_of_several_generators_keeps_them_apart(tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ def _caption(axes: "Axes", title: str, columns: int) -> None:
     lines = -(-len(axes.get_legend_handles_labels()[1]) // columns)
     axes.set_title(title, loc="left", fontweight="bold", pad=4 + 11 * lines)
     if lines:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, fontsize=6.5, handletextpad=0.2)
+        near = {"handlelength": 1.4, "handletextpad": 0.2, "columnspacing": 0.8, "borderpad": 0.2, "borderaxespad": 0.0}
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, fontsize=6, **near)
     axes.spines["bottom"].set_color(FAINT)
 
 
