@@ -12,9 +12,18 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.teleprompt import BootstrapFinetune
 
 from baselines._better_together_training import Turn, attach_adapter, train
-from baselines._dspy_program import BASE, AnswerBook, DemonstratedActor, OutOfBudget, quiet, reward, shown
+from baselines._dspy_program import (
+    BASE,
+    AnswerBook,
+    DemonstratedActor,
+    OutOfBudget,
+    examples,
+    quiet,
+    reward,
+    shown,
+)
 from metatuner.errors import UserError
-from metatuner.harness.dspy_bridge import VerbatimAdapter, examples
+from metatuner.harness.dspy_bridge import VerbatimAdapter
 from metatuner.harness.ground import Demo, Lab
 from metatuner.lm import LM
 
@@ -51,10 +60,11 @@ class TurnAdapter(VerbatimAdapter):
         """`messages` as DSPy wants them, and the `benchmark`, whose limits cut what does not fit."""
         asked = dict(zip(("query", "answer"), (inputs["query"], outputs["answer"]), strict=True))
         before = [{"query": query, "answer": answer} for query, answer in shown(demos, inputs["query"])]
-        instructed = signature.with_instructions(self.lab.initial_prompt(inputs["benchmark"]))
+        benchmark = inputs["query"].place[0]
+        instructed = signature.with_instructions(self.lab.initial_prompt(benchmark))
         messages = self.format(instructed, before, {"query": asked["query"]})
         messages.append({"role": "assistant", "content": asked["answer"]})
-        return {"messages": messages, "benchmark": inputs["benchmark"]}
+        return {"messages": messages, "benchmark": benchmark}
 
 
 class InProcess(Provider):

@@ -54,7 +54,7 @@ def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: "Settings") -> None
                 if lab.budget.left("trained_tokens") < sum(len(read) + len(written) for read, written in batch):
                     lab.log(event="budget", steps=updates.taken)
                     return
-                losses.append(updates.step(completion_loss(lm, batch)))
+                losses.append(updates.step([completion_loss(lm, batch)]))
             lab.log(event="epoch", epoch=epoch, loss=round(fmean(losses), 5))
 
 

@@ -25,7 +25,7 @@ BASE = "local/actor"
 """What DSPy calls the actor."""
 Place = tuple[str, str]
 """A row's benchmark and id."""
-Asked = tuple[str, str | None, tuple[Demo, ...]]
+Before = tuple[str, str | None, tuple[Demo, ...]]
 """What stands before a query: the actor's name, the instruction (None: each benchmark's p~), the demonstrations."""
 
 
@@ -51,6 +51,24 @@ def places(rows: Iterable[Row]) -> list[Place]:
     return [(row.benchmark, row.id) for row in rows]
 
 
+class Asked(str):
+    """A row's query, which knows its row: DSPy sees, and shows to a proposer, no more of a row than the actor reads."""
+
+    place: Place
+
+    @classmethod
+    def of(cls, row: Row) -> "Asked":
+        """A row's."""
+        asked = cls(row.query)
+        asked.place = (row.benchmark, row.id)
+        return asked
+
+
+def examples(rows: Iterable[Row]) -> list[dspy.Example]:
+    """Rows as DSPy examples: input `query`, label `answer`."""
+    return [dspy.Example(query=Asked.of(row), answer=row.target).with_inputs("query") for row in rows]
+
+
 class AnswerBook:
     """Greedy answers with their rewards, asked for in batches ahead of DSPy, which wants them one at a time.
 
@@ -72,7 +90,7 @@ class AnswerBook:
         self.train = places(lab.train)
         self.together = [places(lab.dev)]
         self.error: Exception | None = None
-        self._told: dict[Asked, dict[Place, tuple[str, float]]] = {}
+        self._told: dict[Before, dict[Place, tuple[str, float]]] = {}
 
     def answer(self, program: "DemonstratedActor", place: Place) -> tuple[str, float]:
         """What the program answers, and its reward, 0 to 1."""
@@ -110,7 +128,7 @@ class AnswerBook:
         """Whether the budget covers so many answers and, after them, the proposals that it is to leave."""
         return affordable(self.lab, answers=answers, proposals=self.proposals, proposal_tokens=self.proposal_tokens)
 
-    def _score(self, asked: Asked, rows: Sequence[Place]) -> float | None:
+    def _score(self, asked: Before, rows: Sequence[Place]) -> float | None:
         told = self._told.get(asked, {})
         return fmean(told[place][1] for place in rows) if rows and all(place in told for place in rows) else None
 
@@ -162,7 +180,7 @@ class DemonstratedActor(dspy.Module):
         return str(self.predict.signature.instructions) if self.instructed else None
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> Before:
         return self.predict.lm.model, self.instruction, shown(self.predict.demos, "")
 
     def deepcopy(self) -> "DemonstratedActor":
@@ -177,11 +195,10 @@ class DemonstratedActor(dspy.Module):
         copied.instructed, copied.predict.signature = self.instructed, self.predict.signature
         return copied
 
-    def forward(self, query: str, id: str, benchmark: str) -> dspy.Prediction:
-        text, reward = self.book.answer(self, (benchmark, id))
-        inputs = {"query": query, "id": id, "benchmark": benchmark}
+    def forward(self, query: Asked) -> dspy.Prediction:
+        text, reward = self.book.answer(self, query.place)
         if dspy.settings.trace is not None:  # what a bootstrap makes demonstrations and train data of
-            dspy.settings.trace.append((self.predict, inputs, dspy.Prediction(answer=text)))
+            dspy.settings.trace.append((self.predict, {"query": query}, dspy.Prediction(answer=text)))
         return dspy.Prediction(answer=text, reward=reward)
 
 
@@ -191,7 +208,12 @@ def reward(example: dspy.Example, prediction: dspy.Prediction, *trace: Any) -> f
 
 
 def search(
-    name: str, book: AnswerBook, rows: Sequence[Row], compile: Callable[[DemonstratedActor], DemonstratedActor]
+    name: str,
+    book: AnswerBook,
+    rows: Sequence[Row],
+    compile: Callable[[DemonstratedActor], DemonstratedActor],
+    *,
+    instructed: bool = True,
 ) -> Prompt:
     """What one of DSPy's optimizers finds from p~; trained on several benchmarks, from the p~ of the first.
 
@@ -201,12 +223,13 @@ def search(
         rows: what the optimizer scores its candidates on. Where the budget ends the search, the best of those that were
             asked on all of them is kept; p~ if none was.
         compile: runs the optimizer on the program that it is given.
+        instructed: the search is one over instructions; if not, each query has the p~ of its own benchmark throughout.
 
     Raises what made a call fail; UserError if DSPy fails by itself or the budget does not cover p~ on the rows.
     """
     lab = book.lab
     start = lab.initial_prompt(lab.trained_on[0])
-    program = DemonstratedActor(book, dspy.LM(BASE, cache=False), start)
+    program = DemonstratedActor(book, dspy.LM(BASE, cache=False), start if instructed else None)
     if not book.affords(len(rows)):
         raise UserError(f"{name}: the budget does not cover {len(rows)} answers under p~; raise it in the preset")
     found: DemonstratedActor | None = None
@@ -215,23 +238,23 @@ def search(
         try:
             with user_errors():
                 found = compile(program)
-        except UserError:
-            raise
         except Exception as error:
             failure = error
     if isinstance(book.error, OutOfBudget):
-        kept = book.best(rows)
+        kept = book.best(rows) if instructed else None
         lab.log(event="budget", found=kept is not None)
         return kept or Prompt(start, [])
     if book.error is not None:
         raise book.error
+    if isinstance(failure, UserError):
+        raise failure
     if failure is not None:
         why = lines() or f"{type(failure).__name__}: {failure}"
         raise UserError(f"{name}: the search failed in DSPy: {why}") from failure
     assert found is not None
     told = book.score(found, rows)
     lab.log(event="choice", instruction=found.instruction, score=None if told is None else round(told, 5))
-    return Prompt(str(found.instruction), list(shown(found.predict.demos, "")))
+    return Prompt(found.instruction or start, list(shown(found.predict.demos, "")))
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ from random import Random
 from typing import Any, Literal
 
 import dspy
+from dspy.lm15 import Request, Response
 from dspy.utils.exceptions import AdapterParseError
 
-from metatuner.harness.dspy_bridge import Engine, proposer_client
+from baselines._dspy_program import AnswerBook, OutOfBudget
+from metatuner.harness.dspy_bridge import Engine, LMEngine, ServerEngine
 from metatuner.harness.ground import Demo, Lab, to_query
 from metatuner.harness.proposer import Reply
 
@@ -16,51 +18,87 @@ Proposes = Literal["instruct", "rewrite"]
 
 
 def proposer(
-    lab: Lab, proposes: Proposes, *, temperature: float, max_tokens: int, fan_out: int = 1
+    book: AnswerBook, proposes: Proposes, *, temperature: float, max_tokens: int, fan_out: int = 1
 ) -> tuple[dspy.LM, dspy.Adapter]:
     """The client that proposes and the adapter through which DSPy must ask it.
 
     Args:
-        lab: its generator, or its server.
+        book: its lab's generator or server proposes; it keeps the first error, as DSPy's optimizers go on after errors,
+            and ends the search where the budget does not cover another proposal.
         proposes: `instruct`: a model reads what DSPy writes to it. `rewrite`: the generator, which was trained to
             rewrite prompts, rewrites one.
         temperature: of the proposals.
         max_tokens: most tokens of one.
         fan_out: how often a request is sampled at once; as many as candidates are asked for.
     """
-    if proposes == "instruct":
-        client = proposer_client(lab, temperature=temperature, max_tokens=max_tokens, fan_out=fan_out)
-        return client, InstructionAdapter(use_json_adapter_fallback=False)
-    engine = RewriteEngine(lab, fan_out=fan_out)
-    return engine.client(temperature=temperature, max_tokens=max_tokens), RewriteAdapter()
+    lab, seed = book.lab, book.lab.stream("proposals")
+    engine: Engine
+    if proposes == "rewrite":
+        engine = RewriteEngine(lab, seed=seed, fan_out=fan_out)
+    elif lab.proposer is not None:
+        engine = ServerEngine(lab.proposer, budget=lab.budget, seed=seed, fan_out=fan_out)
+    else:
+        engine = LMEngine(lab.need_generator(), seed=seed, fan_out=fan_out, batch_tokens=lab.batch_tokens)
+    client = BookedEngine(engine, book).client(temperature=temperature, max_tokens=max_tokens)
+    return client, RewriteAdapter() if proposes == "rewrite" else InstructionAdapter()
+
+
+class BookedEngine(Engine):
+    """An engine whose errors, and the end of whose budget, the book keeps."""
+
+    def __init__(self, engine: Engine, book: AnswerBook) -> None:
+        super().__init__(seed=engine.seed, fan_out=engine.fan_out)
+        self.engine, self.book, self.name = engine, book, engine.name
+
+    def complete(self, request: Request) -> Response:
+        with self.book.kept_error():
+            if not self.book.affords(0):
+                raise OutOfBudget
+            return self.engine.complete(request)
+
+    def sample(self, *args: Any, **options: Any) -> list[Reply]:
+        return self.engine.sample(*args, **options)
 
 
 class InstructionAdapter(dspy.ChatAdapter):
-    """DSPy's own format; a reply out of form is the first output field, without what it marks as another."""
+    """DSPy's own format; a reply out of form is the first output field, without what it marks as another.
+
+    An empty proposal is the instruction that was to be improved.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(use_json_adapter_fallback=False)
+        self.improved = ""
+
+    def format(
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[dict[str, str]]:
+        self.improved = _instruction(inputs)
+        return super().format(signature, demos, inputs)
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
+        first, *others = signature.output_fields
         try:
             parsed: dict[str, Any] = super().parse(signature, completion)
         except AdapterParseError:
             before, *fields = re.split(r"\[\[ ## (\w+) ## \]\]", completion)
             marked = dict(zip(fields[::2], fields[1::2], strict=True))
-            return _first_field(signature, marked.get(next(iter(signature.output_fields)), before or completion))
-        return parsed
+            parsed = {first: marked.get(first, before or completion)} | dict.fromkeys(others, "")
+        return parsed | {first: str(parsed[first]).strip() or self.improved}
 
 
-class RewriteAdapter(dspy.ChatAdapter):
+class RewriteAdapter(InstructionAdapter):
     """Asks for a rewrite of the instruction that DSPy wants improved, and for nothing else."""
-
-    def __init__(self) -> None:
-        super().__init__(use_json_adapter_fallback=False)
 
     def format(
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
     ) -> list[dict[str, str]]:
-        return [{"role": "user", "content": _instruction(inputs)}]
+        self.improved = _instruction(inputs)
+        return [{"role": "user", "content": self.improved}]
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
-        return _first_field(signature, completion)
+        first, *others = signature.output_fields
+        return {first: completion.strip() or self.improved} | dict.fromkeys(others, "")
 
 
 class RewriteEngine(Engine):
@@ -68,8 +106,8 @@ class RewriteEngine(Engine):
 
     name = "local/rewriter"
 
-    def __init__(self, lab: Lab, *, fan_out: int = 1) -> None:
-        super().__init__(seed=lab.stream("proposals"), fan_out=fan_out)
+    def __init__(self, lab: Lab, *, seed: int, fan_out: int = 1) -> None:
+        super().__init__(seed=seed, fan_out=fan_out)
         self.lab = lab
 
     def sample(
@@ -87,13 +125,9 @@ class RewriteEngine(Engine):
 
 
 def _instruction(inputs: Mapping[str, Any]) -> str:
-    """The instruction that DSPy asks to improve: the basic one, or of COPRO's attempts the last, which scored best."""
-    if "basic_instruction" in inputs:
-        return str(inputs["basic_instruction"])
-    attempts = [str(each) for each in inputs["attempted_instructions"] if str(each).startswith("Instruction #")]
-    return attempts[-1].partition(": ")[2]
-
-
-def _first_field(signature: type[dspy.Signature], text: str) -> dict[str, Any]:
-    first, *others = signature.output_fields
-    return {first: text.strip()} | dict.fromkeys(others, "")
+    """The instruction that DSPy asks to improve: as such, or of COPRO's attempts the last, which scored best."""
+    for name in ("basic_instruction", "current_instruction"):
+        if name in inputs:
+            return str(inputs[name])
+    attempts = [str(each) for each in inputs.get("attempted_instructions", []) if str(each).startswith("Instruction #")]
+    return attempts[-1].partition(": ")[2] if attempts else ""

@@ -4,7 +4,7 @@ Shapes: B answers of at most T tokens, padded on the right; `mask` [B, T] is 1 o
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,17 @@ def log_probs(lm: LM, prompts: Sequence[Sequence[int]], completions: Sequence[Se
     inputs, places, targets, lengths = answer_tokens(lm, prompts, completions)
     told = torch.log_softmax(logits_at(lm, inputs, places), dim=-1)
     return padded(told.gather(1, targets[:, None])[:, 0], lengths)
+
+
+def chunks(count: int, size: int | None) -> list[list[int]]:
+    """The indices below `count` in runs of at most `size`; None: in one."""
+    size = size or max(count, 1)
+    return [list(range(first, min(first + size, count))) for first in range(0, count, size)]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """[B, T] of parts whose T may differ, 0 on what is padded."""
+    return torch.nn.utils.rnn.pad_sequence([row for part in parts for row in part], batch_first=True)
 
 
 def padded(values: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -91,6 +102,21 @@ def frozen(weights: Mapping[str, torch.nn.Parameter], values: Mapping[str, Tenso
             weight.data = now[name]
 
 
+@contextmanager
+def recomputed(lm: LM, wanted: bool) -> Iterator[None]:
+    """Within it, if wanted, backward passes recompute activations. Models do so in training mode alone."""
+    if not wanted:
+        yield
+        return
+    lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lm.model.train()
+    try:
+        yield
+    finally:
+        lm.model.gradient_checkpointing_disable()
+        lm.model.eval()
+
+
 def adapter_weights(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The LoRA's parameters, made trainable; all others are frozen."""
     found = {}
@@ -117,15 +143,21 @@ class Updates:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: max(0.0, 1 - step / steps))
         self.gradient_clip, self.what, self.taken = gradient_clip, what, 0
 
-    def step(self, loss: Tensor) -> float:
-        """One step down; the loss. UserError if it is not finite."""
-        value = float(loss.detach())
+    def step(self, parts: Iterable[Tensor]) -> float:
+        """One step down the sum of the parts, each of which is made, and forgotten, in its turn; the sum.
+
+        UserError if one is not finite.
+        """
         self.taken += 1
-        if not math.isfinite(value):
-            raise UserError(f"{self.what}: loss {value} at optimizer step {self.taken}; lower learning_rate")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total = 0.0
+        for loss in parts:
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise UserError(f"{self.what}: loss {value} at optimizer step {self.taken}; lower learning_rate")
+            loss.backward()
+            total += value
         torch.nn.utils.clip_grad_norm_(self.parameters, self.gradient_clip)
         self.optimizer.step()
         self.schedule.step()
-        return value
+        return total

@@ -8,7 +8,8 @@ DEVIATIONS = (
     "DSPy's field markers is taken for the instruction as a whole.",
     "With `proposer: rewrite` no meta-prompt is read: a proposal is a rewrite of the instruction that DSPy asks to "
     "improve.",
-    "A program is the actor asked once under one instruction, without a chain of modules.",
+    "A program is the actor asked once under one instruction, without a chain of modules; trained on several "
+    "benchmarks, the search starts from the initial prompt of the first.",
     "Where the budget ends the search, the best candidate so far is kept.",
 )
 

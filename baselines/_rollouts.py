@@ -78,9 +78,9 @@ def sample(lab: Lab, policy: Adapter, rows: Sequence[Row], *, seeds: Sequence[in
     )
 
 
-def covers(lab: Lab, policy: Adapter, rows: Sequence[Row], *, answers: int, trained: int) -> bool:
-    """Whether the budget covers so many sampled answers to each row, scoring each twice, and training on so many, every
-    answer as long as it may get."""
+def covers(lab: Lab, policy: Adapter, rows: Sequence[Row], *, answers: int, scored: int, trained: int) -> bool:
+    """Whether the budget covers so many sampled answers to each row, so many passes that score one, and training on so
+    many, every answer as long as it may get."""
     from metatuner.lm import render
 
     limits = [lab.benchmark(row.benchmark).max_new_tokens for row in rows]
@@ -89,7 +89,7 @@ def covers(lab: Lab, policy: Adapter, rows: Sequence[Row], *, answers: int, trai
         for row, limit in zip(rows, limits, strict=True)
     )
     needed = {
-        "lm_calls": 3 * answers * len(rows),
+        "lm_calls": (answers + scored) * len(rows),
         "generated_tokens": answers * sum(limits),
         "trained_tokens": trained * (read + sum(limits)),
     }

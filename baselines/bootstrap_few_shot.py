@@ -20,7 +20,7 @@ class Settings:
     bootstrapped: Count = 4
     """Most demonstrations that are answers of the actor."""
     labeled: Count = 16
-    """Demonstrations in all: as many rows with their reference answers are added as are missing."""
+    """Demonstrations in all, unless more are bootstrapped: rows with their reference answers are the others."""
     threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Reward from which an answer is right and may be a demonstration: here the full one."""
 
@@ -44,8 +44,7 @@ class BootstrapFewShot(Method):
         """
         import dspy
 
-        from baselines._dspy_program import AnswerBook, reward, search
-        from metatuner.harness.dspy_bridge import examples
+        from baselines._dspy_program import AnswerBook, examples, reward, search
 
         settings: Settings = self.settings
         rows = list(lab.train)
@@ -61,6 +60,6 @@ class BootstrapFewShot(Method):
             )
             return optimizer.compile(program, trainset=examples(rows))
 
-        found = search(self.name, AnswerBook(lab), [], compile)
+        found = search(self.name, AnswerBook(lab), [], compile, instructed=False)
         prompts = {name: lab.initial_prompt(name) for name in lab.benchmarks}
         return FixedPrompt(lab, prompts, dict.fromkeys(lab.benchmarks, found.demos))

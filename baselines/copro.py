@@ -48,16 +48,15 @@ class COPRO(Proposing):
         """Search from p~ on `lab.train`; trained on several benchmarks, one instruction for all."""
         import dspy
 
-        from baselines._dspy_program import AnswerBook, places, reward, search
+        from baselines._dspy_program import AnswerBook, examples, places, reward, search
         from baselines._dspy_proposals import proposer
-        from metatuner.harness.dspy_bridge import examples
 
         settings: Settings = self.settings
         rows = lab.random("search").sample(list(lab.train), min(settings.scored_rows, len(lab.train)))
         book = AnswerBook(lab, proposals=settings.breadth, proposal_tokens=settings.proposal_tokens)
         book.together = [places(rows)]
         client, adapter = proposer(
-            lab,
+            book,
             settings.proposer,
             temperature=settings.temperature,
             max_tokens=settings.proposal_tokens,

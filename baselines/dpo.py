@@ -70,8 +70,8 @@ def find_pairs(lab: Lab, policy: Adapter, settings: Settings) -> list[dict[str, 
 
     random = lab.random("pairs")
     rows = [row for row in lab.train for _ in range(settings.rollouts)]
-    trained = 2 * settings.epochs * min(settings.pairs, settings.rollouts // 2)
-    if not covers(lab, policy, lab.train, answers=settings.rollouts, trained=trained):
+    trained = 2 * settings.epochs * min(settings.pairs, settings.rollouts // 2)  # and the reference scores as many
+    if not covers(lab, policy, lab.train, answers=settings.rollouts, scored=trained, trained=trained):
         raise UserError(
             f"dpo: the budget does not cover {settings.rollouts} rollouts of {len(lab.train)} rows; lower `rollouts`, "
             "or raise the budget in the preset"
@@ -144,6 +144,7 @@ def train(lab: Lab, policy: Adapter, pairs: list[dict[str, list[int]]], settings
             save_strategy="no",
             logging_strategy="steps",
             logging_steps=1,
+            logging_nan_inf_filter=False,
             report_to="none",
             disable_tqdm=True,
             dataloader_num_workers=0,

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from baselines._proposing import DEVIATIONS, Proposing
-from metatuner.errors import UserError
 from metatuner.harness.ground import Lab
 from metatuner.harness.method import Count, Positive
 from metatuner.harness.policies import FixedPrompt
@@ -40,6 +39,7 @@ class GEPA(Proposing):
     deviations = (
         *DEVIATIONS,
         "The feedback on an answer is its score and the row's reference answer.",
+        "The proposer is asked in DSPy's chat format, not in its JSON format, which small models cannot keep.",
     )
     Settings = Settings
 
@@ -50,16 +50,15 @@ class GEPA(Proposing):
         from dspy.teleprompt.gepa import InstructionProposer
         from gepa.strategies.batch_sampler import EpochShuffledBatchSampler
 
-        from baselines._dspy_program import AnswerBook, places, search
+        from baselines._dspy_program import AnswerBook, examples, places, search
         from baselines._dspy_proposals import proposer
-        from metatuner.harness.dspy_bridge import examples, user_errors
 
         settings: Settings = self.settings
         rows, whole = lab.dev or lab.train, places(lab.dev or lab.train)
         train = places(lab.train)
         book = AnswerBook(lab, proposals=1, proposal_tokens=settings.proposal_tokens)
         client, adapter = proposer(
-            lab, settings.proposer, temperature=settings.temperature, max_tokens=settings.proposal_tokens
+            book, settings.proposer, temperature=settings.temperature, max_tokens=settings.proposal_tokens
         )
         reflect = InstructionProposer(adapter=adapter)
 
@@ -72,19 +71,11 @@ class GEPA(Proposing):
                 return chosen
 
         def propose(candidate: dict[str, str], components_to_update: list[str], **context: Any) -> dict[str, str]:
-            """New texts for the components. GEPA goes on after errors, so one meant for the user is kept, and after one
-            that is kept nothing is asked."""
-            if book.error is not None:
-                raise book.error
-            try:
-                with user_errors():
-                    if settings.proposer == "rewrite":
-                        return {name: str(client(candidate[name])[0]) for name in components_to_update}
-                    updated = reflect(candidate=candidate, components_to_update=components_to_update, **context)
-                    return dict(updated)
-            except UserError as error:
-                book.error = error
-                raise
+            """New texts for the components."""
+            if settings.proposer == "rewrite":
+                asked = {name: candidate[name] for name in components_to_update}
+                return {name: str(client(text)[0]).strip() or text for name, text in asked.items()}
+            return dict(reflect(candidate=candidate, components_to_update=components_to_update, **context))
 
         def scored(
             gold: dspy.Example, pred: dspy.Prediction, trace: Any = None, pred_name: Any = None, pred_trace: Any = None

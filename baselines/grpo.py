@@ -8,7 +8,13 @@ from metatuner.harness.method import Count, Method, NotNegative, Positive
 from metatuner.harness.policies import Adapter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch import Tensor
+    from torch.nn import Parameter
+
+    from baselines._rollouts import Sampled
+    from metatuner.lm import LM
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,6 @@ class Settings:
     """Train rows a batch, drawn anew (1,024 answers of 64 a query in the source)."""
     group: Count = 8
     """Answers sampled a query: TRL's default; 64 in the source."""
-    temperature: Positive = 1.0
-    """Of the samples: the actor's own distribution."""
     updates: Count = 1
     """Optimizer steps on each batch."""
     clip: Positive = 0.2
@@ -33,6 +37,10 @@ class Settings:
     """Of AdamW, falling to 0 in a line; 1e-6 for all weights in the source, a LoRA takes more."""
     gradient_clip: Positive = 1.0
     """Largest gradient norm (TRL's default)."""
+    chunk: Count | None = None
+    """Answers in a pass of the model: less memory, the same gradient. None: all of a batch or minibatch."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower."""
 
 
 class GRPO(Method):
@@ -56,15 +64,7 @@ class GRPO(Method):
         """Sample and update in turns."""
         import torch
 
-        from baselines._policy_gradient import (
-            Updates,
-            adapter_weights,
-            clipped_loss,
-            frozen,
-            kl_estimate,
-            log_probs,
-            token_mask,
-        )
+        from baselines._policy_gradient import Updates, adapter_weights, recomputed
         from baselines._rollouts import covers, sample, sft_policy
 
         settings: Settings = self.settings
@@ -77,32 +77,85 @@ class GRPO(Method):
         updates = Updates(rates, steps=steps, gradient_clip=settings.gradient_clip, what="grpo")
         for step in range(1, settings.steps + 1):
             drawn = random.sample(list(lab.train), min(settings.queries, len(lab.train)))
-            if not covers(lab, policy, drawn, answers=settings.group, trained=settings.group * settings.updates):
+            group = settings.group
+            if not covers(lab, policy, drawn, answers=group, scored=2 * group, trained=group * settings.updates):
                 lab.log(event="budget", steps=step - 1)
                 break
             rows = [row for row in drawn for _ in range(settings.group)]
             seeds = [derive_seed(lab.stream("rollouts"), step, index) for index in range(len(rows))]
-            told = sample(lab, policy, rows, seeds=seeds, temperature=settings.temperature)
+            told = sample(lab, policy, rows, seeds=seeds, temperature=1.0)
             rewards = torch.tensor(told.rewards, dtype=torch.float32).view(len(drawn), settings.group)
             advantages = group_advantages(rewards).flatten().to(lm.device)
-            kept = [index for index in range(len(rows)) if advantages[index] != 0]
+            apart = (rewards.max(1).values > rewards.min(1).values).repeat_interleave(settings.group)
+            kept = [index for index in range(len(rows)) if apart[index]]
             loss = 0.0
             if kept:
-                batch = [told.prompts[index] for index in kept], [told.completions[index] for index in kept]
-                advantages = advantages[kept][:, None]
-                mask = token_mask([len(each) for each in batch[1]], lm.device)
-                with torch.no_grad():
-                    old = log_probs(lm, *batch)
-                    with frozen(weights, start):
-                        reference = log_probs(lm, *batch)
+                batch = _read(lm, told, kept, advantages, settings.chunk, weights, start)
                 for _ in range(settings.updates):
-                    new = log_probs(lm, *batch)
-                    each = clipped_loss(new, old, advantages, mask, settings.clip)
-                    each = each + settings.beta * kl_estimate(new, reference) * mask
-                    loss = updates.step((each.sum(1) / mask.sum(1)).mean())
+                    with recomputed(lm, settings.gradient_checkpointing):
+                        loss = updates.step(_losses(lm, batch, settings))
             reward = round(float(rewards.mean()), 5)
             lab.log(event="step", step=step, reward=reward, used=len(kept), loss=round(loss, 5))
         return policy
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Answers that teach: B of them, of at most T tokens."""
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    parts: list[list[int]]
+    """Which go through the model together."""
+    advantages: "Tensor"
+    """[B, 1]."""
+    mask: "Tensor"
+    """[B, T]."""
+    old: "Tensor"
+    """Log-probabilities under the policy that sampled, [B, T]."""
+    reference: "Tensor"
+    """Under the reference, [B, T]."""
+
+
+def _read(
+    lm: "LM",
+    told: "Sampled",
+    kept: list[int],
+    advantages: "Tensor",
+    chunk: int | None,
+    weights: "Mapping[str, Parameter]",
+    start: "Mapping[str, Tensor]",
+) -> Batch:
+    """The kept answers of a batch with their log-probabilities; `start` are the reference's values of `weights`."""
+    import torch
+
+    from baselines._policy_gradient import chunks, frozen, joined, log_probs, token_mask
+
+    prompts, completions = [told.prompts[index] for index in kept], [told.completions[index] for index in kept]
+    parts = chunks(len(kept), chunk)
+
+    def read() -> "Tensor":
+        return joined([log_probs(lm, [prompts[i] for i in part], [completions[i] for i in part]) for part in parts])
+
+    with torch.no_grad():
+        old = read()
+        with frozen(weights, start):
+            reference = read()
+    mask = token_mask([len(each) for each in completions], lm.device)
+    return Batch(prompts, completions, parts, advantages[kept][:, None], mask, old, reference)
+
+
+def _losses(lm: "LM", batch: Batch, settings: Settings) -> "Iterator[Tensor]":
+    """The parts of a batch's loss: a mean over answers of means over their tokens."""
+    from baselines._policy_gradient import clipped_loss, kl_estimate, log_probs
+
+    for part in batch.parts:
+        new = log_probs(lm, [batch.prompts[i] for i in part], [batch.completions[i] for i in part])
+        here = part, slice(0, new.shape[1])
+        mask = batch.mask[here]
+        each = clipped_loss(new, batch.old[here], batch.advantages[part], mask, settings.clip)
+        each = each + settings.beta * kl_estimate(new, batch.reference[here]) * mask
+        yield (each.sum(1) / mask.sum(1)).sum() / len(batch.prompts)
 
 
 def group_advantages(rewards: "Tensor") -> "Tensor":
@@ -111,5 +164,5 @@ def group_advantages(rewards: "Tensor") -> "Tensor":
     The standard deviation is that of the sample (n - 1), as in TRL; the source does not say which.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
-    spread = rewards.std(1, keepdim=True)
-    return centred / spread.where(spread > 0, spread.new_ones(()))
+    apart = rewards.max(1, keepdim=True).values > rewards.min(1, keepdim=True).values  # a mean is rounded
+    return (centred / rewards.std(1, keepdim=True)).where(apart, 0.0)

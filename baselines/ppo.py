@@ -9,8 +9,12 @@ from metatuner.harness.method import Count, Method, NotNegative, Positive, Share
 from metatuner.harness.policies import Adapter
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Iterator, Mapping
 
+    from torch import Tensor
+    from torch.nn import Module, Parameter
+
+    from baselines._rollouts import Sampled
     from metatuner.lm import LM
 
 
@@ -22,8 +26,6 @@ class Settings:
     """Batches of answers sampled; training also ends when the budget does not cover another."""
     batch: Count = 64
     """Train rows a batch, drawn anew, one answer each (512 in the source)."""
-    temperature: Positive = 1.0
-    """Of the samples: the actor's own distribution."""
     epochs: Count = 4
     """Passes over each batch."""
     minibatch: Count = 32
@@ -48,6 +50,10 @@ class Settings:
     """Of the value head, which starts at 0: a head takes more than a LoRA."""
     gradient_clip: Positive = 1.0
     """Largest gradient norm; common practice, none in the source."""
+    chunk: Count | None = None
+    """Answers in a pass of the model: less memory, the same gradient. None: all of a batch or minibatch."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, slower."""
 
 
 class PPO(Method):
@@ -74,7 +80,7 @@ class PPO(Method):
         """Sample a batch and learn from it in turns."""
         import torch
 
-        from baselines._policy_gradient import Updates, adapter_weights, clipped_loss, frozen, log_probs, token_mask
+        from baselines._policy_gradient import Updates, adapter_weights, recomputed
         from baselines._rollouts import covers, sample, sft_policy
 
         settings: Settings = self.settings
@@ -99,37 +105,20 @@ class PPO(Method):
         controller = KLController(settings.kl_coefficient, settings.kl_target, settings.kl_horizon)
         for step in range(1, settings.steps + 1):
             rows = random.sample(list(lab.train), size)
-            if not covers(lab, policy, rows, answers=1, trained=settings.epochs):
+            if not covers(lab, policy, rows, answers=1, scored=2, trained=settings.epochs):
                 lab.log(event="budget", steps=step - 1)
                 break
             seeds = [derive_seed(lab.stream("rollouts"), step, index) for index in range(len(rows))]
-            told = sample(lab, policy, rows, seeds=seeds, temperature=settings.temperature)
-            mask = token_mask([len(each) for each in told.completions], lm.device)
-            with torch.no_grad():
-                old, states = _read(lm, told.prompts, told.completions)
-                values = head(states)[..., 0] * mask
-                with frozen(weights, start):
-                    reference = log_probs(lm, told.prompts, told.completions)
-            scores = torch.tensor(told.rewards, dtype=old.dtype, device=lm.device)
-            rewards = token_rewards(scores, old, reference, mask, controller.coefficient)
-            advantages = gae(rewards, values, mask, settings.discount, settings.gae_lambda)
-            returns = advantages + values
-            advantages = whitened(advantages, mask)
+            told = sample(lab, policy, rows, seeds=seeds, temperature=1.0)
+            batch = _batch(lm, told, head, controller.coefficient, settings, weights, start)
             losses = []
             for _ in range(settings.epochs):
                 order = random.sample(range(size), size)
                 for first in range(0, size, settings.minibatch):
                     chosen = order[first : first + settings.minibatch]
-                    longest = max(len(told.completions[index]) for index in chosen)
-                    part = (chosen, slice(0, longest))
-                    batch = [told.prompts[index] for index in chosen], [told.completions[index] for index in chosen]
-                    new, states = _read(lm, *batch)
-                    here, count = mask[part], mask[part].sum()
-                    surrogate = clipped_loss(new, old[part], advantages[part], here, settings.clip).sum() / count
-                    value = head(states.detach())[..., 0]
-                    error = value_loss(value, values[part], returns[part], here, settings.clip)
-                    losses.append(updates.step(surrogate + settings.value_weight * error))
-            kl = float(((old - reference) * mask).sum(1).mean())
+                    with recomputed(lm, settings.gradient_checkpointing):
+                        losses.append(updates.step(_losses(lm, head, told, chosen, batch, settings)))
+            kl = float(((batch.old - batch.reference) * batch.mask).sum(1).mean())
             lab.log(
                 event="step",
                 step=step,
@@ -140,6 +129,65 @@ class PPO(Method):
             )
             controller.update(kl, size)
         return policy
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is known of B sampled answers, of at most T tokens, before they are learnt from; all are [B, T]."""
+
+    mask: "Tensor"
+    old: "Tensor"
+    """Log-probabilities under the policy that sampled."""
+    reference: "Tensor"
+    """Under the reference."""
+    values: "Tensor"
+    returns: "Tensor"
+    advantages: "Tensor"
+
+
+def _batch(
+    lm: "LM",
+    told: "Sampled",
+    head: "Module",
+    coefficient: float,
+    settings: Settings,
+    weights: "Mapping[str, Parameter]",
+    start: "Mapping[str, Tensor]",
+) -> Batch:
+    """Log-probabilities, values and advantages of sampled answers; `start` are the reference's values of `weights`."""
+    import torch
+
+    from baselines._policy_gradient import chunks, frozen, joined, token_mask
+
+    mask = token_mask([len(each) for each in told.completions], lm.device)
+    parts = chunks(len(told), settings.chunk)
+    with torch.no_grad():
+        reads = [_read(lm, told, part) for part in parts]
+        old = joined([each for each, _ in reads])
+        values = joined([head(states)[..., 0] for _, states in reads]) * mask
+        with frozen(weights, start):
+            reference = joined([_read(lm, told, part)[0] for part in parts])
+    scores = torch.tensor(told.rewards, dtype=old.dtype, device=lm.device)
+    rewards = token_rewards(scores, old, reference, mask, coefficient)
+    advantages = gae(rewards, values, mask, settings.discount, settings.gae_lambda)
+    return Batch(mask, old, reference, values, advantages + values, whitened(advantages, mask))
+
+
+def _losses(
+    lm: "LM", head: "Module", told: "Sampled", chosen: list[int], batch: Batch, settings: Settings
+) -> "Iterator[Tensor]":
+    """The parts of a minibatch's loss: a mean over its tokens of the policy's loss and the value's."""
+    from baselines._policy_gradient import chunks, clipped_loss
+
+    count = batch.mask[chosen].sum()
+    for places in chunks(len(chosen), settings.chunk):
+        part = [chosen[place] for place in places]
+        new, states = _read(lm, told, part)
+        here = part, slice(0, new.shape[1])
+        surrogate = clipped_loss(new, batch.old[here], batch.advantages[here], batch.mask[here], settings.clip)
+        value = head(states.detach())[..., 0]
+        error = value_loss(value, batch.values[here], batch.returns[here], batch.mask[here], settings.clip)
+        yield (surrogate.sum() + settings.value_weight * error) / count
 
 
 class KLController:
@@ -195,25 +243,24 @@ def whitened(values: "Tensor", mask: "Tensor") -> "Tensor":
 
 
 def value_loss(value: "Tensor", old: "Tensor", returns: "Tensor", mask: "Tensor", clip: float) -> "Tensor":
-    """Half the mean squared error of values, clipped around those of sampling: the larger of both a token."""
+    """Half the summed squared error of values, clipped around those of sampling: the larger of both a token."""
     import torch
 
     near = old + (value - old).clamp(-clip, clip)
     worse = torch.maximum((value - returns) ** 2, (near - returns) ** 2)
-    return 0.5 * (worse * mask).sum() / mask.sum()
+    return 0.5 * (worse * mask).sum()
 
 
-def _read(
-    lm: "LM", prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
-) -> tuple["Tensor", "Tensor"]:
-    """Log-probabilities [B, T] of the answers' tokens, and the hidden states [B, T, H] that predict them."""
+def _read(lm: "LM", told: "Sampled", chosen: Sequence[int]) -> tuple["Tensor", "Tensor"]:
+    """Log-probabilities [B, T] of the chosen answers' tokens, and the hidden states [B, T, H] that predict them."""
     import torch
 
     from baselines._policy_gradient import answer_tokens, padded
 
+    prompts, completions = [told.prompts[index] for index in chosen], [told.completions[index] for index in chosen]
     inputs, places, targets, lengths = answer_tokens(lm, prompts, completions)
-    output = lm.model(input_ids=inputs, use_cache=False, output_hidden_states=True)
-    logits = output.logits.flatten(0, 1).index_select(0, places).float()
-    states = output.hidden_states[-1].flatten(0, 1).index_select(0, places)
-    told = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0]
-    return padded(told, lengths), torch.nn.utils.rnn.pad_sequence(states.split(lengths), batch_first=True)
+    states = lm.decoder(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1).index_select(0, places)
+    logits = lm.model.get_output_embeddings()(states).float()
+    written = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0]
+    read = torch.nn.utils.rnn.pad_sequence(states.float().split(lengths), batch_first=True)
+    return padded(written, lengths), read

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from baselines._better_together_program import TRAINED, InProcess, TurnAdapter, to_turn
 from baselines._better_together_training import attach_adapter, train
-from baselines._dspy_program import BASE, AnswerBook, DemonstratedActor
+from baselines._dspy_program import BASE, AnswerBook, Asked, DemonstratedActor
 from baselines.better_together import BetterTogether, DemonstratedAdapter, Settings
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
@@ -175,7 +175,7 @@ def test_what_is_trained_is_what_the_actor_reads_with_cuts_and_without_the_rows_
     trained = []
     for row in rows:
         book.answer(program(book, demos=demos), ("gsm8k", row.id))
-        inputs = {"query": row.query, "id": row.id, "benchmark": "gsm8k"}
+        inputs = {"query": Asked.of(row)}
         turn = to_turn(lab, adapter.format_finetune_data(signature, demos, inputs, {"answer": row.target}))
         assert turn is not None
         assert turn[1] == completion_ids(lab.actor, row.target)
@@ -191,7 +191,7 @@ def test_trained_on_several_benchmarks_each_query_has_its_own_prompt(tmp_path: P
     lab = toy_lab(tmp_path, rows, actor=tiny_lm(), benchmarks=benchmarks, trained_on=("gsm8k", "math"))
     signature, told = dspy.Signature("query -> answer"), {}
     for row in (rows[0], rows[-1]):
-        inputs = {"query": row.query, "id": row.id, "benchmark": row.benchmark}
+        inputs = {"query": Asked.of(row)}
         data = TurnAdapter(lab).format_finetune_data(signature, [], inputs, {"answer": "5"})
         told[row.benchmark] = data["messages"][0]["content"]
     policy = BetterTogether(Settings(candidates=1, shots=1)).fit(lab)

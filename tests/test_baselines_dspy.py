@@ -20,6 +20,7 @@ from baselines.gepa import Settings as GEPASettings
 from baselines.miprov2 import MIPROv2
 from baselines.miprov2 import Settings as MIPROSettings
 from metatuner.errors import UserError
+from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.budget import Budget
 from metatuner.harness.ground import Demo, Lab, to_query
 from metatuner.harness.method import Method
@@ -82,6 +83,11 @@ def scripted(workdir: Path, events: list[dict[str, Any]], *, seed: int = 0, **li
     settings = lab_settings(workdir, distinct(32, 0), distinct(16, 1), events)
     # A server stands for the generator where a method asks whether there is one.
     return ScriptedLab(actor=tiny_lm(), generator=tiny_lm(), seed=seed, budget=Budget(limits, "toy"), **settings)
+
+
+def like(lab: ScriptedLab, kind: type[ScriptedLab]) -> ScriptedLab:
+    """The same lab of another kind."""
+    return kind(**{key: getattr(lab, key) for key in lab.__dataclass_fields__ if key[0] != "_"})
 
 
 METHODS: dict[str, tuple[Method, float]] = {
@@ -162,22 +168,96 @@ def test_an_error_of_the_actor_is_the_error_of_the_fit(name: str, tmp_path: Path
         def answer(self, *args: Any, **options: Any) -> list[Response]:
             raise OSError("the disk is full")
 
-    lab = scripted(tmp_path, [])
-    broken = Broken(**{key: getattr(lab, key) for key in lab.__dataclass_fields__ if key[0] != "_"})
     with pytest.raises(OSError, match="the disk is full"):
-        METHODS[name][0].fit(broken)
+        METHODS[name][0].fit(like(scripted(tmp_path, []), Broken))
+
+
+@pytest.mark.parametrize("error", [UserError("the generator is gone"), RuntimeError("out of memory")], ids=repr)
+@pytest.mark.parametrize("name", ["copro", "miprov2", "gepa"])
+def test_an_error_of_the_proposer_is_the_error_of_the_fit(name: str, error: Exception, tmp_path: Path) -> None:
+    calls = []
+
+    class Broken(ScriptedLab):
+        def rewrite(self, *args: Any, **options: Any) -> list[str]:
+            calls.append(1)
+            raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        METHODS[name][0].fit(like(scripted(tmp_path, []), Broken))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("name", ["copro", "gepa"])
+def test_a_generator_that_changes_nothing_ends_the_search_at_the_budget_and_not_beyond(
+    name: str, tmp_path: Path
+) -> None:
+    class Idle(ScriptedLab):
+        def rewrite(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[str]:
+            self.budget.add(lm_calls=len(queries))
+            return list(prompts)
+
+    for calls in range(52, 60):
+        lab = like(scripted(tmp_path, [], lm_calls=calls), Idle)
+        policy = METHODS[name][0].fit(lab)
+        assert isinstance(policy, FixedPrompt)
+        assert policy.prompts == {"gsm8k": lab.initial_prompt("gsm8k")}
 
 
 @pytest.mark.parametrize("name", ["copro", "miprov2", "gepa"])
-def test_an_error_of_the_proposer_is_the_error_of_the_fit(name: str, tmp_path: Path) -> None:
-    class Broken(ScriptedLab):
-        def rewrite(self, *args: Any, **options: Any) -> list[str]:
-            raise UserError("the generator is gone; bring it back")
+def test_an_empty_proposal_is_the_instruction_that_it_was_to_improve(name: str, tmp_path: Path) -> None:
+    prompts: set[str] = set()
 
-    lab = scripted(tmp_path, [])
-    broken = Broken(**{key: getattr(lab, key) for key in lab.__dataclass_fields__ if key[0] != "_"})
-    with pytest.raises(UserError, match="the generator is gone; bring it back"):
-        METHODS[name][0].fit(broken)
+    class Mute(ScriptedLab):
+        def rewrite(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[str]:
+            return [" "] * len(queries)
+
+        def answer(self, queries: Sequence[Query], asked: str | Sequence[str], **options: Any) -> list[Response]:
+            prompts.update([asked] if isinstance(asked, str) else asked)
+            return super().answer(queries, asked, **options)
+
+    lab = like(scripted(tmp_path, []), Mute)
+    METHODS[name][0].fit(lab)
+    assert prompts == {lab.initial_prompt("gsm8k")}
+
+
+@pytest.mark.parametrize("name", ["miprov2", "gepa"])
+def test_dev_rows_choose_where_train_rows_would_choose_otherwise(name: str, tmp_path: Path) -> None:
+    class Misleading(ScriptedLab):
+        """Train rows are solved by `beta`, and by nothing else; dev rows are as ever."""
+
+        def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Response]:
+            found = super().answer(queries, prompts, **options)
+            asked = [prompts] * len(queries) if isinstance(prompts, str) else prompts
+            rows = {row.id: row for row in self.train}
+            return [
+                Response(prompt, rows[query.id].target if "beta" in prompt else "no idea", 1, 2, False)
+                if query.id in rows
+                else one
+                for query, prompt, one in zip(queries, asked, found, strict=True)
+            ]
+
+    policy = METHODS[name][0].fit(like(scripted(tmp_path, []), Misleading))
+    assert isinstance(policy, FixedPrompt)
+    words = set(policy.prompts["gsm8k"].split())
+    assert "beta" not in words or words & GOOD
+
+
+def test_trained_on_two_benchmarks_rows_are_bootstrapped_under_their_own_prompt(tmp_path: Path) -> None:
+    asked: set[tuple[str, str]] = set()
+
+    class Listening(ScriptedLab):
+        def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Response]:
+            told = [prompts] * len(queries) if isinstance(prompts, str) else prompts
+            asked.update((query.benchmark, prompt) for query, prompt in zip(queries, told, strict=True))
+            return super().answer(queries, prompts, **options)
+
+    lab = like(scripted(tmp_path, []), Listening)
+    lab.benchmarks = {"math": get_benchmark("math"), **lab.benchmarks}
+    lab.trained_on = ("math", "gsm8k")
+    lab.train = [Row(**{**vars(row), "benchmark": "math"}) if i % 2 else row for i, row in enumerate(lab.train)]
+    policy = BootstrapFewShot(BootstrapSettings(bootstrapped=4, labeled=4)).fit(lab)
+    assert asked == {(name, lab.initial_prompt(name)) for name in lab.trained_on}
+    assert policy.prompts == {name: lab.initial_prompt(name) for name in lab.trained_on}
 
 
 @pytest.mark.parametrize("name", ["copro", "miprov2", "gepa"])
@@ -199,10 +279,8 @@ def test_bootstrapped_demonstrations_are_the_actors_own_right_answers(tmp_path: 
 
 def test_without_dev_rows_the_searches_score_on_train_rows(tmp_path: Path) -> None:
     for name in ("miprov2", "gepa"):
-        lab = scripted(tmp_path, [])
-        bare = ScriptedLab(
-            **{**{key: getattr(lab, key) for key in lab.__dataclass_fields__ if key[0] != "_"}, "dev": []}
-        )
+        bare = scripted(tmp_path, [])
+        bare.dev = []
         policy = METHODS[name][0].fit(bare)
         assert isinstance(policy, FixedPrompt)
         assert GOOD & set(policy.prompts["gsm8k"].split())
@@ -245,7 +323,7 @@ def test_the_best_of_a_book_is_the_first_of_equals_among_those_asked_on_all_rows
 
 def test_a_rewriter_is_asked_for_the_best_instruction_with_new_rows_and_seeds(tmp_path: Path) -> None:
     lab = scripted(tmp_path, [])
-    client = RewriteEngine(lab, fan_out=4).client(temperature=1.0, max_tokens=8)
+    client = RewriteEngine(lab, seed=1, fan_out=4).client(temperature=1.0, max_tokens=8)
     attempts = ["Instruction #1: worse", "Prefix #1: ", "Resulting Score #1: 10", "Instruction #2: a: b"]
     with dspy.context(lm=client, adapter=RewriteAdapter()):
         predict = dspy.Predict("attempted_instructions -> proposed_instruction, prefix")
@@ -261,7 +339,7 @@ def test_a_rewriter_is_asked_for_the_best_instruction_with_new_rows_and_seeds(tm
 
 def test_a_reply_out_of_form_is_the_instruction_without_what_it_marks_as_other_fields() -> None:
     signature = dspy.Signature("basic_instruction -> proposed_instruction, prefix")
-    adapter = InstructionAdapter(use_json_adapter_fallback=False)
+    adapter = InstructionAdapter()
     marked = "[[ ## proposed_instruction ## ]]\nthink\n\n[[ ## prefix ## ]]\nso\n\n[[ ## completed ## ]]"
     assert adapter.parse(signature, marked) == {"proposed_instruction": "think", "prefix": "so"}
     assert adapter.parse(signature, marked.replace("prefix", "suffix")) == {

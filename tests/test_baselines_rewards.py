@@ -22,7 +22,7 @@ from baselines._policy_gradient import (
     log_probs,
     token_mask,
 )
-from baselines._rollouts import sample, sft_policy
+from baselines._rollouts import Sampled, sample, sft_policy
 from baselines.sft import SFT
 from baselines.sft import Settings as SFTSettings
 from metatuner.errors import UserError
@@ -45,8 +45,14 @@ class Bandit(Lab):
         return [float(len(text) % 2 == 0) for text in completions]
 
 
-def bandit(workdir: Path, events: list[dict[str, Any]] | None = None, **changes: Any) -> Bandit:
-    benchmark, actor = get_benchmark("gsm8k").with_overrides(max_new_tokens=1), tiny_lm()
+def bandit(
+    workdir: Path,
+    events: list[dict[str, Any]] | None = None,
+    tokens: int = 1,
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> Bandit:
+    benchmark, actor = get_benchmark("gsm8k").with_overrides(max_new_tokens=tokens), tiny_lm(dtype=dtype)
     arms = [token for word in ("tom", "more") for token in actor.tokenizer(word, add_special_tokens=False).input_ids]
     assert len(arms) == 2
     others = [token for token in range(len(actor.tokenizer)) if token not in arms]
@@ -121,15 +127,63 @@ def test_rollouts_beyond_the_budget_are_refused_before_they_are_made(tmp_path: P
     assert lab.budget.used.lm_calls == 0
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_answers_read_in_chunks_and_activations_recomputed_change_nothing(name: str, tmp_path: Path) -> None:
+    def trained(**settings: Any) -> dict[str, torch.Tensor]:
+        few = {"ppo": {"batch": 10, "minibatch": 5, "epochs": 2}, "grpo": {"queries": 4}}[name]
+        method = {"ppo": ppo.PPO, "grpo": grpo.GRPO}[name]
+        made = method(method.Settings(steps=2, **few, learning_rate=1e-2, **settings))
+        policy = made.fit(bandit(tmp_path, tokens=3))
+        assert not policy.actor.model.training
+        return {key: value.detach() for key, value in policy.actor.model.named_parameters() if "lora_" in key}
+
+    whole = trained()
+    for settings in ({"chunk": 3}, {"chunk": 2, "gradient_checkpointing": True}):
+        for key, value in trained(**settings).items():
+            torch.testing.assert_close(value, whole[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_actor_in_half_precision_is_trained(name: str, tmp_path: Path) -> None:
+    lab = bandit(tmp_path, dtype=torch.bfloat16)
+    lab.actor = replace(lab.actor, spec=replace(lab.actor.spec, dtype="bfloat16"))
+    before = {key: value.clone() for key, value in sft_policy(bandit(tmp_path)).actor.model.named_parameters()}
+    policy = METHODS[name].fit(lab)
+    after = {key: value for key, value in policy.actor.model.named_parameters() if "lora_" in key}
+    assert all(value.isfinite().all() for value in after.values())
+    assert any((value.float() - before[key].float()).abs().max() > 1e-3 for key, value in after.items())
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_a_heavy_divergence_keeps_the_policy_where_it_started(name: str, tmp_path: Path) -> None:
+    def after(leash: float) -> float:
+        methods: dict[str, Method] = {
+            "ppo": ppo.PPO(ppo.Settings(steps=30, batch=16, minibatch=8, learning_rate=2e-3, kl_coefficient=leash)),
+            "grpo": grpo.GRPO(grpo.Settings(steps=60, queries=8, group=6, learning_rate=2e-3, beta=leash)),
+        }
+        lab = bandit(tmp_path)
+        policy = methods[name].fit(lab)
+        assert isinstance(policy, Adapter)
+        return right(lab, policy)
+
+    other = bandit(tmp_path)
+    before = right(other, sft_policy(other))
+    assert after(0.0) > before + 0.2
+    assert abs(after(20.0) - before) < 0.1
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_remedy(tmp_path: Path) -> None:
     changed = ppo.PPO(ppo.Settings(steps=5, batch=16, learning_rate=1e30))
     with pytest.raises(UserError, match=r"ppo: loss (nan|inf).* at optimizer step \d+; lower learning_rate"):
         changed.fit(bandit(tmp_path))
     weight = torch.nn.Parameter(torch.ones(1))
     updates = Updates([{"params": [weight], "lr": 0.1}], steps=2, gradient_clip=1.0, what="grpo")
-    updates.step(weight.sum())
+    updates.step([weight.sum()])
     with pytest.raises(UserError, match="grpo: loss nan at optimizer step 2; lower learning_rate"):
-        updates.step(weight.sum() * math.nan)
+        updates.step([weight.sum(), weight.sum() * math.nan])
+    diverging = dpo.DPO(dpo.Settings(learning_rate=1e30, epochs=6))
+    with pytest.raises(UserError, match=r"dpo: loss nan at step \d+; lower learning_rate"):
+        diverging.fit(bandit(tmp_path))
 
 
 # ---- log-probabilities ---------------------------------------------------------------------------------------------
@@ -148,9 +202,11 @@ def test_log_probabilities_are_those_of_each_answer_alone() -> None:
         assert not told[row, len(answer) :].any()
     losses = completion_loss(lm, list(zip(PROMPTS, ANSWERS, strict=True)), reduction="row")
     torch.testing.assert_close(-told.sum(1), losses)
-    read, states = ppo._read(lm, PROMPTS, ANSWERS)
+    sampled = Sampled([], PROMPTS, ANSWERS, [], [])
+    read, states = ppo._read(lm, sampled, [0, 1, 2])
     torch.testing.assert_close(read, told.float(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(lm.model.lm_head(states)[0, 0].log_softmax(-1)[13], told[0, 0])
+    first = lm.model.lm_head(states[0, 0].double()).log_softmax(-1)[13]
+    torch.testing.assert_close(first, told[0, 0], rtol=1e-5, atol=1e-5)
 
 
 def test_a_frozen_policy_is_the_one_that_was_copied_and_leaves_the_other_as_it_was(tmp_path: Path) -> None:
@@ -229,7 +285,7 @@ def test_whitening_and_value_loss_look_at_tokens_alone() -> None:
         for v, o, r in zip(*(each[mask.bool()].tolist() for each in (values, old, returns)), strict=True)
     ]
     told = ppo.value_loss(values, old, returns, mask, 0.2)
-    assert float(told) == pytest.approx(0.5 * sum(expected) / len(expected))
+    assert float(told) == pytest.approx(0.5 * sum(expected))
 
 
 def test_the_controller_moves_towards_its_target_by_a_bounded_step() -> None:
@@ -249,6 +305,8 @@ def test_advantages_of_a_group_are_its_standard_scores() -> None:
     assert told[0, 1] == pytest.approx(-0.5 / math.sqrt(1 / 3))
     assert told[1].tolist() == [0.0] * 4
     torch.testing.assert_close(told[2], (rewards[2] - rewards[2].mean()) / rewards[2].std())
+    for reward in (0.1, 1 / 3, 2 / 3):  # whose mean over eight is another number
+        assert grpo.group_advantages(torch.full((1, 8), reward)).tolist() == [[0.0] * 8]
 
 
 # ---- DPO -----------------------------------------------------------------------------------------------------------
