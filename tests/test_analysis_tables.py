@@ -17,11 +17,11 @@ from metatuner.analysis.comparison import compare
 from metatuner.analysis.escaping import escape_latex
 from metatuner.analysis.figures import FIGURES
 from metatuner.analysis.labels import describe_world, name_world
-from metatuner.analysis.published import FOLDER, read_published
+from metatuner.analysis.published import FOLDER, published_beside, read_published
 from metatuner.analysis.scores import read_query_scores
 from metatuner.analysis.tables import TABLES
 from metatuner.errors import UserError
-from metatuner.harness.config import Config
+from metatuner.harness.config import Config, ExperimentConfig
 from metatuner.hashing import ROOT
 
 
@@ -243,6 +243,14 @@ def test_measured_and_published_stand_in_columns_of_their_own(tmp_path: Path) ->
     assert [cell.strip(" |") for cell in cells[2::2]] == ["48.67", "78.92", "54.56", "92.25"]
     assert "secondary sources" in markdown
     assert "how many is inferred from its scores" in markdown
+
+
+def test_beside_training_on_the_other_benchmarks_nothing_published_stands(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    grid = config.experiments["main"].model_dump(mode="json") | {"train": "others"}
+    others = config.model_copy(update={"experiments": {"generalisation": ExperimentConfig(**grid)}})
+    assert published_beside(config, "main").scores
+    assert not published_beside(others, "generalisation").scores
 
 
 @pytest.mark.parametrize(

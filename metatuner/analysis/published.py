@@ -111,13 +111,13 @@ def read_published(folder: Path = FOLDER, table: str = "main_7b") -> dict[tuple[
 def published_beside(config: Config, experiment: str, generator: str | None = None) -> PaperTable:
     """The paper's table that stands beside an experiment with one of its generators (the first, if none is given).
 
-    It has no scores where none is public.
+    It has no scores where none is public: the paper's table of training on other benchmarks is not.
 
     The head of its columns names the paper's models unless the config measures the very same (`-Instruct` or not).
     """
     generator = generator or config.experiments[experiment].generators[0]
     table = TABLES.get(generator)
-    if table is None:
+    if table is None or config.experiments[experiment].train == "others":
         return PaperTable("paper", {})
     measured, papers = (config.models.generators[generator].path, config.models.actor.path), MODELS[table]
     same = all(path.removesuffix("-Instruct") == f"Qwen/{name}" for path, name in zip(measured, papers, strict=True))

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 
 from metatuner.analysis.claims import published
@@ -133,7 +134,10 @@ def as_markdown(rulings: Sequence[Ruling], worlds: dict[str, str], world: str) -
             count = f"of {len(ruling.parts)} tests: " if len(ruling.parts) > 1 else ""
             lines.append(f"- Decides: {count}{name}: {interval} points, {_p(ruling.decisive.p)}{limits}")
         if ruling.needed is not None:
-            lines.append(f"- Would be decided with: {needed_text(ruling.needed)} test queries")
+            queries = (
+                f"{needed_text(ruling.needed)} test queries" if isfinite(ruling.needed) else "no number of queries"
+            )
+            lines.append(f"- Would be decided with: {queries}")
         lines += [f"- {escape_markdown(ruling.detail)}"] if ruling.detail else []
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
