@@ -157,7 +157,10 @@ class AnswerBook:
         return dict(zip(asked, zip(texts, rewards, strict=True), strict=True))
 
     def _as_base(self) -> contextlib.AbstractContextManager[Any]:
-        """PEFT puts an adapter into the model itself: within this it is as if it were not there."""
+        """PEFT puts an adapter into the model itself: within this it is as if it were not there.
+
+        (To the type checker a PeftModel is the model that it wraps, which has no such method.)
+        """
         trained = next((lm for name, lm in self.lms.items() if name != BASE), None)
         return contextlib.nullcontext() if trained is None else trained.model.disable_adapter()  # type: ignore[operator]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -137,14 +138,14 @@ def test_tokens_of_a_fit_and_of_a_cell_by_hand() -> None:
     ],
     ids=str,
 )
-def test_joint_training_counts_what_a_variant_leaves_of_it(settings: dict[str, object], expected: Sequences) -> None:
-    config = asdict(MetaTunerConfig(epochs=2, **settings))  # type: ignore[arg-type]
+def test_joint_training_counts_what_a_variant_leaves_of_it(settings: dict[str, Any], expected: Sequences) -> None:
+    config = asdict(MetaTunerConfig(epochs=2, **settings))
     assert COUNTS["metatuner_j"](config, Rows(8, 4), SHARES) == expected
 
 
 def test_a_warm_up_writes_and_asks_what_its_kind_of_d2_needs() -> None:
-    def counted(**settings: object) -> Sequences:
-        config = asdict(WarmUpConfig(**{"actor_epochs": 2, "generator_epochs": 3, "rollouts": 4, **settings}))  # type: ignore[arg-type]
+    def counted(**settings: Any) -> Sequences:
+        config = asdict(WarmUpConfig(**{"actor_epochs": 2, "generator_epochs": 3, "rollouts": 4, **settings}))
         return COUNTS["metatuner_warmup"](config, Rows(10, 0), SHARES)
 
     assert counted() == Sequences(answers=40, rewrites=40, actor_trained=20, generator_trained=30 * (1 - 0.6**4))

@@ -7,14 +7,14 @@ and the machine's speed are assumptions of `config/forecast.yaml`; FLOP come fro
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from metatuner.analysis.loops import COUNTS, Rows, Sequences, Shares
+from metatuner.analysis.loops import COUNTS, Counts, Rows, Sequences, Shares
 from metatuner.errors import UserError, suggest
 from metatuner.files import read_json
 
@@ -177,20 +177,13 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Counts):
     """What one model reads, writes and trains on."""
 
     calls: float = 0.0
     read: float = 0.0
     written: float = 0.0
     trained: float = 0.0
-
-    def __add__(self, other: "Tokens") -> "Tokens":
-        return Tokens(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
-
-    def times(self, factor: float) -> "Tokens":
-        """All counts by a factor."""
-        return Tokens(*(getattr(self, each.name) * factor for each in fields(self)))
 
 
 Use = dict[str, Tokens]

@@ -5,7 +5,7 @@ Not counted: D2 collected anew within joint training (`d2_refresh_epochs`).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 RENDERERS, QUERY_FORMATS = 7, 6
 """CFPO's (`baselines/_cfpo_teleprompter.py`)."""
@@ -32,7 +32,19 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Counts:
+    """Counts that add up and multiply, field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def times(self, factor: float) -> Self:
+        """All counts by a factor."""
+        return type(self)(*(getattr(self, each.name) * factor for each in fields(self)))
+
+
+@dataclass(frozen=True)
+class Sequences(Counts):
     """How many sequences pass the models in a fit or a cell."""
 
     answers: float = 0.0
@@ -51,10 +63,6 @@ class Sequences:
     """Requests that the meta encoder reads, forward and backward; counted as if it had all layers of the generator."""
     generator_trained: float = 0.0
     """Request and rewrite, forward and backward."""
-
-    def times(self, factor: float) -> "Sequences":
-        """All counts by a factor."""
-        return Sequences(*(getattr(self, each.name) * factor for each in fields(self)))
 
 
 Count = Callable[[Mapping[str, Any], Rows, Shares], Sequences]
