@@ -17,7 +17,6 @@ import dspy
 
 from baselines._budget import affordable
 from metatuner.errors import UserError
-from metatuner.harness.dspy_bridge import user_errors
 from metatuner.harness.ground import Demo, Lab, to_query
 from metatuner.harness.rows import Row
 
@@ -239,8 +238,7 @@ def search(
     failure: Exception | None = None
     with quiet() as lines:
         try:
-            with user_errors():
-                found = compile(program)
+            found = compile(program)
         except Exception as error:
             failure = error
     if isinstance(book.error, OutOfBudget):
@@ -249,8 +247,6 @@ def search(
         return kept or Prompt(start, [])
     if book.error is not None:
         raise book.error
-    if isinstance(failure, UserError):
-        raise failure
     if failure is not None:
         why = lines() or f"{type(failure).__name__}: {failure}"
         raise UserError(f"{name}: the search failed in DSPy: {why}") from failure

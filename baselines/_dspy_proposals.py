@@ -10,7 +10,7 @@ from dspy.lm15 import Request, Response
 from dspy.utils.exceptions import AdapterParseError
 
 from baselines._dspy_program import AnswerBook, OutOfBudget
-from metatuner.harness.dspy_bridge import Engine, LMEngine, ServerEngine
+from metatuner.harness.dspy_bridge import Engine, proposer_engine
 from metatuner.harness.ground import Demo, Lab, to_query
 from metatuner.harness.proposer import Reply
 
@@ -31,14 +31,11 @@ def proposer(
         max_tokens: most tokens of one.
         fan_out: how often a request is sampled at once; as many as candidates are asked for.
     """
-    lab, seed = book.lab, book.lab.stream("proposals")
-    engine: Engine
+    lab = book.lab
     if proposes == "rewrite":
-        engine = RewriteEngine(lab, seed=seed, fan_out=fan_out)
-    elif lab.proposer is not None:
-        engine = ServerEngine(lab.proposer, budget=lab.budget, seed=seed, fan_out=fan_out)
+        engine: Engine = RewriteEngine(lab, seed=lab.stream("proposals"), fan_out=fan_out)
     else:
-        engine = LMEngine(lab.need_generator(), seed=seed, fan_out=fan_out, batch_tokens=lab.batch_tokens)
+        engine = proposer_engine(lab, fan_out=fan_out)
     client = BookedEngine(engine, book).client(temperature=temperature, max_tokens=max_tokens)
     return client, RewriteAdapter() if proposes == "rewrite" else InstructionAdapter()
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from baselines._proposing import Proposing
 from metatuner.harness.ground import Lab
-from metatuner.harness.method import Count, Method, NotNegative, Positive
+from metatuner.harness.method import Count, NotNegative, Positive
 from metatuner.harness.policies import FixedPrompt
 
 if TYPE_CHECKING:
@@ -46,11 +47,10 @@ class Settings:
     """Candidates, by train score, between which dev decides."""
 
 
-class CFPO(Method):
+class CFPO(Proposing):
     """One prompt for all queries: an instruction in a format, both searched; the generator, or a server, proposes."""
 
     name = "cfpo"
-    family = "prompt"
     reference = "Liu et al. 2025, Content-Format Integrated Prompt Optimization (arXiv 2502.04295); HenryLau7/CFPO"
     deviations = (
         "The release cannot finish its fourth round, in which a model writes new formats as code; here formats come "
@@ -67,14 +67,6 @@ class CFPO(Method):
         "With `all_pairs: false` the first round of formats changes renderer or query format, not both.",
     )
     Settings = Settings
-    uses_generator = True
-
-    @property
-    def asks_proposer(self) -> bool:
-        return bool(self.settings.proposer == "instruct")
-
-    def skip(self, lab: Lab) -> str | None:
-        return "no generator to edit prompts" if lab.generator is None and lab.proposer is None else None
 
     def fit(self, lab: Lab) -> FixedPrompt:
         """Search from p~; trained on several benchmarks, one prompt for all, from the p~ of each."""

@@ -29,6 +29,9 @@ class Settings:
     """Most demonstrations in a set, and most of them that are answers of the actor."""
     threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Reward from which an answer is right and may be a demonstration: here the full one."""
+    viewed: Count = 10
+    """Train rows that the proposer is shown at once to describe the data; fewer where ten outgrow its window (the log
+    of a fit says `request cut`)."""
     temperature: Positive = 1.0
     """Of the proposals; candidates are scored greedily."""
     proposal_tokens: Count = 128
@@ -94,6 +97,7 @@ class MIPROv2(Proposing):
                     num_trials=settings.trials,
                     seed=1 + lab.stream("search") % (2**32 - 1),  # DSPy takes 0 for none, the sampler no more bits
                     minibatch=False,
+                    view_data_batch_size=settings.viewed,
                     program_aware_proposer=False,
                     data_aware_proposer=instructs,
                     tip_aware_proposer=instructs,

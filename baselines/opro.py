@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from baselines._proposing import Proposing
 from metatuner.harness.ground import Lab
-from metatuner.harness.method import Count, Method, Positive
+from metatuner.harness.method import Count, Positive
 from metatuner.harness.policies import FixedPrompt
 
 if TYPE_CHECKING:
@@ -38,11 +39,10 @@ class Settings:
     """Candidates, by train score, between which dev decides."""
 
 
-class OPRO(Method):
+class OPRO(Proposing):
     """One instruction for all queries, searched by a language model: the generator, or a server's."""
 
     name = "opro"
-    family = "prompt"
     reference = "Yang et al. 2024, Large Language Models as Optimizers (arXiv 2309.03409); google-deepmind/opro"
     deviations = (
         "The meta-prompt is worded anew and put to the generator (or to the server that the config names) instead of "
@@ -51,17 +51,10 @@ class OPRO(Method):
         "With `proposer: rewrite` no meta-prompt is read: proposals are rewrites of the best instruction and of p~.",
     )
     Settings = Settings
-    uses_generator = True
-
-    @property
-    def asks_proposer(self) -> bool:
-        return bool(self.settings.proposer == "instruct")
-
-    def skip(self, lab: Lab) -> str | None:
-        return "no generator to propose instructions" if lab.generator is None and lab.proposer is None else None
 
     def fit(self, lab: Lab) -> FixedPrompt:
         """Search from p~; trained on several benchmarks, one instruction for all, from the p~ of each."""
+        from baselines._budget import affordable
         from baselines._opro_teleprompter import OPRO as Teleprompter
         from metatuner.harness.dspy_bridge import ActorProgram, RewardMetric, examples
 
@@ -78,7 +71,9 @@ class OPRO(Method):
             max_characters=settings.max_characters,
             finalists=settings.finalists,
             starts=starts[1:],
-            affordable=lambda answers, proposals: self._affordable(lab, answers, proposals),
+            affordable=lambda answers, proposals: affordable(
+                lab, answers=answers, proposals=proposals, proposal_tokens=settings.proposal_tokens
+            ),
             report=lab.log,
         )
         program = optimizer.compile(
@@ -97,9 +92,3 @@ class OPRO(Method):
             lab, temperature=settings.temperature, max_tokens=settings.proposal_tokens, fan_out=settings.samples
         )
         return InstructProposer(client, shown=settings.shown)
-
-    def _affordable(self, lab: Lab, answers: int, proposals: int) -> bool:
-        """Whether the budget covers so many calls, each as long as it may get."""
-        longest = max(lab.benchmark(name).max_new_tokens for name in lab.trained_on)
-        tokens = answers * longest + proposals * self.settings.proposal_tokens
-        return lab.budget.left("lm_calls") >= answers + proposals and lab.budget.left("generated_tokens") >= tokens

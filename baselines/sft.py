@@ -1,5 +1,6 @@
 """SFT: a LoRA adapter on the actor, trained by TRL to write the reference answers under the initial prompt."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -97,6 +98,7 @@ class SFT(Method):
                 seed=lab.stream("sft") % 2**32,
                 save_strategy="no",
                 logging_strategy="epoch",
+                logging_nan_inf_filter=False,
                 report_to="none",
                 disable_tqdm=True,
                 dataloader_num_workers=0,
@@ -108,6 +110,8 @@ class SFT(Method):
         for entry in trainer.state.log_history:
             if "loss" in entry:
                 lab.log(event="epoch", epoch=round(entry["epoch"], 3), loss=round(entry["loss"], 5))
+                if not math.isfinite(entry["loss"]):
+                    raise UserError(f"sft: loss {entry['loss']} in epoch {entry['epoch']:g}; lower learning_rate")
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
         # The trainer's own forward still calls this model when it stands on a copy of it.
         vars(model.get_base_model()).pop("forward", None)

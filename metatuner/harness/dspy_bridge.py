@@ -6,7 +6,7 @@ Import it within a fit: DSPy takes more than a second. Nothing here is cached by
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -183,20 +183,30 @@ class Engine(ABC):
 
 
 class LMEngine(Engine):
-    """A local language model."""
+    """A local language model; a request that its window cuts is told to `report`."""
 
-    def __init__(self, lm: LM, *, seed: int, fan_out: int = 1, batch_tokens: int = 16384) -> None:
+    def __init__(
+        self,
+        lm: LM,
+        *,
+        seed: int,
+        fan_out: int = 1,
+        batch_tokens: int = 16384,
+        report: Callable[..., None] = lambda **event: None,
+    ) -> None:
         super().__init__(seed=seed, fan_out=fan_out)
-        self.lm, self.batch_tokens = lm, batch_tokens
+        self.lm, self.batch_tokens, self.report = lm, batch_tokens, report
         self.name = f"local/{lm.spec.path}"
 
     def sample(
         self, system: str, demos: Sequence[Demo], query: str, *, temperature: float, limit: int, seeds: Sequence[int]
     ) -> list[Reply]:
-        ids = render(self.lm, system, query, demos, reserve=limit).ids
+        asked = render(self.lm, system, query, demos, reserve=limit)
+        if asked.cut_tokens or asked.cut_demos:
+            self.report(event="request cut", tokens=asked.cut_tokens, demos=asked.cut_demos)
         completions = generate(
             self.lm,
-            [ids] * len(seeds),
+            [asked.ids] * len(seeds),
             max_new_tokens=limit,
             temperature=temperature,
             seeds=seeds,
@@ -252,13 +262,15 @@ def proposer_client(lab: Lab, *, temperature: float, max_tokens: int, fan_out: i
         max_tokens: most tokens of a sample.
         fan_out: how often a request is sampled at once; as many as candidates are asked for.
     """
+    return proposer_engine(lab, fan_out=fan_out).client(temperature=temperature, max_tokens=max_tokens)
+
+
+def proposer_engine(lab: Lab, *, fan_out: int = 1) -> Engine:
+    """What `proposer_client` asks."""
     seed = lab.stream("proposals")
-    engine: Engine
     if lab.proposer is not None:
-        engine = ServerEngine(lab.proposer, budget=lab.budget, seed=seed, fan_out=fan_out)
-    else:
-        engine = LMEngine(lab.need_generator(), seed=seed, fan_out=fan_out, batch_tokens=lab.batch_tokens)
-    return engine.client(temperature=temperature, max_tokens=max_tokens)
+        return ServerEngine(lab.proposer, budget=lab.budget, seed=seed, fan_out=fan_out)
+    return LMEngine(lab.need_generator(), seed=seed, fan_out=fan_out, batch_tokens=lab.batch_tokens, report=lab.log)
 
 
 def _text(parts: Iterable[Any]) -> str:
