@@ -91,6 +91,11 @@ def test_loss_falls_and_the_base_model_stays(tmp_path: Path) -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+def test_a_loss_that_is_not_finite_stops_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sft: loss nan in epoch \d; lower learning_rate"):
+        SFT(Settings(learning_rate=1e30, epochs=6, batch_size=4)).fit(make_lab(tmp_path))
+
+
 def test_fits_in_one_process_are_the_same_bytes_whatever_ran_between(tmp_path: Path) -> None:
     settings = Settings(learning_rate=1e-2, epochs=2, batch_size=4, dropout=0.1)
 

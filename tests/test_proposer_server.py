@@ -37,6 +37,7 @@ from metatuner.harness.models import ModelPool
 from metatuner.harness.policies import FixedPrompt
 from metatuner.harness.proposer import ProposerServer
 from metatuner.harness.rows import rows_to_text
+from metatuner.lm import render
 
 KEY = "sk-secret-4711"
 VARIABLE = "TOY_PROPOSER_KEY"
@@ -359,6 +360,20 @@ def test_without_a_server_the_generator_proposes_as_its_engine_does(tmp_path: Pa
     expected = said(engine.client(temperature=1.0, max_tokens=5))
     assert len(set(expected)) > 1
     assert said(proposer_client(lab, temperature=1.0, max_tokens=5, fan_out=3)) == expected
+
+
+def test_a_request_that_the_generators_window_cuts_is_in_the_log(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    lab = toy_lab(tmp_path, [], generator=tiny_lm(window=32), events=events)
+    predict = dspy.Predict(dspy.Signature("query -> answer", "say"))
+    client = proposer_client(lab, temperature=0.0, max_tokens=5)
+    with dspy.context(lm=client, adapter=VerbatimAdapter(), disable_history=True):
+        predict(query="a")
+        assert events == []
+        predict(query="tom has 3 apples " * 20)
+    long, short = (len(render(tiny_lm(), "say", query).ids) for query in ("tom has 3 apples " * 20, "a"))
+    assert long > 32 > short
+    assert events == [{"event": "request cut", "tokens": long - (32 - 5), "demos": 0}]
 
 
 SERVER = {"model": "toy-8b", "base_url": "http://127.0.0.1:8000/v1"}
