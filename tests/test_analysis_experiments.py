@@ -30,13 +30,15 @@ from metatuner.hashing import ROOT
 from metatuner.method.config import MetaTunerConfig
 
 NANO = load_config("nano").model_dump(mode="json")["experiments"]
+ADDED = ("rewriter_sft", "static_lora")
+"""Methods of the ablation beside MetaTuner's variants."""
 GENERATORS = {"large": {"path": "nano:generator"}, "small": {"path": "nano:generator_small"}}
 
 
 def config_of(tmp_path: Path, *names: str, **changes: Any) -> Config:
     """A fake preset with experiments of the default one, on two benchmarks."""
     experiments = {name: {**NANO[name], "benchmarks": ["math", "gsm8k"], **changes} for name in names}
-    config = fake_config(tmp_path, methods=[*CHANCES, "rewriter_sft"])
+    config = fake_config(tmp_path, methods=[*CHANCES, *ADDED])
     values = {**config.model_dump(mode="json"), "experiments": experiments}
     values["models"]["generators"] = GENERATORS
     values["methods"]["metatuner_j"]["variants"] = {"gumbel": {}}
@@ -61,7 +63,7 @@ def test_table_3_pairs_every_row_with_the_whole_method_in_the_configs_order(tmp_
     lines = read_table(TABLES["table_3"](config)[0])
     order = list(dict.fromkeys((line["method"], line["variant"]) for line in lines))
     assert order == [("metatuner_j", name) for name in NANO["ablation"]["variants"]["metatuner_j"]] + [
-        ("rewriter_sft", "default")
+        (name, "default") for name in ADDED
     ]
     for benchmark in ("math", "gsm8k"):
         own = {(row["method"], row["variant"]): row for row in rows if row["benchmark"] == benchmark}
@@ -87,9 +89,7 @@ def test_table_3_has_the_papers_ablation_beside_and_its_differences(tmp_path: Pa
     fake_run(config)
     csv_file, markdown, latex = TABLES["table_3"](config)
     published = read_published()
-    found = {
-        (line["variant"], line["benchmark"]): line for line in read_table(csv_file) if line["method"] != "rewriter_sft"
-    }
+    found = {(line["variant"], line["benchmark"]): line for line in read_table(csv_file) if line["method"] not in ADDED}
     for variant in ("without_f", "without_p", "without_s"):
         paper = published["metatuner", variant, "math"].score
         assert float(found[variant, "math"]["published"]) == paper

@@ -13,6 +13,7 @@ import torch
 from method_toys import INITIAL, actor, generator, words
 from peft import PeftModel
 
+from baselines import static_lora
 from metatuner.contender import AlternatingConfig, MetaTunerI, MetaTunerJ, MetaTunerWarmUp
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
@@ -96,6 +97,35 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Po
     alternating.save(root / "metatuner_i")
     policies: dict[str, Policy] = {"metatuner_warmup": warm, "metatuner_j": joint, "metatuner_i": alternating}
     return lambda name: (policies[name], root / name)
+
+
+@pytest.fixture(scope="module")
+def static(fitted: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Path]:
+    """StaticLoRA from the same warm-up, and its folder."""
+    changed = {name: value for name, value in vars(JOINT).items() if name != "parameter_branch"}
+    prerequisites = {"metatuner_warmup": fitted("metatuner_warmup")[1]}
+    policy = static_lora.StaticLoRA(static_lora.Settings(**changed)).fit(lab(prerequisites=prerequisites))
+    folder = tmp_path_factory.mktemp("static")
+    policy.save(folder)
+    return policy, folder
+
+
+def test_static_lora_is_metatuner_with_one_lora_for_all_queries(fitted: Any, static: Any, tmp_path: Path) -> None:
+    policy, folder = static
+    joint = MetaTunerJ(replace(JOINT, parameter_branch="static"))
+    joint.fit(lab(prerequisites={"metatuner_warmup": fitted("metatuner_warmup")[1]})).save(tmp_path)
+    assert digests(tmp_path) == digests(folder)
+    assert digests(fitted("metatuner_j")[1]) != digests(folder)
+    ground = Ground(actor(), generator(), {"gsm8k": BENCHMARK})
+    assert load_policy(folder, ground).respond(TEST) == policy.respond(TEST)
+    swapped = answers_under_swaps(policy, TEST)
+    assert swapped["own", "own"] == swapped["own", "another query's"] == swapped["own", "mean of all"]
+    assert swapped["own", "own"] != swapped["own", "none"]
+
+
+def test_static_lora_cannot_be_set_to_another_branch() -> None:
+    with pytest.raises(UserError, match="parameter_branch"):
+        make_settings(static_lora.StaticLoRA, {"parameter_branch": "query"}, "here")
 
 
 @pytest.mark.parametrize("name", ["metatuner_warmup", "metatuner_j", "metatuner_i"])

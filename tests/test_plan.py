@@ -110,11 +110,11 @@ def test_trials_begin_with_the_presets_own_settings_and_none_comes_twice():
         trials = made.trials(method, benchmark)
         assert trials[0] == {}
         assert len({str(trial) for trial in trials}) == len(trials)
-        if method != "few_shot":  # whose grid of five is smaller
+        if method != "few_shot":  # whose grid of six is smaller
             assert len(trials) == made.config.tuning.trials
         assert trials == made.trials(method, benchmark)
     shots = [trial.get("shots", 4) for trial in made.trials("few_shot", "gsm8k")]
-    assert sorted(shots) == [1, 2, 3, 4, 6]
+    assert sorted(shots) == [1, 2, 3, 4, 6, 8]
 
 
 def test_a_stored_winner_is_used_while_its_key_is_current_and_has_expired_after(tmp_path, monkeypatch):
@@ -410,11 +410,11 @@ def test_searches_on_a_benchmark_build_on_fits_that_are_there_before_them():
     sft, warm_up = made.tuning_needs("math")
     assert (sft.method, sft.train, sft.seed) == ("sft", ("math",), made.config.tuning.seed)
     assert (warm_up.method, warm_up.train, warm_up.seed) == ("metatuner_warmup", ("math",), made.config.tuning.seed)
-    for subject in ("metatuner_j", "metatuner_j.static_lora", "metatuner_i", "dpo", "ppo", "grpo"):
+    for subject in ("metatuner_j", "static_lora", "metatuner_i", "dpo", "ppo", "grpo"):
         for over in made.trials(subject, "math"):
             settings, _ = made.settings(subject, ("math",), over, winners=False)
             trial = made.fit(subject.partition(".")[0], settings, ("math",), "large", warm_up.seed)
-            assert trial.requires == (warm_up if subject.startswith("metatuner") else sft,)
+            assert trial.requires == (warm_up if subject.startswith(("metatuner", "static")) else sft,)
 
 
 def test_a_search_s_warm_up_without_its_policy_is_fitted_again(tmp_path):

@@ -19,9 +19,9 @@ from metatuner.errors import UserError, suggest
 from metatuner.files import read_json
 
 ASSUMED = Path("config/forecast.yaml")
-PER_QUERY = ("bpo", "rewriter_sft", "metatuner_warmup", "metatuner_i", "metatuner_j")
+PER_QUERY = ("bpo", "rewriter_sft", "static_lora", "metatuner_warmup", "metatuner_i", "metatuner_j")
 """Methods that write a prompt for each query they answer."""
-JOINT = ("metatuner_i", "metatuner_j")
+JOINT = ("static_lora", "metatuner_i", "metatuner_j")
 ADAPTERS = ("sft", "dpo", "ppo", "grpo", "better_together")
 """Methods that leave a LoRA on the actor and no more."""
 REWARDED = ("dpo", "ppo", "grpo", "better_together")
@@ -384,12 +384,17 @@ def _policy_bytes(job: Job, shapes: Mapping[str, Shape], dtype_bytes: int) -> fl
 
 
 def _decoder(job: Job, actor: Shape, generator: Shape) -> float:
-    """Weights of the parameter decoder: down to the bottleneck and up to a factor, for each site and factor."""
+    """Weights of the parameter decoder: down to the bottleneck and up to a factor, for each site and factor.
+
+    Of a static LoRA, its factors.
+    """
     s = job.settings
-    if job.method not in JOINT or s["parameter_branch"] != "query":
+    if job.method not in JOINT or s["parameter_branch"] == "none":
         return 0.0
     sides = actor.linears
     chosen = sides if s["target_modules"] == "all-linear" else {name: sides[name] for name in s["target_modules"]}
+    if s["parameter_branch"] == "static":
+        return actor.layers * sum(s["rank"] * sum(side) for side in chosen.values())
     down = 2 * generator.hidden * s["bottleneck"]
     each = [down + s["bottleneck"] * s["rank"] * sum(side) for side in chosen.values()]
     return (1 if s["decoder"] == "layer_shared" else actor.layers) * sum(each)

@@ -32,6 +32,7 @@ METHODS = {
     "grpo": ("GRPO", "parameter"),
     "better_together": ("BetterTogether", "hybrid"),
     "rewriter_sft": ("Rewriter + SFT", "hybrid"),
+    "static_lora": ("Static LoRA + prompt decoder", "hybrid"),
     "metatuner_i": ("MetaTuner-I", "hybrid"),
     "metatuner_j": ("MetaTuner-J", "hybrid"),
 }
@@ -52,7 +53,6 @@ VARIANTS = {
     "without_f_tuned": "w/o F, own settings",
     "without_p_tuned": "w/o P, own settings",
     "without_s_tuned": "w/o S, own settings",
-    "static_lora": "one static LoRA for F, own settings",
     "gumbel": "Gumbel-Softmax, own settings",
     "prompt_step": "a prompt to go step by step",
     "prompt_plan": "a prompt to plan first",

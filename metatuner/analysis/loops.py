@@ -197,6 +197,7 @@ COUNTS: dict[str, Count] = {
     "grpo": _grpo,
     "better_together": _better_together,
     "rewriter_sft": _nothing,
+    "static_lora": _joint,
     "metatuner_warmup": _metatuner_warmup,
     "metatuner_i": _joint,
     "metatuner_j": _joint,
