@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce resume figures compare test lint pins clean
+.PHONY: help install reproduce resume figures compare snapshot test lint pins clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /make \1\t/' | expand -t 18
@@ -54,6 +54,12 @@ figures: $(INSTALLED) ## make tables and figures again from the scores at hand
 
 compare: $(INSTALLED) ## compare a finished run with the committed snapshot; fails where they differ
 	metatuner diff results/snapshot/$(PRESET) results/$(PRESET) --fail-on-difference
+
+SNAPSHOT := scores.csv settings.csv provenance.json world.json world.md claims.csv claims.md claims_parts.csv tables figures
+
+snapshot: ## keep what a finished run of PRESET gave in results/snapshot/, to be committed
+	rm -rf results/snapshot/$(PRESET) && mkdir -p results/snapshot/$(PRESET)
+	cd results/$(PRESET) && cp -r $$(ls -d $(SNAPSHOT) 2>/dev/null) ../snapshot/$(PRESET)
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)

@@ -1,4 +1,4 @@
-"""What a policy's prompts and parameters cost a query: time for writing them, and for answering with them.
+"""What a policy's prompts and parameters cost a query: time and memory for writing them, time for answering with them.
 
 Harness policies write for all queries first and then ask the actor through the ground, once. So what passes before and
 around that call is writing; entering a batch's adaptation (which makes LoRA factors) is writing too.
@@ -8,18 +8,20 @@ import csv
 import io
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 from metatuner import progress
 from metatuner.errors import UserError
 from metatuner.files import write_text
+from metatuner.guard import Overdue, deadline
 from metatuner.harness.fitting import measured
 from metatuner.harness.ground import Ground, to_query
-from metatuner.harness.policy import Query, Response
+from metatuner.harness.policy import Policy, Query, Response, load_policy
 from metatuner.harness.rows import read_rows
 from metatuner.plan import Cell
+from metatuner.usage import peak_allocated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +36,28 @@ REPEATS = 3
 """Rounds; plain actor and policy take turns."""
 COLUMNS = (
     "method,benchmark,seed,queries,repeats,write_ms,answer_ms,plain_ms,write_share,write_share_low,write_share_high,"
-    "overhead,peak_memory_bytes,device"
+    "overhead,write_bytes,peak_memory_bytes,device"
 ).split(",")
+
+
+class Unasked(UserError):
+    """A policy that answers without the ground's actor, so that writing and answering cannot be told apart."""
+
+
+class _Written(BaseException):
+    """Ends a policy's `respond` where it asks the actor."""
+
+
+class WritingGround(Ground):
+    """Ends `respond` where the actor would begin to answer, its first batch's adaptation entered."""
+
+    def answer(
+        self, queries: Sequence[Query], prompts: str | Sequence[str], *, adapt: "Adapt | None" = None, **options: Any
+    ) -> list[Response]:
+        if adapt is not None:
+            with adapt(list(range(len(queries)))):
+                raise _Written
+        raise _Written
 
 
 class TimedGround(Ground):
@@ -70,7 +92,8 @@ def measure(shop: "Workshop", cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """One line a cell: median times of its policy on tune rows of its benchmark, in milliseconds a query.
 
     `write_share` is writing over answering, with its quartiles over rounds; `overhead` writing and answering over the
-    plain actor's answering under p~.
+    plain actor's answering under p~; `write_bytes` the most that writing for all the queries allocates at a time beyond
+    the models. A policy that cannot be timed has no line, and the log says why.
     """
     lines = []
     countdown = progress.Countdown(len(cells), "policies timed")
@@ -78,47 +101,68 @@ def measure(shop: "Workshop", cells: Sequence[Cell]) -> list[dict[str, Any]]:
         rows = read_rows(shop.layout.data(cell.benchmark) / "tune.jsonl")[:QUERIES]
         if not rows:
             raise UserError(f"benchmarks.{cell.benchmark}.sizes.tune: no tune rows to time policies on; set it above 0")
-        queries = [to_query(row) for row in rows]
-        with measured() as meter:
-            policy = shop.open_policy(cell.fit, share=False, ground_type=TimedGround)
-            plain_ground = shop.ground("", share=False)
-            prompts = [shop.benchmarks[query.benchmark].initial_prompt for query in queries]
-            plain, write, answer = [], [], []
-            policy.respond(queries[:2])  # what is made once is no cost of a query
-            for _ in range(REPEATS):
-                start = time.perf_counter()
-                plain_ground.answer(queries, prompts)
-                plain.append(time.perf_counter() - start)
-                policy.ground.answering = 0.0
-                start = time.perf_counter()
-                policy.respond(queries)
-                total = time.perf_counter() - start
-                answer.append(policy.ground.answering)
-                write.append(total - policy.ground.answering)
-        shares = [one / other for one, other in zip(write, answer, strict=True)]
-        low, _, high = quantiles(shares, n=4, method="inclusive")
-        overheads = [(one + two) / base for one, two, base in zip(write, answer, plain, strict=True)]
-        each = 1000 / len(queries)
-        lines.append(
-            {
-                "method": cell.fit.method,
-                "benchmark": cell.benchmark,
-                "seed": cell.fit.seed,
-                "queries": len(queries),
-                "repeats": REPEATS,
-                "write_ms": f"{each * median(write):.3f}",
-                "answer_ms": f"{each * median(answer):.3f}",
-                "plain_ms": f"{each * median(plain):.3f}",
-                "write_share": f"{median(shares):.4f}",
-                "write_share_low": f"{low:.4f}",
-                "write_share_high": f"{high:.4f}",
-                "overhead": f"{median(overheads):.3f}",
-                "peak_memory_bytes": meter.peak_gpu_memory_bytes or meter.peak_memory_bytes,
-                "device": str(plain_ground.actor.device),
-            }
-        )
+        try:
+            with deadline(shop.patience(cell.fit.method)["seconds"]):
+                lines.append(_line(shop, cell, [to_query(row) for row in rows]))
+        except (Exception, Overdue, SystemExit) as error:  # a method's policy may raise anything
+            told = " ".join(str(error).split()) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            progress.say(f"{cell.fit.method} on {cell.benchmark} is not timed: {told}")
         countdown.step()
     return lines
+
+
+def _line(shop: "Workshop", cell: Cell, queries: Sequence[Query]) -> dict[str, Any]:
+    def policy_on(kind: type[Ground]) -> tuple[Policy, Any]:
+        ground = shop.ground(cell.fit.generator, share=False, ground_type=kind)
+        return load_policy(shop.layout.fit(cell.fit.key) / "policy", ground), ground
+
+    with measured() as meter:
+        policy, ground = policy_on(TimedGround)
+        plain_ground = shop.ground("", share=False)
+        prompts = [shop.benchmarks[query.benchmark].initial_prompt for query in queries]
+        plain, write, answer = [], [], []
+        policy.respond(queries[:2])  # what is made once is no cost of a query
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            plain_ground.answer(queries, prompts)
+            plain.append(time.perf_counter() - start)
+            ground.answering = 0.0
+            start = time.perf_counter()
+            policy.respond(queries)
+            total = time.perf_counter() - start
+            answer.append(ground.answering)
+            write.append(total - ground.answering)
+    if not min(answer):
+        raise Unasked("it answers without `ground.answer`; ask the actor through the ground")
+    shares = [one / other for one, other in zip(write, answer, strict=True)]
+    low, _, high = quantiles(shares, n=4, method="inclusive")
+    overheads = [(one + two) / base for one, two, base in zip(write, answer, plain, strict=True)]
+    each = 1000 / len(queries)
+    writer, _ = policy_on(WritingGround)
+
+    def write_all() -> None:
+        with suppress(_Written):
+            writer.respond(queries)
+
+    with suppress(_Written):
+        writer.respond(queries[:2])
+    return {
+        "method": cell.fit.method,
+        "benchmark": cell.benchmark,
+        "seed": cell.fit.seed,
+        "queries": len(queries),
+        "repeats": REPEATS,
+        "write_ms": f"{each * median(write):.3f}",
+        "answer_ms": f"{each * median(answer):.3f}",
+        "plain_ms": f"{each * median(plain):.3f}",
+        "write_share": f"{median(shares):.4f}",
+        "write_share_low": f"{low:.4f}",
+        "write_share_high": f"{high:.4f}",
+        "overhead": f"{median(overheads):.3f}",
+        "write_bytes": peak_allocated(write_all, plain_ground.actor.device),
+        "peak_memory_bytes": meter.peak_gpu_memory_bytes or meter.peak_memory_bytes,
+        "device": str(plain_ground.actor.device),
+    }
 
 
 def write(lines: Sequence[dict[str, Any]], path: "Path") -> None:

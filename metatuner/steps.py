@@ -7,15 +7,24 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from math import log
 from pathlib import Path
 from typing import Any
 
-from metatuner import progress, usage
+from metatuner import guard, progress, usage
 from metatuner.errors import UserError, suggest
 from metatuner.files import write_text
-from metatuner.harness.config import Config, SearchConfig, dump_config, json_schema, load_config, read_config
+from metatuner.harness.config import (
+    BudgetConfig,
+    Config,
+    SearchConfig,
+    dump_config,
+    json_schema,
+    load_config,
+    read_config,
+)
 from metatuner.harness.layout import Layout
 from metatuner.harness.rows import Row
 from metatuner.hashing import ROOT
@@ -271,7 +280,7 @@ class Workshop:
     def fit(self, fit: Fit, *, share: bool) -> Any:
         """Compute a fit unless it is complete; its outcome."""
         from metatuner.harness.budget import Budget
-        from metatuner.harness.fitting import FitTask, Outcome, run_fit
+        from metatuner.harness.fitting import FitTask, Outcome, failure, run_fit
         from metatuner.harness.method import make_settings
         from metatuner.harness.proposer import ProposerServer
 
@@ -285,9 +294,7 @@ class Workshop:
                 fit.key, "failed", f"it builds on {missing[0].method}, which has no result (fit {missing[0].key})"
             )
         cls = self.plan.registry[fit.method].cls
-        method_config = self.config.methods.get(fit.method)
-        budget_name = method_config.budget if method_config else "default"
-        limits = self.config.budgets[budget_name]
+        budget_name, limits = self._limits(fit.method)
         identity = {
             "key": fit.key,
             "method": fit.method,
@@ -317,7 +324,34 @@ class Workshop:
             identity=identity,
         )
         failures = self.layout.logs / "failed" / f"{fit.key}.txt"
-        return run_fit(task, self.models, folder, failures, share=share)
+        places = [folder.parent, Path(self.config.cache), *guard.open_to_all()]
+        own = fit.method in self.plan.registry.extra
+        watched: AbstractContextManager[set[str]] = guard.writes_outside(places) if own else nullcontext(set())
+        with watched as outside:
+            outcome = guard.contained(
+                lambda: run_fit(task, self.models, folder, failures, share=share),
+                key=fit.key,
+                failures=failures,
+                **self.patience(fit.method),
+            )
+        reason = guard.overspent(task.budget)
+        if reason is None and outside:
+            reason = f"it wrote outside its folder: {', '.join(sorted(outside)[:3])}; use lab.workdir"
+        if outcome.status != "ok" or reason is None:
+            return outcome
+        shutil.rmtree(folder, ignore_errors=True)
+        return failure(fit.key, UserError(reason), failures)
+
+    def _limits(self, method: str) -> tuple[str, BudgetConfig]:
+        """The name and the limits of a method's budget."""
+        named = self.config.methods.get(method)
+        name = named.budget if named else "default"
+        return name, self.config.budgets[name]
+
+    def patience(self, method: str) -> dict[str, Any]:
+        """How long a fit with its saving, or an evaluation, may take: twice as long as `fit` alone, and some."""
+        name, limits = self._limits(method)
+        return {"seconds": limits.seconds and 2 * limits.seconds + guard.GRACE, "budget": name}
 
     def ground(self, generator: str, *, share: bool, ground_type: Any = None) -> Any:
         """Fresh models with the benchmarks' rules; `generator` "" for none."""
@@ -348,11 +382,18 @@ class Workshop:
         for needed in fit.requires:
             self.fit(needed, share=False)
         outcome, score = self.fit(fit, share=False), None
-        if outcome.status == "ok":
+        failures = self.layout.logs / "failed" / f"{fit.key}.txt"
+
+        def scored() -> Any:
+            nonlocal score
             try:
                 score = self.score(self.open_policy(fit, share=False).respond([to_query(row) for row in rows]), rows)
             except Exception as error:  # a method's policy may raise anything; it is this trial's outcome
-                outcome = failure(fit.key, error, self.layout.logs / "failed" / f"{fit.key}.txt")
+                return failure(fit.key, error, failures)
+            return outcome
+
+        if outcome.status == "ok":
+            outcome = guard.contained(scored, key=fit.key, failures=failures, **self.patience(fit.method))
             shutil.rmtree(self.layout.fit(fit.key), ignore_errors=True)
         return {"score": score, "status": outcome.status, "reason": outcome.reason}
 
@@ -365,6 +406,13 @@ class Workshop:
 
     def evaluate(self, cell: Cell, *, share: bool) -> Any:
         """Compute a cell unless it is complete; its outcome."""
+        failures = self.layout.logs / "failed" / f"{cell.key}.txt"
+        patience = self.patience(cell.fit.method)
+        return guard.contained(
+            lambda: self._evaluate(cell, failures, share=share), key=cell.key, failures=failures, **patience
+        )
+
+    def _evaluate(self, cell: Cell, failures: Path, *, share: bool) -> Any:
         from metatuner.harness.budget import Budget
         from metatuner.harness.evaluation import evaluate_policy
         from metatuner.harness.fitting import Outcome, complete_folder, failure, measured
@@ -372,7 +420,6 @@ class Workshop:
         folder = self.layout.cell(cell.key)
         if folder.is_dir():
             return Outcome(cell.key, "ok")
-        failures = self.layout.logs / "failed" / f"{cell.key}.txt"
         try:
             with complete_folder(folder) as temporary:
                 budget = Budget()
@@ -803,7 +850,8 @@ def efficiency(config: Config, arguments: argparse.Namespace) -> None:
     from metatuner.efficiency import measure, write
 
     shop = Workshop(config)
-    cells = [cell for cell in shop.plan.timed_cells if (shop.layout.fit(cell.fit.key) / "policy").is_dir()]
+    there = [cell for cell in shop.plan.timed_cells if shop.layout.cell(cell.key).is_dir()]
+    cells = [cell for cell in there if (shop.layout.fit(cell.fit.key) / "policy").is_dir()]
     shop.check_splits({cell.benchmark for cell in cells})
     write(measure(shop, cells), shop.layout.efficiency)
 

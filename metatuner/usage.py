@@ -59,3 +59,28 @@ def write(folder: Path, step: str, pack: str) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def peak_allocated(run: Callable[[], object], device: Any) -> int:
+    """The most bytes of tensors that a run holds at a time beyond what was held before it.
+
+    By CUDA's allocator, or by the profiler's record on a CPU.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - held
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run()
+    results: Any = record.profiler.kineto_results
+    changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for _, change in sorted(changes, key=lambda one: one[0]):
+        held += change
+        peak = max(peak, held)
+    return peak

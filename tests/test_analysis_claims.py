@@ -130,6 +130,22 @@ def test_what_was_not_run_is_not_evaluable_and_says_so(tmp_path: Path) -> None:
         assert row["estimate"] == row["p"] == ""
 
 
+def test_a_claim_about_cells_that_are_not_there_is_not_evaluable_and_says_which(tmp_path: Path) -> None:
+    config = everything(tmp_path, seeds=[0, 1])
+    experiments = config.model_dump(mode="json")["experiments"]
+    for name, other in (("regularisation", "gumbell"), ("ablation", "without_q")):
+        variants = experiments[name]["variants"]["metatuner_j"]
+        variants[other] = variants.popitem()[1]
+    experiments["sharing"] |= {"variants": {}, "axis": None}
+    config = fake_config(tmp_path, experiments=experiments)
+    fake_run(config, n=20)
+    rows = judged(config)
+    for number, missing in ((3, "w/o S"), (4, "Gumbel-Softmax"), (5, "no inner depth")):
+        row = rows[number, "measured"]
+        assert row["verdict"] == "not evaluable", number
+        assert missing in str(row), row
+
+
 def test_a_failed_cell_is_a_hole_and_no_zero(tmp_path: Path) -> None:
     config = fake_config(tmp_path)
     (lost,) = [

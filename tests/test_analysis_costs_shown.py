@@ -13,7 +13,7 @@ from metatuner.harness.config import Config
 
 HEADER = (
     "method,benchmark,seed,queries,repeats,write_ms,answer_ms,plain_ms,write_share,write_share_low,write_share_high,"
-    "overhead,peak_memory_bytes,device"
+    "overhead,write_bytes,peak_memory_bytes,device"
 )
 
 
@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> Config:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(value))
     lines = [
-        f"sft,{name},0,32,3,{write},10.0,9.0,0.2,0.1,0.3,1.{place},1000,cpu"
+        f"sft,{name},0,32,3,{write},10.0,9.0,0.2,0.1,0.3,1.{place},{2000000 + place},1000,cpu"
         for place, (name, write) in enumerate((("math", 1.0), ("gsm8k", 3.0)))
     ]
     (tmp_path / "efficiency.csv").write_text("\n".join([HEADER, *lines]) + "\n")
@@ -44,6 +44,7 @@ def test_costs_are_means_over_the_fits_of_a_method(tmp_path: Path) -> None:
     assert (sft["fit, s"], sft["fit, TFLOP"], sft["fit, tokens trained"]) == ("15.0", "3", "2,250")
     assert sft["fit, largest memory, MB"] == "300"
     assert (sft["writing, ms a query"], sft["both / plain actor"]) == ("2.00", "1.05")
+    assert (sft["writing, largest memory, MB"], zero["writing, largest memory, MB"]) == ("2.0", "")
     assert zero["writing, ms a query"] == ""  # it was not timed
 
 

@@ -1,6 +1,9 @@
 """scores.csv says what the cells say, shows holes as holes, and refuses lines that are not what they claim."""
 
+import csv
+import io
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -51,6 +54,18 @@ def test_a_hole_has_its_reason_and_no_score(tmp_path: Path) -> None:
         (failed, "f1", None, 0, "failed", "RuntimeError: two, lines"),
     ]
     assert ",0.0000,0,failed" not in (tmp_path / "scores.csv").read_text()
+
+
+def test_a_reason_is_no_formula_to_a_spreadsheet_and_is_read_back_as_it_was(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    rows = write_cells(config)
+    lost, reason = rows[0]["cell"], "=HYPERLINK('x') | 'tis"
+    shutil.rmtree(tmp_path / "cells" / lost)
+    path = write_scores(rows, {lost: ("failed", reason)}, tmp_path)
+    (line,) = [row for row in csv.DictReader(io.StringIO(path.read_text())) if row["cell"] == lost]
+    assert line["reason"] == f"'{reason}"
+    (score,) = [score for score in read_scores(path) if score.cell == lost]
+    assert score.reason == reason
 
 
 def test_where_no_method_has_a_result_the_metric_is_not_guessed(tmp_path: Path) -> None:

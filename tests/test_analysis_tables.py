@@ -212,6 +212,26 @@ def test_holes_show_their_reason_and_no_number(with_holes: Config) -> None:
     assert " 0.0 [" not in paths[".md"]
 
 
+def test_a_line_that_is_gone_from_the_scores_is_a_hole_with_its_reason(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, methods=["zero_shot", "sft", "metatuner_j"])
+    fake_run(config)
+    path = tmp_path / "scores.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    gone = [
+        line for line in lines if ",sft,default,math," in line or ",metatuner_j,default,gsm8k,gsm8k,large,1," in line
+    ]
+    assert len(gone) == 4  # a method's whole cell, and one seed of another's
+    path.write_text("".join(line for line in lines if line not in gone))
+    TABLES["table_1"](config)
+    found = read_table(config)
+    whole, seed = found["sft", "math"], found["metatuner_j", "gsm8k"]
+    assert (whole["mean"], whole["seeds"]) == ("", "")
+    assert whole["hole"] == "missing: no line in scores.csv; run `metatuner scores` again"
+    assert seed["seeds"] == "0 2"
+    assert seed["hole"] == "missing on seed 1: no line in scores.csv; run `metatuner scores` again"
+    assert found["zero_shot", "math"]["hole"] == ""
+
+
 def test_where_everything_failed_there_is_a_table_and_a_figure_of_reasons(tmp_path: Path) -> None:
     config = fake_config(tmp_path)
     rows = plan_rows(config)

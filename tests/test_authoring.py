@@ -103,3 +103,11 @@ def test_a_file_that_does_not_import_or_has_no_method_is_refused(tmp_path: Path)
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(UserError, match="no method here"):
         findings(tmp_path / "empty.py", home)
+    (tmp_path / "gone.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(UserError, match=r"gone.py does not import: ModuleNotFoundError: .*nothing_of_this_name.*mend"):
+        findings(tmp_path / "gone.py", home)
+    (tmp_path / "nameless.py").write_text(
+        "from metatuner.harness.method import Method\n\n\nclass Mine(Method):\n    def fit(self, lab): ...\n"
+    )
+    with pytest.raises(UserError, match="class Mine needs `name`"):
+        findings(tmp_path / "nameless.py", home)

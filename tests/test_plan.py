@@ -531,6 +531,18 @@ def test_a_file_that_does_not_import_fails_in_its_own_cells_alone(tmp_path):
     key = next(fit.key for fit in made.fits.values() if fit.method == "mine")
     file.write_text(MINE)
     assert key not in plan({"extra_methods": [str(file)]}).fits
+    for code, told in (
+        ("x = 1\n", "no method here"),
+        (MINE.replace("def fit(", "def fitted("), "no method here"),
+        (MINE.replace('name = "mine"', "pass"), "needs `name`"),
+        (MINE.replace('"prompt"', '"promt"'), "did you mean prompt"),
+    ):
+        file.write_text(code)
+        made = plan({"extra_methods": [str(file)]})
+        assert before.cells.keys() < made.cells.keys()
+        with pytest.raises(UserError, match=told):
+            made.registry["mine"].cls().fit(None)
+    file.write_text(MINE)
     file.rename(tmp_path / "My File.py")
     (tmp_path / "My File.py").write_text("1 +")
     with pytest.raises(UserError, match="does not import: SyntaxError"):

@@ -30,7 +30,7 @@ from metatuner.harness.config import Config
 MARK = "document.body.setAttribute('data-hacked', 'yes')"
 HOSTILE = (
     f'<img src=x onerror="{MARK}"></script><script>{MARK}</script><!-- {{{{7*7}}}} \u2028 =1+1 | **bold** `x` '
-    f"\\input{{x}} javascript:{MARK} &lt;b&gt; \ufeff"
+    f"\\input{{x}} javascript:{MARK} &lt;b&gt; \ufeff $\\frac{{$ and $x$"
 )
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -48,6 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
         path = root / "cells" / row["cell"] / "predictions.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()]
         for record in records:
+            record["kind"] = HOSTILE
             record |= {"prompt": f"prompt {HOSTILE}", "completion": HOSTILE, "extracted": None, "gold": [HOSTILE]}
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         cost = {"seconds": 1.5, "peak_memory_bytes": 10**6, "peak_gpu_memory_bytes": 0, "flops": 2e12}
@@ -68,7 +69,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
         for query in queries:
             query |= {"query": f"q {HOSTILE}", "kind": HOSTILE}
         path.write_text("".join(json.dumps(query) + "\n" for query in queries))
-    (root / "efficiency.csv").write_text(f"{HEADER}\nmetatuner_j,math,0,2,3,1,2,2,0.5,0.4,0.6,1.5,9,cpu\n")
+    (root / "efficiency.csv").write_text(f"{HEADER}\nmetatuner_j,math,0,2,3,1,2,2,0.5,0.4,0.6,1.5,9,9,cpu\n")
     for make in (*tables_of(config).values(), *figures_of(config).values()):
         make(config)
     claims(config)

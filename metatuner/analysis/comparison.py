@@ -106,11 +106,39 @@ def compare(
     benchmarks = sorted(dict.fromkeys(line.benchmark for line in lines), key=benchmark_rank)
     entries = {}
     for benchmark in benchmarks:
-        for entry in _compare_on([line for line in lines if line.benchmark == benchmark], methods, root, reference):
+        own = [line for line in lines if line.benchmark == benchmark]
+        for entry in _compare_on([*own, *_absent(config, own, benchmark, methods)], methods, root, reference):
             origin = tuned.get((entry.method, entry.variant, benchmark), "")
             entries[(entry.method, entry.variant), benchmark] = replace(entry, tuned=origin)
     titles = {benchmark: benchmark_title(benchmark, _source(config, benchmark)) for benchmark in benchmarks}
     return Comparison(tuple(methods), tuple(benchmarks), titles, entries, generator, reference)
+
+
+def _absent(config: Config, lines: Sequence[Score], benchmark: str, methods: Sequence[MethodId]) -> list[Score]:
+    """Holes for the seeds of the config that a benchmark's lines do not have, where other lines have them."""
+    if not lines:
+        return []
+    design, first = config.experiments[lines[0].experiment], lines[0]
+    if benchmark not in design.benchmarks:
+        return []
+    there = {(line.method, line.variant, line.seed) for line in lines}
+    reason = "no line in scores.csv; run `metatuner scores` again"
+    return [
+        replace(
+            first,
+            method=method,
+            variant=variant,
+            seed=seed,
+            metric="",
+            score=None,
+            n=0,
+            status="missing",
+            reason=reason,
+        )
+        for method, variant in methods
+        for seed in design.seeds
+        if (method, variant, seed) not in there
+    ]
 
 
 def unequal_tuning(comparison: Comparison) -> str:

@@ -77,10 +77,12 @@ def table_5(config: Config) -> list[Path]:
                 told("answer_ms"),
                 told("write_share"),
                 told("overhead"),
+                f"{max(float(row['write_bytes']) for row in own) / 1e6:,.1f}" if own else "",
             ]
         )
     header = ["method", "fit, s", "fit, TFLOP", "fit, LM calls", "fit, tokens trained", "fit, largest memory, MB"]
     header += ["writing, ms a query", "answering, ms a query", "writing / answering", "both / plain actor"]
+    header.append("writing, largest memory, MB")
     devices = ", ".join(sorted({row["device"] for row in timings})) or "none"
     titles = [benchmark_title(name, config.benchmarks[name].source) for name in config.experiments["main"].benchmarks]
     queries = (
@@ -90,7 +92,8 @@ def table_5(config: Config) -> list[Path]:
         f"Fits: means over seeds and {', '.join(titles)}, with what a method builds on; seconds are those of `fit` "
         "itself. FLOP are estimated from tokens and weights.",
         f"Queries: one seed, {queries}, on {devices}; writing is a query's prompt and parameters, the plain actor "
-        "answers under p~. Other work on the machine blurs times, less their ratios.",
+        "answers under p~. Other work on the machine blurs times, less their ratios. Memory is what writing for these "
+        "rows at once holds beyond the models.",
         "Paper (secondary sources): 0.03 to 0.53 s a query for prompt and parameters, on A100 GPUs with its 7B and 3B "
         "models; not comparable with these.",
     ]

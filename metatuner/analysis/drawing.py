@@ -38,6 +38,7 @@ STYLE: Any = {
     "axes.spines.left": False,
     "axes.axisbelow": True,
     "text.color": INK,
+    "text.parse_math": False,  # a reason or a name may hold dollar signs
     "axes.labelcolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -58,6 +59,13 @@ NOTE_LENGTH = 158
 """Characters of a note in a line of that width."""
 NOTE_HEIGHT = 0.13
 """Inches a line of it."""
+
+
+def printable(text: str, length: int | None = None) -> str:
+    """A text that is not the project's own, on one line: control and format characters are blanks (a PDF's fonts have
+    no glyph for them), and what is longer than `length` characters is cut."""
+    words = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return words if length is None or len(words) <= length else words[: length - 1] + "…"
 
 
 def draw(config: Config, name: str, make: Callable[[], "Figure"]) -> list[Path]:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 from metatuner.analysis.comparison import Comparison, Entry, compare, unequal_tuning
 from metatuner.analysis.costs_shown import figure_cost
-from metatuner.analysis.drawing import FAMILY_COLOURS, INK, WIDTH, draw, note_lines, size, whiskers, write_note
+from metatuner.analysis.drawing import (
+    FAMILY_COLOURS,
+    INK,
+    WIDTH,
+    draw,
+    note_lines,
+    printable,
+    size,
+    whiskers,
+    write_note,
+)
 from metatuner.analysis.figure_1 import figure_1
 from metatuner.analysis.grids import figure_4, grid_figure
 from metatuner.analysis.kinds import figure_kinds
@@ -120,7 +130,7 @@ def _draw_panel(axes: "Axes", comparison: Comparison, benchmark: str) -> None:
 
 def _draw_bar(axes: "Axes", place: int, entry: Entry) -> None:
     if entry.mean is None:
-        text = "\n".join(textwrap.wrap(entry.hole, HOLE_LENGTH, max_lines=2, placeholder=" …"))
+        text = "\n".join(textwrap.wrap(printable(entry.hole), HOLE_LENGTH, max_lines=2, placeholder=" …"))
         axes.text(2, place, text, va="center", fontsize=6, style="italic", color="#555555", linespacing=1.0)
         return
     mean, low, high = (100 * value for value in (entry.mean.estimate, entry.mean.low, entry.mean.high))

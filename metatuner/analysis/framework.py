@@ -58,7 +58,9 @@ def draw_framework(design: Design, preset: str) -> "Figure":
     _box(axes, 0.1, 1.2, 0.6, 0.6, "p~, x", "", "white")
     _box(axes, 6.2, 0.75, 1.3, 1.5, "actor M", f"{design.actor}\n{_actor(settings)}", FROZEN)
     _arrow(axes, (6.85, 0.75), (6.85, 0.45))
-    axes.text(6.85, 0.4, "answer, with the\ntask loss against y (D1)", ha="center", va="top", fontsize=7)
+    axes.text(
+        6.85, 0.4, "answer, with the\ntask loss against y (D1)", ha="center", va="top", fontsize=7, parse_math=True
+    )
     start = (0.7, 1.5)
     if shared:
         _box(axes, 1.0, 0.95, 1.4, 1.1, "meta encoder $\\phi_s$", shared, SHARED)
@@ -68,13 +70,15 @@ def draw_framework(design: Design, preset: str) -> "Figure":
         _box(axes, 2.85, 1.8, 1.75, 0.7, "prompt decoder $\\phi_p$", upper, PROMPT)
         _arrow(axes, start, (2.85, 2.15))
         _arrow(axes, (4.6, 2.15), (6.2, 1.85))
-        axes.text(5.4, 2.15, "prompt $p_i$, as text, with x", ha="center", va="bottom", fontsize=7)
+        axes.text(5.4, 2.15, "prompt $p_i$, as text, with x", ha="center", va="bottom", fontsize=7, parse_math=True)
         if settings["objective"] != "gumbel":
             loss = f"CE on D2, times $\\alpha$ = {settings['alpha']:g}"
-            axes.text(3.72, 2.56, loss, ha="center", va="bottom", fontsize=7)
+            axes.text(3.72, 2.56, loss, ha="center", va="bottom", fontsize=7, parse_math=True)
     else:
         _arrow(axes, (0.4, 1.8), (6.2, 1.9), bend=-0.25)
-        axes.text(3.3, 2.75, "prompt p~ as it is (no prompt branch)", ha="center", va="bottom", fontsize=7)
+        axes.text(
+            3.3, 2.75, "prompt p~ as it is (no prompt branch)", ha="center", va="bottom", fontsize=7, parse_math=True
+        )
     if branch == "query":
         text = f"{private}{_pooling(settings)} $h_i$\n{_decoder(settings)}\nbottleneck {settings['bottleneck']}"
         _box(axes, 2.85, 0.3, 1.75, 1.05, "parameter decoder $\\phi_q$", text, PARAMETER)
@@ -87,7 +91,7 @@ def draw_framework(design: Design, preset: str) -> "Figure":
         which = "$A_i, B_i$" if branch == "query" else "A, B"
         label = [f"{which}: rank {settings['rank']}, scale {settings['scale']:g}", *textwrap.wrap(f"on {named}", 24)]
         _arrow(axes, (4.6, 0.85), (6.2, 1.15))
-        axes.text(5.4, 0.86, "\n".join(label), ha="center", va="top", fontsize=7, linespacing=1.25)
+        axes.text(5.4, 0.86, "\n".join(label), ha="center", va="top", fontsize=7, linespacing=1.25, parse_math=True)
     write_note(figure, note)
     return figure
 
@@ -142,8 +146,8 @@ def _box(axes: "Axes", x: float, y: float, width: float, height: float, title: s
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=fill, edgecolor=INK, linewidth=0.8))
     lines = text.count("\n") + 1 if text else 0
     middle, top = x + width / 2, y + height / 2 + 0.062 * lines
-    axes.text(middle, top, title, ha="center", va="center", fontsize=8, fontweight="bold")
-    axes.text(middle, top - 0.11, text, ha="center", va="top", fontsize=6.5, linespacing=1.25)
+    axes.text(middle, top, title, ha="center", va="center", fontsize=8, fontweight="bold", parse_math=True)
+    axes.text(middle, top - 0.11, text, ha="center", va="top", fontsize=6.5, linespacing=1.25, parse_math=True)
 
 
 def _arrow(axes: "Axes", start: tuple[float, float], end: tuple[float, float], bend: float = 0.0) -> None:

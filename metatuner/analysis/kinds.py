@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metatuner.analysis import statistics
-from metatuner.analysis.drawing import INK, NOTE_HEIGHT, WIDTH, draw, note_lines, write_note
+from metatuner.analysis.drawing import INK, NOTE_HEIGHT, WIDTH, draw, note_lines, printable, write_note
 from metatuner.analysis.escaping import inert
 from metatuner.analysis.labels import (
     DEFAULT_VARIANT,
@@ -30,6 +30,8 @@ from metatuner.harness.layout import Layout
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+KIND_LENGTH = 24
+"""Characters of a kind under a panel."""
 MOST_KINDS = 8
 """Kinds of one benchmark that a panel shows, the most frequent; the table has all."""
 
@@ -152,7 +154,7 @@ def draw_kinds(found: Sequence[ByKind], titles: Mapping[str, str], world: str) -
                     )
         axes.imshow(grid, cmap="Blues", vmin=0, vmax=110, aspect="auto")
         sizes = [next(one.n for (_, each), one in own.items() if each == kind) for kind in kinds[benchmark]]
-        labels = [f"{kind}\nn = {n}" for kind, n in zip(kinds[benchmark], sizes, strict=True)]
+        labels = [f"{printable(kind, KIND_LENGTH)}\nn = {n}" for kind, n in zip(kinds[benchmark], sizes, strict=True)]
         axes.set_xticks(range(len(labels)), labels, fontsize=6.5, rotation=35, ha="right", rotation_mode="anchor")
         axes.set_title(titles[benchmark], loc="left", fontweight="bold")
         axes.spines["bottom"].set_visible(False)

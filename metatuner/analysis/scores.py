@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from metatuner.analysis.escaping import from_csv, inert
 from metatuner.errors import UserError
 from metatuner.files import read_json, write_text
 
@@ -127,7 +128,7 @@ def write_scores(rows: Iterable[Mapping[str, Any]], outcomes: Mapping[str, tuple
         else:
             status, reason = result
             for metric in reported.get(row["benchmark"], [""]):
-                lines.append([*identity, metric, "", 0, status, reason, row["cell"]])
+                lines.append([*identity, metric, "", 0, status, inert(reason), row["cell"]])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -219,7 +220,7 @@ def _parse(header: Sequence[str], values: Sequence[str], where: str) -> Score:
         raise UserError(f"{where}: status {field['status']} with a score; leave the score empty")
     elif not field["reason"]:
         raise UserError(f"{where}: status {field['status']} without a reason; say why there is no score")
-    return Score(**{**field, **numbers, "score": score})  # type: ignore[arg-type]
+    return Score(**{**field, **numbers, "score": score, "reason": from_csv(field["reason"])})  # type: ignore[arg-type]
 
 
 SETTINGS_COLUMNS = ("experiment", "method", "variant", "benchmark", "generator", "tuned", "settings")

@@ -21,6 +21,7 @@ import yaml
 from metatuner import progress
 from metatuner.errors import UserError
 from metatuner.files import write_text
+from metatuner.guard import below, open_to_all
 from metatuner.harness.config import Config, dump_config, load_config
 from metatuner.harness.method import make_settings, settings_dict
 from metatuner.harness.registry import Registry
@@ -165,6 +166,9 @@ def check_method(file: Path, home: Path, overrides: dict[str, Any], say: Callabl
     names = [
         name for name in registry.names() if registry[name].file == file.resolve() and not registry[name].cls.internal
     ]
+    for each in registry.extra:
+        if registry[each].broken:
+            raise UserError(str(registry[each].cls.__doc__))
     if not names:
         raise UserError(f"{file}: no method here that an experiment could name")
     for name in names:
@@ -344,28 +348,18 @@ def _check_places(world: TinyWorld, plan: Plan, watched: Path, tell: Callable[..
     """What the fit's processes wrote and read, as far as audit events tell."""
     lines = [json.loads(line) for line in watched.read_text(encoding="utf-8").splitlines()] if watched.is_file() else []
     root = plan.layout.root.resolve()
-    allowed = [world.home, root, Path(plan.config.cache).resolve(), *(Path(place).resolve() for place in _temporary())]
+    allowed = [world.home, root, Path(plan.config.cache).resolve(), *open_to_all()]
     written = {each["path"] for each in lines if each["writes"] and "__pycache__" not in Path(each["path"]).parts}
-    outside = sorted(path for path in written if not _below(path, allowed))
+    outside = sorted(path for path in written if not below(path, allowed))
     if outside:
         tell("it writes nowhere but in its folder", "fails", f"it wrote {', '.join(outside[:5])}; use lab.workdir")
     else:
         tell("it writes nowhere but in its folder", "ok", "as far as Python's audit events tell; this is no sandbox")
     hidden = ("tune.jsonl", "test.jsonl")
-    opened = sorted({each["path"] for each in lines if _below(each["path"], [root / "data"])})
+    opened = sorted({each["path"] for each in lines if below(each["path"], [root / "data"])})
     opened = [path for path in opened if path.endswith(hidden)]
     told = f"it opened {', '.join(opened)}; fit on lab.train and lab.dev alone"
     tell("it opens no tune or test file", "fails" if opened else "ok", told if opened else "")
-
-
-def _temporary() -> list[str]:
-    import tempfile
-
-    return [tempfile.gettempdir(), "/dev", "/proc"]
-
-
-def _below(path: str, folders: list[Path]) -> bool:
-    return any(Path(path).is_relative_to(folder) for folder in folders)
 
 
 def read_overrides(text: str | None) -> dict[str, Any]:

@@ -7,17 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 from statistics import median, quantiles
-from typing import Any, cast
 
 import psutil
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from metatuner.bench.shapes import Shape
 from metatuner.lm import LM, ModelSpec
 from metatuner.method.optimising import OUT_OF_MEMORY
+from metatuner.usage import peak_allocated
 
 LEAST_REPEATS = 9
 LEAST_SECONDS = 0.2
@@ -150,22 +149,8 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def peak_megabytes(self, run: Callable[[], object]) -> float:
-        """The most memory that a run allocates at a time: by CUDA's allocator, or by the profiler's record on a CPU."""
-        if self.device.type == "cuda":
-            self._synchronise()
-            held = torch.cuda.memory_allocated(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            run()
-            return (torch.cuda.max_memory_allocated(self.device) - held) / 1e6
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-            run()
-        results = cast(Any, record.profiler).kineto_results
-        changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
-        held = peak = 0
-        for _, change in sorted(changes, key=lambda one: one[0]):
-            held += change
-            peak = max(peak, held)
-        return peak / 1e6
+        """The most memory that a run allocates at a time."""
+        return peak_allocated(run, self.device) / 1e6
 
     def peak(self, unit: str) -> float | None:
         """The rate of a floor, in TFLOP/s or GB/s; None for a device or a precision that it is not known of."""

@@ -33,8 +33,9 @@ class Registered:
 class Registry:
     """All methods at hand, by name.
 
-    A file of a user's own that does not import is registered all the same, under its file's name (an entry point under
-    its own), as a method that fails with the author's error: its cells fail, and those of all others go on.
+    A file of a user's own that does not import, or whose class is no method, is registered all the same, under its
+    file's name (an entry point under its own), as a method that fails with the author's error: its cells fail, and
+    those of all others go on.
     """
 
     def __init__(self, extra_files: Sequence[str | Path] = ()) -> None:
@@ -51,10 +52,16 @@ class Registry:
             self._add_point(point)
         for name in extra_files:
             file = Path(name).resolve()
+            module = None
             try:
-                self._add_module(_import_file(file), file, _siblings(file))
+                module = _import_file(file)
+                self._add_module(module, file, _siblings(file))
             except BrokenFile as error:
                 self._add_broken(file.stem, error)
+            except UserError as error:
+                if module is None:
+                    raise  # no such file
+                self._add_broken(file.stem, BrokenFile(str(error)))
         self.extra += [found for found in self._found if found not in own]
 
     def _add_point(self, point: EntryPoint) -> None:
@@ -114,7 +121,7 @@ class Registry:
 
 
 class BrokenFile(UserError):
-    """A method's file that does not import; the author's error is its cause."""
+    """A method's file that does not import (the author's error is its cause), or that defines no method."""
 
 
 def _methods_of(module: ModuleType, package: str) -> list[type[Method]]:

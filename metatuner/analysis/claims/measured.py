@@ -159,7 +159,7 @@ def claim_5(runs: Runs) -> Judged:
     design = runs.config.experiments["sharing"]
     shares = {
         variant: over["shared_layers"]
-        for variant, over in design.variants["metatuner_j"].items()
+        for variant, over in design.variants.get("metatuner_j", {}).items()
         if "shared_layers" in over and "encoder_layers" not in over
     }
     inner = [name for name, share in shares.items() if 0 < share < 1]

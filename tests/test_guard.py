@@ -1,0 +1,121 @@
+"""Limits on a method's code in a run: code that hangs, leaves, overspends or writes elsewhere is found out."""
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from metatuner import guard
+from metatuner.guard import Overdue, contained, deadline, overspent, writes_outside
+from metatuner.harness.budget import Budget, BudgetExceeded
+from metatuner.harness.fitting import Outcome
+from metatuner.harness.limits import TimeLimitExceeded, time_limit
+
+
+def stubborn(caught: list[Exception]) -> None:
+    """Goes on for half a minute, whatever is raised that is an `Exception`."""
+    start = time.monotonic()
+    while time.monotonic() - start < 30:
+        try:
+            time.sleep(0.01)
+        except Exception as error:
+            caught.append(error)
+
+
+def test_code_that_catches_every_exception_is_stopped_all_the_same() -> None:
+    caught: list[Exception] = []
+    start = time.monotonic()
+    with pytest.raises(Overdue), deadline(0.2):
+        stubborn(caught)
+    assert caught == []
+    assert 0.15 < time.monotonic() - start < 20
+
+
+def test_it_is_stopped_within_a_limit_of_its_own_too() -> None:
+    caught: list[Exception] = []
+    with pytest.raises(Overdue), deadline(0.4), time_limit(0.1, "small"):
+        stubborn(caught)
+    assert [type(error) for error in caught] == [TimeLimitExceeded]  # the limit of `fit` itself
+
+
+def test_code_that_goes_on_after_that_is_stopped_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "AGAIN", 0.1)
+
+    def twice() -> None:
+        try:
+            stubborn([])
+        except BaseException:
+            stubborn([])
+
+    start = time.monotonic()
+    with pytest.raises(Overdue), deadline(0.1):
+        twice()
+    assert time.monotonic() - start < 20
+
+
+def test_what_ends_in_time_is_left_alone_and_nothing_fires_later() -> None:
+    with deadline(0.1):
+        pass
+    time.sleep(0.2)
+    with deadline(None):
+        time.sleep(0.01)
+    ended = []
+
+    def elsewhere() -> None:
+        with deadline(0.05):
+            time.sleep(0.1)
+        ended.append(True)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert ended == [True]
+
+
+def test_an_outcome_passes_and_what_leaves_or_hangs_fails_with_the_remedy(tmp_path: Path) -> None:
+    def told(work: object, seconds: float | None = None) -> Outcome:
+        return contained(work, key="k", failures=tmp_path / "k.txt", seconds=seconds, budget="small")  # type: ignore[arg-type]
+
+    assert told(lambda: Outcome("k", "ok")) == Outcome("k", "ok")
+    left = told(lambda: sys.exit(3))
+    assert (left.status, left.reason) == ("failed", "it called sys.exit(3); return a policy, or raise an error")
+    assert "sys.exit(3)" in (tmp_path / "k.txt").read_text()
+    hung = told(lambda: time.sleep(30), seconds=0.1)
+    assert hung.status == "failed"
+    assert "budget 'small': not done after 0.1 s in all" in hung.reason
+    assert "budgets.small.seconds" in hung.reason
+    assert "test_guard.py" in (tmp_path / "k.txt").read_text()  # where it hung
+
+
+def test_a_budget_that_was_overspent_in_silence_is_named() -> None:
+    budget = Budget({"lm_calls": 5, "trained_tokens": 10}, "small")
+    budget.add(lm_calls=5)
+    assert overspent(budget) is None
+    with pytest.raises(BudgetExceeded):
+        budget.add(lm_calls=2)
+    told = overspent(budget)
+    assert told is not None
+    assert "budget 'small': 7 lm_calls used of 5" in told
+
+
+def test_writes_elsewhere_are_found_and_others_are_not(tmp_path: Path) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.mkdir()
+    other.mkdir()
+    (other / "read").write_text("x")
+    with writes_outside([own]) as found:
+        (own / "mine").write_text("x")
+        (own / "folder").mkdir()
+        (other / "read").read_text()
+        (other / "__pycache__").mkdir()
+        assert found == set()
+        (other / "new").write_text("x")
+        (own / "mine").rename(other / "moved")
+        (own / "link").symlink_to(other / "read")
+        (own / "link").write_text("y")
+        (other / "new").unlink()
+    assert found == {str(other / name) for name in ("new", "moved", "read")}
+    (other / "later").write_text("x")
+    assert len(found) == 3
