@@ -30,8 +30,8 @@ class Settings:
     threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Reward from which an answer is right and may be a demonstration: here the full one."""
     viewed: Count = 10
-    """Train rows that the proposer is shown at once to describe the data; fewer where ten outgrow its window (the log
-    of a fit says `request cut`)."""
+    """Train rows that the proposer is shown at once to describe the data; set fewer where ten outgrow its window (the
+    log of a fit says `request cut`)."""
     temperature: Positive = 1.0
     """Of the proposals; candidates are scored greedily."""
     proposal_tokens: Count = 128

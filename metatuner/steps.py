@@ -324,7 +324,7 @@ class Workshop:
             identity=identity,
         )
         failures = self.layout.logs / "failed" / f"{fit.key}.txt"
-        places = [folder.parent, Path(self.config.cache), *guard.open_to_all()]
+        places = [folder.parent, failures.parent, Path(self.config.cache), *guard.open_to_all()]
         own = fit.method in self.plan.registry.extra
         watched: AbstractContextManager[set[str]] = guard.writes_outside(places) if own else nullcontext(set())
         with watched as outside:
@@ -555,22 +555,22 @@ def tune(config: Config, arguments: argparse.Namespace) -> None:
     write_text(layout.tune(method, benchmark), json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
-def tune_warmup(config: Config, arguments: argparse.Namespace) -> int:
-    """Fit what the searches on one benchmark build on, so that searches that run side by side need not each."""
+def tune_warmup(config: Config, arguments: argparse.Namespace) -> None:
+    """Fit what the searches on one benchmark build on, so that searches that run side by side need not each.
+
+    Where one fails, the trials of what builds on it will say so; the others' go on.
+    """
     shop = Workshop(config)
     shop.check_splits([arguments.benchmark])
     fits = shop.plan.tuning_needs(arguments.benchmark)
     outcomes = [shop.fit(fit, share=False) for fit in fits]
-    failed = [outcome for outcome in outcomes if outcome.status != "ok"]
-    for outcome in failed:
-        progress.say(f"{outcome.status}: {outcome.key}: {outcome.reason}")
-    if failed:
-        return 1
+    for outcome in outcomes:
+        if outcome.status != "ok":
+            progress.say(f"{outcome.status}: {outcome.key}: {outcome.reason}")
     write_text(
         shop.layout.pack("tune", arguments.benchmark),
         json.dumps({"outcomes": [asdict(outcome) for outcome in outcomes]}, indent=1, sort_keys=True) + "\n",
     )
-    return 0
 
 
 def _try(shop: "Workshop", subject: str, benchmark: str, over: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
@@ -644,14 +644,17 @@ def confirm(config: Config, arguments: argparse.Namespace) -> int:
     return int(lost > 0)
 
 
-def winners(config: Config, arguments: argparse.Namespace) -> None:
-    """Store the winners of all searches."""
+def winners(config: Config, arguments: argparse.Namespace) -> int:
+    """Store the winners of all searches; fails, when all others are stored, if every trial of one failed.
+
+    A search that builds on another method's winner expires when that one changes: the log names those to search again.
+    """
     from metatuner.harness.tuning import Winner, write_winners
 
     plan = Plan(config)
     if config.tuning.winners is None:
         raise UserError("config key 'tuning.winners' is null; name the file that winners go to")
-    stored = dict(plan.winners)
+    stored, lost = dict(plan.winners), 0
     for method, benchmark in plan.tunable:
         path = plan.layout.tune(method, benchmark)
         if not path.is_file():
@@ -659,7 +662,9 @@ def winners(config: Config, arguments: argparse.Namespace) -> None:
         record = json.loads(path.read_text(encoding="utf-8"))
         done = [trial for trial in record["trials"] if trial["score"] is not None]
         if not done:
-            raise UserError(f"{path}: every trial failed; see {plan.layout.logs}/tune/{method}-{benchmark}.log")
+            progress.say(f"{path}: every trial failed; see {plan.layout.logs}/tune/{method}-{benchmark}.log")
+            lost += 1
+            continue
         best, *others = sorted(done, key=lambda trial: -trial["score"])  # the first of equals
         current = record["key"] == plan.tuning_key(method, benchmark)
         stored[method, benchmark] = Winner(
@@ -679,6 +684,12 @@ def winners(config: Config, arguments: argparse.Namespace) -> None:
         widen = f"; at the edge of its range, widen it: {', '.join(edge)}" if edge else ""
         progress.say(f"{method} on {benchmark}: {best['settings'] or 'the preset itself'}, {best['score']:.1f}{widen}")
     write_winners(ROOT / config.tuning.winners, stored.values())
+    plan = Plan(config)
+    for method, benchmark in plan.tunable:
+        winner = plan.winners.get((method, benchmark))
+        if winner is not None and winner.key != plan.tuning_key(method, benchmark):
+            progress.say(f"{method} on {benchmark}: expired; run `tune` again")
+    return 1 if lost else 0
 
 
 def _full(plan: Plan, subject: str, over: Mapping[str, Any]) -> dict[str, Any]:

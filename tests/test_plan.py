@@ -37,7 +37,8 @@ def fits_of(made, experiment="grid"):
 
 
 ALL = {"zero_shot", "few_shot", "rlprompt", "bpo", "opro", "cfpo", "sft", "dpo", "ppo", "grpo"}
-ALL |= {"copro", "miprov2", "gepa", "bootstrap_few_shot", "better_together", "metatuner_i", "metatuner_j"}
+ALL |= {"copro", "miprov2", "gepa", "bootstrap_few_shot", "better_together", "rewriter_sft", "static_lora"}
+ALL |= {"metatuner_i", "metatuner_j"}
 
 
 def test_a_cell_is_computed_once_for_all_experiments_that_need_it():
@@ -80,8 +81,11 @@ def test_every_cell_is_in_exactly_one_pack_whose_fits_come_before():
 @pytest.mark.parametrize(
     ("override", "changes"),
     [
-        ({"methods.sft.settings.rank": 4}, {"sft", "dpo", "ppo", "grpo"}),
-        ({"methods.metatuner_warmup.settings.rollouts": 4}, {"metatuner_i", "metatuner_j"}),
+        ({"methods.sft.settings.rank": 4}, {"sft", "dpo", "ppo", "grpo", "rewriter_sft"}),
+        (
+            {"methods.metatuner_warmup.settings.rollouts": 4},
+            {"metatuner_i", "metatuner_j", "static_lora", "rewriter_sft"},
+        ),
         ({"nano.world_seed": 1}, ALL),
         ({"budgets.default.lm_calls": 30000}, ALL),
         ({"batch_tokens": 8192}, set()),
@@ -173,7 +177,7 @@ def test_all_experiments_of_the_default_preset_share_what_they_can():
     # Untuned, variants under their own tuned settings are those under the whole method's.
     assert anew == {
         "main": 0,
-        "ablation": 24,
+        "ablation": 16,
         "sharing": 17,
         "regularisation": 4,
         "d2": 3,

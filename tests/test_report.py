@@ -1,6 +1,7 @@
 """The report: complete, self-contained, and inert whatever text it holds."""
 
 import base64
+import csv
 import hashlib
 import json
 import re
@@ -147,6 +148,16 @@ def test_it_says_which_world_was_measured_and_what_is_published(made: tuple[Conf
     headings = [each["id"] for tag, each in page.tags if tag == "section"]
     sections = ["overview", "claims", "tables", "figures", "queries", "cells", "cost", "appendix", "provenance"]
     assert headings == sections
+
+
+def test_every_table_as_csv_says_which_world_it_is_of(made: tuple[Config, str]) -> None:
+    config, _ = made
+    tables = sorted((Path(config.results) / "tables").glob("*.csv"))
+    assert len(tables) >= 9
+    for path in tables:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["world"] for row in rows} <= {"nano"}, path.name
 
 
 def test_the_same_files_give_the_same_bytes(made: tuple[Config, str]) -> None:

@@ -19,6 +19,7 @@ from metatuner.analysis.labels import (
     describe_world,
     method_rank,
     method_title,
+    name_world,
 )
 from metatuner.analysis.plain_tables import PlainTable, write_plain
 from metatuner.analysis.scores import QueryScore, read_query_scores, read_scores
@@ -101,10 +102,11 @@ def table_kinds(config: Config) -> list[Path]:
     paths = write_plain(config, "table_kinds", table)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["preset", "benchmark", "kind", "method", "n", "seeds", "mean", "low", "high"])
+    writer.writerow(["preset", "world", "benchmark", "kind", "method", "n", "seeds", "mean", "low", "high"])
+    world = name_world(config, "main")
     for one in found:
         mean = [f"{100 * value:.2f}" for value in (one.mean.estimate, one.mean.low, one.mean.high)]
-        names = [inert(text) for text in (config.preset, one.benchmark, one.kind, one.method)]
+        names = [inert(text) for text in (config.preset, world, one.benchmark, one.kind, one.method)]
         writer.writerow([*names, str(one.n), str(one.seeds), *mean])
     write_text(paths[0], text.getvalue())
     return paths

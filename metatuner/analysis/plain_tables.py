@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metatuner.analysis.escaping import escape_latex, escape_markdown, inert
+from metatuner.analysis.labels import name_world
 from metatuner.files import write_text
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
@@ -30,19 +31,22 @@ def write_plain(config: Config, name: str, table: PlainTable) -> list[Path]:
     """Write `tables/<name>.{csv,md,tex}`; the paths written."""
     layout = Layout(config)
     texts = {
-        "csv": as_csv(table),
+        "csv": as_csv(table, name_world(config, next(iter(config.experiments)))),
         "md": as_markdown(table),
         "tex": as_latex(table, f"tab:{name.removeprefix('table_')}"),
     }
     return [write_text(layout.table(name, suffix), text) for suffix, text in texts.items()]
 
 
-def as_csv(table: PlainTable) -> str:
-    """The header and rows, fields that a spreadsheet would compute made text by a leading apostrophe."""
+def as_csv(table: PlainTable, world: str) -> str:
+    """The header and rows, each ending in the world that it is of.
+
+    Fields that a spreadsheet would compute are made text by a leading apostrophe.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.header)
-    writer.writerows([[inert(value) for value in row] for row in table.rows])
+    writer.writerow([*table.header, "world"])
+    writer.writerows([[inert(value) for value in (*row, world)] for row in table.rows])
     return text.getvalue()
 
 

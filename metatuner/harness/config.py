@@ -129,7 +129,10 @@ class BudgetConfig(_Part):
     generated_tokens: int | None = Field(None, ge=1)
     trained_tokens: int | None = Field(None, ge=1)
     seconds: float | None = Field(
-        None, gt=0, description="longest time of one `fit`, its prerequisites not included; decides no result"
+        None,
+        gt=0,
+        description="longest time of one `fit`, its prerequisites not included; with loading and saving, and for an "
+        "evaluation, twice as long and a minute; decides no result",
     )
 
     @property
