@@ -18,7 +18,7 @@ from metatuner.errors import UserError
 from metatuner.harness.budget import Budget
 from metatuner.harness.dspy_bridge import ActorProgram, LMEngine, RewardMetric, VerbatimAdapter, examples
 from metatuner.harness.ground import Lab, to_query
-from metatuner.harness.policy import Query
+from metatuner.harness.policy import Query, load_policy
 from metatuner.harness.policy import Response as Answer
 from metatuner.lm import generate, render
 
@@ -65,6 +65,17 @@ def test_finds_the_instruction_that_solves_every_row(tmp_path: Path) -> None:
     instruction, events, _ = searched(tmp_path)
     assert set(instruction.split()) >= GOOD
     assert events[-1]["dev"] == 1.0
+
+
+def test_a_saved_instruction_is_asked_as_the_found_one(tmp_path: Path) -> None:
+    lab = scripted(tmp_path, [])
+    policy = OPRO(Settings(proposer="rewrite", steps=12, scored_rows=15)).fit(lab)
+    policy.save(tmp_path / "policy")
+    actual = toy_lab(tmp_path, [], actor=tiny_lm())
+    queries = [to_query(row) for row in sums(3)]
+    found = load_policy(tmp_path / "policy", actual).respond(queries)
+    assert found == actual.answer(queries, policy.prompts["gsm8k"])
+    assert set(found[0].prompt.split()) >= GOOD
 
 
 def test_best_score_never_falls_and_ends_above_its_start(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ def test_few_shot_shows_train_rows_only_and_the_same_for_every_query(tmp_path: P
     queries = [to_query(row) for row in dev[:2]]
     expected = lab.answer(queries, lab.initial_prompt("gsm8k"), demos=[shown] * 2)
     assert policy.respond(queries) == expected
+    policy.save(tmp_path / "policy")
+    assert load_policy(tmp_path / "policy", lab).respond(queries) == expected
 
 
 def test_few_shot_shows_each_benchmark_its_own_rows_and_others_to_one_without(tmp_path: Path) -> None:
