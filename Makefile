@@ -55,11 +55,13 @@ figures: $(INSTALLED) ## make tables and figures again from the scores at hand
 compare: $(INSTALLED) ## compare a finished run with the committed snapshot; fails where they differ
 	metatuner diff results/snapshot/$(PRESET) results/$(PRESET) --fail-on-difference
 
-SNAPSHOT := scores.csv settings.csv provenance.json world.json world.md claims.csv claims.md claims_parts.csv tables figures
+SNAPSHOT := scores.csv settings.csv provenance.json claims.csv claims.md claims_parts.csv tables figures
 
 snapshot: ## keep what a finished run of PRESET gave in results/snapshot/, to be committed
+	@test -n "$(PRESET)" && test -f results/$(PRESET)/report.html || { \
+	  echo "results/$(PRESET): no finished run; make reproduce PRESET=$(PRESET)" >&2; exit 1; }
 	rm -rf results/snapshot/$(PRESET) && mkdir -p results/snapshot/$(PRESET)
-	cd results/$(PRESET) && cp -r $$(ls -d $(SNAPSHOT) 2>/dev/null) ../snapshot/$(PRESET)
+	cd results/$(PRESET) && cp -r $(SNAPSHOT) $$(ls world.json world.md 2>/dev/null) ../snapshot/$(PRESET)
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)

@@ -11,6 +11,7 @@ from scipy import stats
 
 from metatuner.analysis.diff import compare_runs, diff
 from metatuner.analysis.scores import write_scores
+from metatuner.cli import main
 from metatuner.errors import UserError
 
 N = 80
@@ -102,6 +103,29 @@ def test_provenance_that_differs_is_listed(tmp_path: Path) -> None:
     for root, version in ((first, "2.13.0"), (second, "2.14.0")):
         (root / "provenance.json").write_text(json.dumps({"packages": {"torch": version}, "preset": "nano"}))
     assert "  packages.torch: 2.13.0 -> 2.14.0" in diff(first, second)[0].splitlines()
+
+
+def test_claims_that_come_out_otherwise_are_told(tmp_path: Path) -> None:
+    one, two = make(tmp_path / "one"), make(tmp_path / "two")
+    head = "claim,data,verdict,detail\n1,measured,supported,\n1,published,undecided,\n2,measured,"
+    (one / "claims.csv").write_text(f"{head}undecided,\n")
+    assert "claim" not in diff(one, two)[0]
+    (two / "claims.csv").write_text(f"{head}contradicted,\n3,measured,supported,\n")
+    text, differs = diff(one, two)
+    told = text.split("claims that come out otherwise:\n")[1].splitlines()
+    assert told == ["  claim 2 (measured): undecided -> contradicted", "  claim 3 (measured): (none) -> supported"]
+    assert not differs
+    (two / "claims.csv").write_text("number,verdict\n")
+    with pytest.raises(UserError, match=r"claims.csv, line 1: no column"):
+        diff(one, two)
+
+
+@pytest.mark.parametrize(("words", "status"), [([], 0), (["--fail-on-difference"], 1)])
+def test_only_on_demand_does_the_command_fail_on_a_difference(tmp_path: Path, words: list[str], status: int) -> None:
+    one, two = make(tmp_path / "one"), make(tmp_path / "two")
+    assert main(["diff", str(one), str(two), *words]) == 0
+    change(two, "sft", "math", 30, up=True)
+    assert main(["diff", str(one), str(two), *words]) == status
 
 
 def test_a_folder_without_scores_is_named(tmp_path: Path) -> None:

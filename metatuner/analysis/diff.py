@@ -140,6 +140,27 @@ def provenance_differences(first: Path, second: Path) -> list[str]:
     ]
 
 
+def claim_differences(first: Path, second: Path) -> list[str]:
+    """Claims whose verdict is another in the second's claims.csv, a line each; empty where either has none."""
+    paths = [root / "claims.csv" for root in (first, second)]
+    if not all(path.is_file() for path in paths):
+        return []
+    one, two = (_verdicts(path) for path in paths)
+    return [
+        f"claim {claim} ({data}): {one.get((claim, data), '(none)')} -> {two.get((claim, data), '(none)')}"
+        for claim, data in dict.fromkeys([*one, *two])
+        if one.get((claim, data)) != two.get((claim, data))
+    ]
+
+
+def _verdicts(path: Path) -> dict[tuple[str, str], str]:
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"claim", "data", "verdict"} <= set(rows.fieldnames or ()):
+            raise UserError(f"{path}, line 1: no column claim, data or verdict; run `metatuner claims` again")
+        return {(row["claim"], row["data"]): row["verdict"] for row in rows}
+
+
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     if isinstance(value, Mapping):
         found: dict[str, str] = {}
@@ -167,8 +188,8 @@ def as_csv(found: Sequence[Compared]) -> str:
     return text.getvalue()
 
 
-def describe(found: Sequence[Compared], provenance: Sequence[str]) -> str:
-    """A summary, then every cell that is not the same in both."""
+def describe(found: Sequence[Compared], provenance: Sequence[str], claims: Sequence[str] = ()) -> str:
+    """A summary, every cell that is not the same in both, claims that came out otherwise, what each was made from."""
     counts: dict[str, int] = {}
     for each in found:
         counts[each.kind] = counts.get(each.kind, 0) + 1
@@ -192,13 +213,17 @@ def describe(found: Sequence[Compared], provenance: Sequence[str]) -> str:
         way = "" if each.paired else ", means alone"
         mark = " *" if each.significant else ""
         lines.append(f"  {title}: {interval} points, p = {each.p_holm:.2g} after correction{way}{mark}")
+    if claims:
+        lines += ["claims that come out otherwise:", *(f"  {line}" for line in claims)]
     if provenance:
         lines += ["made from:", *(f"  {line}" for line in provenance)]
     return "\n".join(lines)
 
 
 def diff(first: Path, second: Path, out: Path | None = None) -> tuple[str, bool]:
-    """Compare two results folders; the text to print, and whether anything is missing or differs more than by chance.
+    """Compare two results folders; the text to print, and whether a cell is missing or differs more than by chance.
+
+    A verdict that is another is told and decides nothing: near a threshold chance turns it.
 
     Raises:
         UserError: a folder has no scores.csv, or a file is not as it should be.
@@ -212,4 +237,5 @@ def diff(first: Path, second: Path, out: Path | None = None) -> tuple[str, bool]
     missing = any(
         each.kind.startswith("only in") or (each.kind == "no result" and "both" not in each.detail) for each in found
     )
-    return describe(found, provenance_differences(first, second)), missing or any(each.significant for each in found)
+    text = describe(found, provenance_differences(first, second), claim_differences(first, second))
+    return text, missing or any(each.significant for each in found)
