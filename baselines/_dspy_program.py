@@ -22,6 +22,8 @@ from metatuner.harness.rows import Row
 
 BASE = "local/actor"
 """What DSPy calls the actor."""
+AHEAD = 16
+"""Rows of a bootstrap that are answered before it is known how many it will ask for: one batch."""
 Place = tuple[str, str]
 """A row's benchmark and id."""
 Before = tuple[str, str | None, tuple[Demo, ...]]
@@ -72,7 +74,7 @@ class AnswerBook:
     """Greedy answers with their rewards, asked for in batches ahead of DSPy, which wants them one at a time.
 
     Whoever asks for a row of a set in `together` will ask for all of that set. Of the other train rows a bootstrap
-    stops after a few, so with one that is asked for come as many others as are known already. The first error stays:
+    stops after a few, so with one that is asked for come `AHEAD` in all, or as many as are known already. The first error stays:
     DSPy takes errors for answers worth 0, so every later call raises it again.
     """
 
@@ -137,7 +139,7 @@ class AnswerBook:
                 return [each for each in dict.fromkeys(whole) if each not in told]
         known = sum(each in told for each in self.train)
         others = [each for each in self.train if each not in told and each != place]
-        return [place, *others[: max(0, known - 1)]]
+        return [place, *others[: max(AHEAD, known) - 1]]
 
     def _ask(self, program: "DemonstratedActor", asked: Sequence[Place]) -> dict[Place, tuple[str, float]]:
         if not self.affords(len(asked)):

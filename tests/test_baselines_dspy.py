@@ -133,7 +133,7 @@ def test_same_seed_same_policy_and_another_seed_another_search(name: str, tmp_pa
     assert load_policy(tmp_path / "a", lab).respond(queries) == fitted(name, tmp_path)[0].respond(queries)
 
 
-@pytest.mark.parametrize(("name", "calls"), [("copro", 60), ("miprov2", 300), ("gepa", 60)])
+@pytest.mark.parametrize(("name", "calls"), [("copro", 60), ("miprov2", 500), ("gepa", 60)])
 def test_where_the_budget_ends_the_search_the_best_so_far_is_kept(name: str, calls: int, tmp_path: Path) -> None:
     policy, events, lab = fitted(name, tmp_path, lm_calls=calls)
     assert {"event": "budget", "found": True} in events
@@ -260,7 +260,7 @@ def test_trained_on_two_benchmarks_rows_are_bootstrapped_under_their_own_prompt(
     assert policy.prompts == {name: lab.initial_prompt(name) for name in lab.trained_on}
 
 
-@pytest.mark.parametrize("name", ["copro", "miprov2", "gepa"])
+@pytest.mark.parametrize("name", METHODS)
 def test_rows_are_answered_in_batches(name: str, tmp_path: Path) -> None:
     _, _, lab = fitted(name, tmp_path)
     batches = vars(lab)["batches"]

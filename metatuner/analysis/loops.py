@@ -65,6 +65,8 @@ class Sequences(Counts):
     """Request and rewrite, forward and backward."""
 
 
+AHEAD = 16
+"""Rows of a bootstrap's first batch (`baselines/_dspy_program.py`)."""
 Count = Callable[[Mapping[str, Any], Rows, Shares], Sequences]
 
 
@@ -117,7 +119,7 @@ def _copro(s: Mapping[str, Any], rows: Rows, share: Shares) -> Sequences:
 
 def _miprov2(s: Mapping[str, Any], rows: Rows, share: Shares) -> Sequences:
     scored, sets = rows.dev or rows.train, max(0, s["candidates"] - 2)
-    answers = (1 + s["trials"]) * scored + sets * s["shots"] / share.right
+    answers = (1 + s["trials"]) * scored + sets * max(AHEAD, s["shots"] / share.right)
     return Sequences(answers=answers, rewrites=s["candidates"] + (DESCRIBING if s["proposer"] == "instruct" else 0))
 
 
@@ -127,7 +129,8 @@ def _gepa(s: Mapping[str, Any], rows: Rows, share: Shares) -> Sequences:
 
 
 def _bootstrap_few_shot(s: Mapping[str, Any], rows: Rows, share: Shares) -> Sequences:
-    return Sequences(answers=2 * s["bootstrapped"] / share.right)  # asked for in batches that double
+    asked = s["bootstrapped"] / share.right  # the batches after the first double
+    return Sequences(answers=min(rows.train, AHEAD if asked <= AHEAD else 2 * asked))
 
 
 def _rlprompt(s: Mapping[str, Any], rows: Rows, share: Shares) -> Sequences:
@@ -143,7 +146,7 @@ def _bpo(s: Mapping[str, Any], rows: Rows, share: Shares) -> Sequences:
 
 def _better_together(s: Mapping[str, Any], rows: Rows, share: Shares) -> Sequences:
     scored, steps = rows.dev or rows.train, s["strategy"].split(" -> ")
-    searched = (s["candidates"] + 3) * scored + s["candidates"] * s["shots"] / share.right
+    searched = (s["candidates"] + 3) * scored + s["candidates"] * max(AHEAD, s["shots"] / share.right)
     answers = steps.count("p") * searched + steps.count("w") * (rows.train + scored)
     return Sequences(answers=answers, actor_trained=s["epochs"] * share.right * rows.train)
 
