@@ -74,8 +74,8 @@ class AnswerBook:
     """Greedy answers with their rewards, asked for in batches ahead of DSPy, which wants them one at a time.
 
     Whoever asks for a row of a set in `together` will ask for all of that set. Of the other train rows a bootstrap
-    stops after a few, so with one that is asked for come `AHEAD` in all, or as many as are known already. The first error stays:
-    DSPy takes errors for answers worth 0, so every later call raises it again.
+    stops after a few, so with one that is asked for come `AHEAD` in all, or as many as are known already. The first
+    error stays: DSPy takes errors for answers worth 0, so every later call raises it again.
     """
 
     def __init__(self, lab: Lab, *, proposals: int = 0, proposal_tokens: int = 0) -> None:

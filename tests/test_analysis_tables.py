@@ -492,6 +492,21 @@ def test_the_papers_table_is_transcribed_exactly() -> None:
     assert len(published) == 52
 
 
+def test_published_scores_have_wilsons_interval_at_the_papers_test_size(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    fake_run(config, n=5)
+    TABLES["table_1"](config)
+    found = read_table(config)
+    for method, benchmark, score, size in (("sft", "math", 41.33, 450), ("metatuner_j", "cosmosqa", 92.25, 2000)):
+        z, p = stats.norm.ppf(0.975), score / 100
+        centre = (p + z**2 / (2 * size)) / (1 + z**2 / size)
+        half = z * np.sqrt(p * (1 - p) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
+        line = found[method, benchmark]
+        assert float(line["published"]) == score
+        assert float(line["published_low"]) == pytest.approx(100 * (centre - half), abs=0.006)
+        assert float(line["published_high"]) == pytest.approx(100 * (centre + half), abs=0.006)
+
+
 def test_published_scores_lie_on_the_grid_of_their_test_size_but_the_one_that_is_noted() -> None:
     sizes = {"math": 450, "gsm8k": 1319, "hotpotqa": 2000, "cosmosqa": 2000}
     off = []

@@ -8,11 +8,14 @@ import re
 import shutil
 import subprocess
 import zlib
+from collections import Counter
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import PROGRAM, Browser
 from fake_results import plan_rows
 from test_analysis_appendix import run
 from test_analysis_costs_shown import HEADER
@@ -23,7 +26,7 @@ from metatuner.analysis.provenance import write_provenance
 from metatuner.analysis.report import report
 from metatuner.analysis.report.data import POINTS, packed, thinned
 from metatuner.analysis.report.markdown import read_documents, to_html
-from metatuner.analysis.scores import write_scores
+from metatuner.analysis.scores import read_query_scores, write_scores
 from metatuner.analysis.tables import tables_of
 from metatuner.errors import UserError
 from metatuner.harness.config import Config
@@ -33,7 +36,9 @@ HOSTILE = (
     f'<img src=x onerror="{MARK}"></script><script>{MARK}</script><!-- {{{{7*7}}}} \u2028 =1+1 | **bold** `x` '
     f"\\input{{x}} javascript:{MARK} &lt;b&gt; \ufeff $\\frac{{$ and $x$"
 )
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(
+    PROGRAM is None, reason="no Chromium here: install the package chromium to run this test"
+)
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +190,12 @@ def test_a_missing_table_or_figure_is_named(made: tuple[Config, str], tmp_path: 
         report(config.model_copy(update={"results": str(copy)}))
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here: install the package chromium to run this test")
+@needs_browser
 def test_in_a_browser_nothing_of_it_runs_and_queries_and_cells_are_shown(made: tuple[Config, str]) -> None:
     config, _ = made
     key = next(row["cell"] for row in plan_rows(config) if row["method"] == "metatuner_j")
     address = (Path(config.results) / "report.html").resolve().as_uri() + f"#cell-{key}"
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
+    command = [str(PROGRAM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
     done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True)
     body = re.search(r"<body[^>]*>", done.stdout)
     assert body is not None
@@ -209,6 +214,68 @@ def test_in_a_browser_nothing_of_it_runs_and_queries_and_cells_are_shown(made: t
     assert "3 points, in the order of the log; 1 not finite" in detail
     assert "NaN" not in "".join(re.findall(r'points="([^"]*)"', detail))
     assert re.search(r'id="c-counts"[^>]*>8 of 8 cells\.<', done.stdout)
+
+
+@pytest.fixture(scope="module")
+def page(made: tuple[Config, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """The report in a browser."""
+    config, _ = made
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        address = (Path(config.results) / "report.html").resolve().as_uri()
+        browser.open(address, "document.body?.dataset.ready === 'yes'")
+        yield browser
+
+
+def chosen(page: Browser, field: str, value: str) -> str:
+    """What the counts say once a field has a value."""
+    event = "input" if field.endswith("text") else "change"
+    page.run(f"""(async () => {{
+        const field = document.getElementById({field!r});
+        field.value = {json.dumps(value)};
+        field.dispatchEvent(new Event({event!r}));
+        await new Promise((done) => setTimeout(done, 300));
+    }})()""")
+    return str(page.run("document.getElementById('q-counts').textContent"))
+
+
+@needs_browser
+def test_queries_are_filtered_and_two_methods_compared_as_their_scores_say(
+    made: tuple[Config, str], page: Browser
+) -> None:
+    config, _ = made
+    root = Path(config.results)
+    cells = {row["method"]: row["cell"] for row in plan_rows(config) if row["benchmark"] == "gsm8k"}
+    own, other = (
+        {name: answer.score == 1.0 for name, answer in read_query_scores(root, cells[method]).items()}
+        for method in ("metatuner_j", "zero_shot")
+    )
+    pairs = Counter((own[name], other[name]) for name in own)
+    won, lost, both, neither = (pairs[key] for key in ((True, False), (False, True), (True, True), (False, False)))
+    assert sum(count > 0 for count in (won, lost, both, neither)) >= 3
+    told = chosen(page, "q-benchmark", "gsm8k")
+    assert f"right {won + both}, wrong {lost + neither}; against Zero-shot: won {won}, lost {lost}, both" in told
+    assert f"both {both}, neither {neither}. {len(own)} shown." in told
+    right, wrong = won + both, lost + neither
+    wanted = {"won": won, "lost": lost, "both": both, "neither": neither, "right": right, "wrong": wrong}
+    for case, count in wanted.items():
+        assert f". {count} shown." in chosen(page, "q-case", case), case
+    assert f". {len(own)} shown." in chosen(page, "q-case", "all")
+    assert ". 0 shown." in chosen(page, "q-text", "no query says this")
+    assert f". {len(own)} shown." in chosen(page, "q-text", "JAVASCRIPT:")
+    chosen(page, "q-text", "")
+
+
+@needs_browser
+def test_a_click_on_a_column_sorts_by_number_up_and_then_down(page: Browser) -> None:
+    order = """[...document.querySelectorAll('#c-list tr')].map((row) => row.cells[5].textContent)"""
+    shown = page.run(order)
+    numbers = sorted(float(text) for text in shown if re.fullmatch(r"[\d.]+", text))
+    assert len(numbers) > 3
+    for wanted in (numbers, numbers[::-1]):
+        page.run("document.querySelectorAll('#cells thead th')[5].click()")
+        found = [float(text) for text in page.run(order) if re.fullmatch(r"[\d.]+", text)]
+        assert found == wanted
+    assert sorted(page.run(order)) == sorted(shown)
 
 
 # ---- its parts -----------------------------------------------------------------------------------------------------
