@@ -198,9 +198,8 @@ class Plan:
         model = self.model_config(role)
         used = model.model_dump(mode="json", exclude={"device"})
         if model.path.startswith("nano:"):
-            return hash_value(
-                [used, nano.model_key(model.path.removeprefix("nano:"), self.world), self.config.nano.trained]
-            )
+            recipe = nano.model_key(model.path.removeprefix("nano:"), self.world)
+            return hash_value([used, recipe, self.config.nano.trained, *self._trained_here])
         if self.is_local(model):
             return hash_value([used, _folder_hash(self.model_path(role), self._model_place(role))])
         return hash_value(used)
@@ -229,7 +228,13 @@ class Plan:
 
     def nano_key(self, role: str) -> str:
         """What a pretrained nano model depends on: its recipe's code, the world, and torch."""
-        return hash_value([nano.model_key(role, self.world), self.config.nano.trained, lock_versions()["torch"]])
+        told = [nano.model_key(role, self.world), self.config.nano.trained, lock_versions()["torch"]]
+        return hash_value([*told, *self._trained_here])
+
+    @property
+    def _trained_here(self) -> list[str]:
+        """A mark for models that are pretrained although others come with the package: they are not the same."""
+        return [] if self.config.nano.given else ["trained here"]
 
     def layers(self, role: str) -> int | None:
         """Decoder layers of a model, as far as its recipe or its folder tells without a library."""

@@ -172,8 +172,9 @@ def world(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def pretrain(config: Config, arguments: argparse.Namespace) -> None:
-    """Train one nano model."""
+    """Train one nano model, or copy the one that comes with the package."""
     from metatuner import nano
+    from metatuner.nano.given import copy_given, given
 
     plan = Plan(config)
     if arguments.role not in nano.RECIPES:
@@ -182,6 +183,11 @@ def pretrain(config: Config, arguments: argparse.Namespace) -> None:
     out = plan.layout.model(arguments.role, plan.nano_key(arguments.role))
     if (out / "pretraining.json").is_file():
         progress.say(f"{arguments.role}: already trained, {out}")
+        return
+    source = given(arguments.role, plan.world) if config.nano.given and config.nano.trained else None
+    if source is not None:
+        copy_given(source, out)
+        progress.say(f"{arguments.role}: as it comes with the package (nano.given), {out}")
         return
     nano.pretrain(arguments.role, plan.world, out, untrained=not config.nano.trained, progress=progress.say)
 

@@ -120,6 +120,11 @@ class NanoConfig(_Part):
     world_seed: int = Field(0, ge=0)
     null: bool = Field(False, description="the null world: prompts do not matter and no row is shifted")
     trained: bool = Field(True, description="false: models keep random weights (the smoke preset)")
+    given: bool = Field(
+        True,
+        description="take the models that come with the package, where they are of this recipe and world; false: "
+        "pretrain them here, which on another processor makes other models",
+    )
 
 
 class BudgetConfig(_Part):
