@@ -58,10 +58,11 @@ compare: $(INSTALLED) ## compare a finished run with the committed snapshot; fai
 SNAPSHOT := scores.csv settings.csv provenance.json claims.csv claims.md claims_parts.csv tables figures
 
 snapshot: ## keep what a finished run of PRESET gave in results/snapshot/, to be committed
-	@test -n "$(PRESET)" && test -f results/$(PRESET)/report.html || { \
-	  echo "results/$(PRESET): no finished run; make reproduce PRESET=$(PRESET)" >&2; exit 1; }
-	rm -rf results/snapshot/$(PRESET) && mkdir -p results/snapshot/$(PRESET)
-	cd results/$(PRESET) && cp -r $(SNAPSHOT) $$(ls world.json world.md 2>/dev/null) ../snapshot/$(PRESET)
+	@test -n "$(PRESET)" && test -f results/$(PRESET)/verdict.json || { \
+	  echo "results/$(PRESET): no finished run without failures; make reproduce PRESET=$(PRESET)" >&2; exit 1; }
+	rm -rf results/snapshot/.new && mkdir -p results/snapshot/.new
+	cd results/$(PRESET) && cp -r $(SNAPSHOT) $$(ls world.json world.md 2>/dev/null) ../snapshot/.new
+	rm -rf results/snapshot/$(PRESET) && mv results/snapshot/.new results/snapshot/$(PRESET)
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)

@@ -140,11 +140,13 @@ class Dag:
 
     @property
     def efficiency_inputs(self) -> list[Path]:
-        """The fit packs that hold the policies that are timed, and splits to time them on."""
+        """The packs of the policies that are timed, fitted and evaluated, and splits to time them on."""
         keys = {cell.fit.key for cell in self.plan.timed_cells}
         packs = [name for name, pack in self.plan.fit_packs.items() if not keys.isdisjoint(pack.keys)]
+        cells = {cell.key for cell in self.plan.timed_cells}
+        tested = [name for name, pack in self.plan.evaluate_packs.items() if not cells.isdisjoint(pack.keys)]
         splits = dict.fromkeys(self.split_file(cell.benchmark) for cell in self.plan.timed_cells)
-        return [*splits, *map(self.fit_pack_file, packs)]
+        return [*splits, *map(self.fit_pack_file, packs), *(self.layout.pack("evaluate", name) for name in tested)]
 
     @property
     def efficiency_key(self) -> str:

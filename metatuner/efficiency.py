@@ -8,7 +8,7 @@ import csv
 import io
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from metatuner.files import write_text
 from metatuner.guard import Overdue, deadline
 from metatuner.harness.fitting import measured
 from metatuner.harness.ground import Ground, to_query
-from metatuner.harness.policy import Policy, Query, Response, load_policy
+from metatuner.harness.policy import Query, Response, load_policy
 from metatuner.harness.rows import read_rows
 from metatuner.plan import Cell
 from metatuner.usage import peak_allocated
@@ -48,26 +48,19 @@ class _Written(BaseException):
     """Ends a policy's `respond` where it asks the actor."""
 
 
-class WritingGround(Ground):
-    """Ends `respond` where the actor would begin to answer, its first batch's adaptation entered."""
-
-    def answer(
-        self, queries: Sequence[Query], prompts: str | Sequence[str], *, adapt: "Adapt | None" = None, **options: Any
-    ) -> list[Response]:
-        if adapt is not None:
-            with adapt(list(range(len(queries)))):
-                raise _Written
-        raise _Written
-
-
 class TimedGround(Ground):
-    """Counts the seconds in which the actor answers."""
+    """Counts the seconds in which the actor answers; where told so, `respond` ends as it would begin to."""
 
     answering: float = 0.0
+    writing_only: bool = False
+    """Raise `_Written` in place of an answer, the first batch's adaptation entered."""
 
     def answer(
         self, queries: Sequence[Query], prompts: str | Sequence[str], *, adapt: "Adapt | None" = None, **options: Any
     ) -> list[Response]:
+        if self.writing_only:
+            with nullcontext() if adapt is None else adapt(list(range(len(queries)))):
+                raise _Written
         entering = 0.0
 
         def timed(batch: list[int]) -> AbstractContextManager[Any]:
@@ -112,12 +105,9 @@ def measure(shop: "Workshop", cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def _line(shop: "Workshop", cell: Cell, queries: Sequence[Query]) -> dict[str, Any]:
-    def policy_on(kind: type[Ground]) -> tuple[Policy, Any]:
-        ground = shop.ground(cell.fit.generator, share=False, ground_type=kind)
-        return load_policy(shop.layout.fit(cell.fit.key) / "policy", ground), ground
-
     with measured() as meter:
-        policy, ground = policy_on(TimedGround)
+        ground = shop.ground(cell.fit.generator, share=False, ground_type=TimedGround)
+        policy = load_policy(shop.layout.fit(cell.fit.key) / "policy", ground)
         plain_ground = shop.ground("", share=False)
         prompts = [shop.benchmarks[query.benchmark].initial_prompt for query in queries]
         plain, write, answer = [], [], []
@@ -138,14 +128,13 @@ def _line(shop: "Workshop", cell: Cell, queries: Sequence[Query]) -> dict[str, A
     low, _, high = quantiles(shares, n=4, method="inclusive")
     overheads = [(one + two) / base for one, two, base in zip(write, answer, plain, strict=True)]
     each = 1000 / len(queries)
-    writer, _ = policy_on(WritingGround)
+    ground.writing_only = True
 
     def write_all() -> None:
         with suppress(_Written):
-            writer.respond(queries)
+            policy.respond(queries)
 
-    with suppress(_Written):
-        writer.respond(queries[:2])
+    devices = {lm.device for lm in (ground.actor, ground.generator) if lm is not None}
     return {
         "method": cell.fit.method,
         "benchmark": cell.benchmark,
@@ -159,7 +148,7 @@ def _line(shop: "Workshop", cell: Cell, queries: Sequence[Query]) -> dict[str, A
         "write_share_low": f"{low:.4f}",
         "write_share_high": f"{high:.4f}",
         "overhead": f"{median(overheads):.3f}",
-        "write_bytes": peak_allocated(write_all, plain_ground.actor.device),
+        "write_bytes": sum(peak_allocated(write_all, device) for device in devices),
         "peak_memory_bytes": meter.peak_gpu_memory_bytes or meter.peak_memory_bytes,
         "device": str(plain_ground.actor.device),
     }

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 GRACE = 60.0
 """Seconds beyond twice a fit's limit: for loading models and saving."""
-AGAIN = 5.0
+AGAIN = 30.0
 """Seconds after which code that caught `Overdue` and went on is stopped again."""
+
+
+CHECKING = "METATUNER_CHECKING"
+"""Set by `check-method` for its runs: it finds out itself what a run would refuse, and goes on."""
 
 
 class Overdue(BaseException):
@@ -47,15 +51,18 @@ def contained(
         with deadline(seconds):
             return work()
     except Overdue as overdue:
-        error = UserError(
-            f"budget {budget!r}: not done after {seconds:g} s in all; lower the method's settings or raise "
-            f"budgets.{budget}.seconds in the preset"
-        )
-        error.__cause__ = overdue
+        told = f"budget {budget!r}: not done after {seconds:g} s in all; raise budgets.{budget}.seconds in the preset"
+        return failure(key, _because(told, overdue), failures)
     except SystemExit as leaving:
-        error = UserError(f"it called sys.exit({leaving.code!r}); return a policy, or raise an error")
-        error.__cause__ = leaving
-    return failure(key, error, failures)
+        told = f"it called sys.exit({leaving.code!r}); return a policy, or raise an error"
+        return failure(key, _because(told, leaving), failures)
+
+
+def _because(text: str, cause: BaseException) -> UserError:
+    # A local variable for it in `contained` would be a cycle through the traceback, which keeps models in memory.
+    error = UserError(text)
+    error.__cause__ = cause
+    return error
 
 
 @contextmanager
@@ -69,15 +76,19 @@ def deadline(seconds: float | None) -> Iterator[None]:
     if seconds is None or threading.current_thread() is not main or not hasattr(signal, "pthread_kill"):
         yield
         return
-    done = threading.Event()
+    done, due = threading.Event(), threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if not done.is_set():
+        if due.is_set() and not done.is_set():
+            due.clear()
             raise Overdue
+        if callable(before):  # a scheduler's own warning
+            before(number, frame)
 
     def remind() -> None:
         wait = seconds
         while not done.wait(wait):
+            due.set()
             signal.pthread_kill(main.ident or 0, signal.SIGUSR1)
             wait = AGAIN
 
@@ -87,8 +98,10 @@ def deadline(seconds: float | None) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
-        thread.join()
+        while thread.is_alive():
+            with suppress(Overdue):  # raised in between, it must not leave the thread behind
+                done.set()
+                thread.join()
         signal.signal(signal.SIGUSR1, before)
 
 
@@ -129,6 +142,12 @@ def touched(event: str, arguments: tuple[Any, ...]) -> tuple[str, bool] | None:
         return None
     if not isinstance(path, (str, bytes, os.PathLike)):
         return None
+    if (
+        event in EVENTS
+        and not os.path.isabs(path)
+        and any(isinstance(each, int) and each > 2 for each in arguments[1:])
+    ):
+        return None  # relative to an open folder, as in `shutil.rmtree`, which tells of the whole itself
     return os.path.realpath(os.fsdecode(path)), writes
 
 
@@ -139,33 +158,40 @@ def below(path: str, folders: Sequence[Path]) -> bool:
 
 CACHES = (
     "HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE XDG_CACHE_HOME XDG_CONFIG_HOME TORCH_HOME TORCHINDUCTOR_CACHE_DIR "
-    "TRITON_CACHE_DIR MPLCONFIGDIR DSPY_CACHEDIR"
+    "TRITON_CACHE_DIR MPLCONFIGDIR DSPY_CACHEDIR PYTHONPYCACHEPREFIX"
 ).split()
 """Environment variables that name libraries' folders; by default these are hidden ones in the home folder."""
 
 
-def open_to_all() -> list[Path]:
-    """Where any program may write: temporary files, and where libraries keep theirs."""
-    places = [tempfile.gettempdir(), "/dev", "/proc", *(os.environ[name] for name in CACHES if os.environ.get(name))]
-    return [Path(place).resolve() for place in places] + [each for each in Path.home().glob(".*") if each.is_dir()]
+def open_places() -> list[Path]:
+    """Folders in which any program may write: temporary ones, and those that environment variables name."""
+    named = [os.environ[name] for name in CACHES if os.environ.get(name)]
+    return [Path(place).resolve() for place in (tempfile.gettempdir(), "/dev", "/proc", *named)]
 
 
-_watching: list[tuple[Sequence[Path], set[str]]] = []
+def is_a_librarys(path: str, home: Path) -> bool:
+    """Whether a path lies in a hidden folder of the home folder, or is byte code."""
+    place = Path(path)
+    hidden = place.is_relative_to(home) and place != home and place.relative_to(home).parts[0].startswith(".")
+    return hidden or "__pycache__" in place.parts or place.suffix == ".pyc"
+
+
+_watching: list[tuple[Sequence[Path], Path, set[str]]] = []
 _hooked = False
 
 
 @contextmanager
 def writes_outside(folders: Sequence[Path]) -> Iterator[set[str]]:
-    """The paths that the block's Python code changes outside of `folders`, as far as audit events tell.
-
-    Byte code that Python caches does not count.
-    """
+    """The paths that the block's Python code changes outside of `folders`, as far as audit events tell; those that are
+    open to all do not count."""
     global _hooked
     if not _hooked:
         sys.addaudithook(_note)  # never to be removed; it does nothing while no block is watched
         _hooked = True
     found: set[str] = set()
-    _watching.append(([folder.resolve() for folder in folders], found))
+    # All is looked up before: the hook itself must not open anything.
+    allowed = [*(folder.resolve() for folder in folders), *open_places()]
+    _watching.append((allowed, Path.home().resolve(), found))
     try:
         yield found
     finally:
@@ -175,6 +201,6 @@ def writes_outside(folders: Sequence[Path]) -> Iterator[set[str]]:
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
     if not _watching or (each := touched(event, arguments)) is None or not each[1]:
         return
-    folders, found = _watching[-1]
-    if "__pycache__" not in Path(each[0]).parts and not below(each[0], folders):
+    allowed, home, found = _watching[-1]
+    if not below(each[0], allowed) and not is_a_librarys(each[0], home):
         found.add(each[0])

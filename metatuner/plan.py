@@ -199,7 +199,7 @@ class Plan:
         used = model.model_dump(mode="json", exclude={"device"})
         if model.path.startswith("nano:"):
             recipe = nano.model_key(model.path.removeprefix("nano:"), self.world)
-            return hash_value([used, recipe, self.config.nano.trained, *self._trained_here])
+            return hash_value([used, recipe, self.config.nano.trained])
         if self.is_local(model):
             return hash_value([used, _folder_hash(self.model_path(role), self._model_place(role))])
         return hash_value(used)
@@ -207,8 +207,9 @@ class Plan:
     @cache
     def model_key(self, role: str) -> str:
         """A model's recipe, and for a nano model the torch version that trains it."""
-        trained_here = self.model_config(role).path.startswith("nano:")
-        return hash_value([self.model_recipe(role), lock_versions()["torch"] if trained_here else None])
+        if not self.model_config(role).path.startswith("nano:"):
+            return hash_value([self.model_recipe(role), None])
+        return hash_value([self.model_recipe(role), lock_versions()["torch"], *self._trained_here])
 
     def _model_place(self, role: str) -> str:
         return "models.actor.path" if role == "actor" else f"models.generators.{role}.path"

@@ -181,10 +181,18 @@ def pretrain(config: Config, arguments: argparse.Namespace) -> None:
         raise UserError(f"--role {arguments.role!r} is no nano model; {suggest(arguments.role, nano.RECIPES)}")
     _use_threads(config)
     out = plan.layout.model(arguments.role, plan.nano_key(arguments.role))
-    if (out / "pretraining.json").is_file():
-        progress.say(f"{arguments.role}: already trained, {out}")
-        return
     source = given(arguments.role, plan.world) if config.nano.given and config.nano.trained else None
+    if (out / "pretraining.json").is_file():
+        if (
+            source is not None
+            and (out / "model.safetensors").read_bytes() != (source / "model.safetensors").read_bytes()
+        ):
+            raise UserError(
+                f"{out}: another model of this recipe, from before one came with the package; remove that folder and "
+                f"{plan.layout.root}, or set nano.given to false"
+            )
+        progress.say(f"{arguments.role}: already there, {out}")
+        return
     if source is not None:
         copy_given(source, out)
         progress.say(f"{arguments.role}: as it comes with the package (nano.given), {out}")
@@ -255,6 +263,10 @@ def _benchmark(config: Config, name: str) -> Any:
 # ---- cells -----------------------------------------------------------------------------------------------------
 
 
+LEAST_PATIENCE = 3600.0
+"""Seconds that an evaluation may take at least, where `fit` has a limit."""
+
+
 class Workshop:
     """A job's plan, models and benchmarks: makes fits and cells."""
 
@@ -314,9 +326,14 @@ class Workshop:
         proposer = self.plan.proposer(fit.method, fit.settings)
         if proposer is not None:
             identity["proposer"] = proposer.identity
+        failures = self.layout.logs / "failed" / f"{fit.key}.txt"
+        try:
+            method = cls(make_settings(cls, json.loads(fit.settings), fit.method))
+        except Exception as error:  # a method's author may have written an `__init__` that raises
+            return failure(fit.key, error, failures)
         task = FitTask(
             key=fit.key,
-            method=cls(make_settings(cls, json.loads(fit.settings), fit.method)),
+            method=method,
             benchmarks={name: self.benchmarks[name] for name in (*fit.train, *fit.told)},
             pools={name: self.layout.data(name) / "pool.jsonl" for name in fit.train},
             sizes={name: self.plan.fit_sizes(name, fit.rows) for name in fit.train},
@@ -329,9 +346,9 @@ class Workshop:
             batch_tokens=self.config.batch_tokens,
             identity=identity,
         )
-        failures = self.layout.logs / "failed" / f"{fit.key}.txt"
-        places = [folder.parent, failures.parent, Path(self.config.cache), *guard.open_to_all()]
-        own = fit.method in self.plan.registry.extra
+        places = [folder.parent, failures.parent, Path(self.config.cache)]
+        checking = guard.CHECKING in os.environ
+        own = fit.method in self.plan.registry.extra and not checking
         watched: AbstractContextManager[set[str]] = guard.writes_outside(places) if own else nullcontext(set())
         with watched as outside:
             outcome = guard.contained(
@@ -340,7 +357,7 @@ class Workshop:
                 failures=failures,
                 **self.patience(fit.method),
             )
-        reason = guard.overspent(task.budget)
+        reason = None if checking else guard.overspent(task.budget)
         if reason is None and outside:
             reason = f"it wrote outside its folder: {', '.join(sorted(outside)[:3])}; use lab.workdir"
         if outcome.status != "ok" or reason is None:
@@ -354,10 +371,10 @@ class Workshop:
         name = named.budget if named else "default"
         return name, self.config.budgets[name]
 
-    def patience(self, method: str) -> dict[str, Any]:
-        """How long a fit with its saving, or an evaluation, may take: twice as long as `fit` alone, and some."""
+    def patience(self, method: str, least: float = 0.0) -> dict[str, Any]:
+        """How long a fit with loading and saving, or an evaluation, may take: twice as long as `fit`, and some."""
         name, limits = self._limits(method)
-        return {"seconds": limits.seconds and 2 * limits.seconds + guard.GRACE, "budget": name}
+        return {"seconds": limits.seconds and max(least, 2 * limits.seconds + guard.GRACE), "budget": name}
 
     def ground(self, generator: str, *, share: bool, ground_type: Any = None) -> Any:
         """Fresh models with the benchmarks' rules; `generator` "" for none."""
@@ -413,7 +430,7 @@ class Workshop:
     def evaluate(self, cell: Cell, *, share: bool) -> Any:
         """Compute a cell unless it is complete; its outcome."""
         failures = self.layout.logs / "failed" / f"{cell.key}.txt"
-        patience = self.patience(cell.fit.method)
+        patience = self.patience(cell.fit.method, LEAST_PATIENCE)
         return guard.contained(
             lambda: self._evaluate(cell, failures, share=share), key=cell.key, failures=failures, **patience
         )
@@ -669,6 +686,7 @@ def winners(config: Config, arguments: argparse.Namespace) -> int:
         done = [trial for trial in record["trials"] if trial["score"] is not None]
         if not done:
             progress.say(f"{path}: every trial failed; see {plan.layout.logs}/tune/{method}-{benchmark}.log")
+            path.unlink()  # so that the next `tune` tries again
             lost += 1
             continue
         best, *others = sorted(done, key=lambda trial: -trial["score"])  # the first of equals

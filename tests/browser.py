@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -72,8 +73,9 @@ class Browser:
         os.write(self._out, json.dumps(asked).encode() + b"\0")
         while True:
             while b"\0" not in self._rest:
-                got = os.read(self._in, 2**16)
-                assert got, "the browser has ended"
+                ready, _, _ = select.select([self._in], [], [], PATIENCE)
+                got = os.read(self._in, 2**16) if ready else b""
+                assert got, "the browser has ended, or hangs"
                 self._rest += got
             one, _, self._rest = self._rest.partition(b"\0")
             told = json.loads(one)

@@ -67,8 +67,19 @@ BAD = {
 }
 """A method's file, and what the table says of it."""
 
-FINE = HEAD + "        return Own(lab)\n" + POLICY.replace("{respond}", 'return self.models.answer(queries, "count")')
-"""A policy of its own that knows no more of the ground than the contract says."""
+KEPT = """        import tempfile
+        from pathlib import Path
+        (lab.workdir / "state.bin").write_text("mine")
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "more.bin").write_text("mine")
+"""
+FINE = (
+    HEAD
+    + KEPT
+    + "        return Own(lab)\n"
+    + POLICY.replace("{respond}", 'return self.models.answer(queries, "count")')
+)
+"""A policy of its own that knows no more of the ground than the contract says, and files where they may be."""
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+import torch
 from baseline_toys import NEW_TOKENS, sums, tiny_lm
 
-from metatuner.efficiency import TimedGround
+from metatuner.efficiency import TimedGround, _Written
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.ground import Ground, to_query
+from metatuner.usage import peak_allocated
 
 QUERIES = [to_query(row) for row in sums(4)]
 
@@ -29,6 +32,29 @@ def test_making_a_batchs_adaptation_is_no_part_of_answering(tmp_path: Path) -> N
     assert 0 < ground.answering <= total - 0.3
     plain = Ground(tiny_lm(), None, benchmarks).answer(QUERIES, "count")
     assert found == plain
+    ground.writing_only = True
+    with pytest.raises(_Written):
+        ground.answer(QUERIES, "count")
+    entered = []
+
+    @contextmanager
+    def noted(batch: list[int]) -> Iterator[None]:
+        entered.append(batch)
+        yield
+
+    with pytest.raises(_Written):
+        ground.answer(QUERIES, "count", adapt=noted)
+    assert entered == [[0, 1, 2, 3]]
+    ground.writing_only = False
     before = ground.answering
     ground.answer(QUERIES, "count")
     assert ground.answering > before
+
+
+def test_the_peak_is_what_is_held_at_once_and_not_the_sum() -> None:
+    def run() -> None:
+        for _ in range(5):
+            torch.zeros(1000, 1000).add_(1)  # 4 MB, gone before the next
+
+    peak = peak_allocated(run, torch.device("cpu"))
+    assert 4_000_000 <= peak < 9_000_000

@@ -1,6 +1,9 @@
 """Limits on a method's code in a run: code that hangs, leaves, overspends or writes elsewhere is found out."""
 
+import shutil
+import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -35,7 +38,7 @@ def test_code_that_catches_every_exception_is_stopped_all_the_same() -> None:
 
 def test_it_is_stopped_within_a_limit_of_its_own_too() -> None:
     caught: list[Exception] = []
-    with pytest.raises(Overdue), deadline(0.4), time_limit(0.1, "small"):
+    with pytest.raises(Overdue), deadline(2.0), time_limit(0.1, "small"):
         stubborn(caught)
     assert [type(error) for error in caught] == [TimeLimitExceeded]  # the limit of `fit` itself
 
@@ -100,7 +103,43 @@ def test_a_budget_that_was_overspent_in_silence_is_named() -> None:
     assert "budget 'small': 7 lm_calls used of 5" in told
 
 
-def test_writes_elsewhere_are_found_and_others_are_not(tmp_path: Path) -> None:
+def test_a_schedulers_signal_is_handed_on_and_ends_nothing() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    try:
+        with deadline(60):
+            signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1] * 2
+
+
+def test_folders_that_are_removed_or_open_to_all_are_no_writes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, home = tmp_path / "own", tmp_path / "home"
+    (own / "scratch" / "deep").mkdir(parents=True)
+    (own / "scratch" / "deep" / "file.bin").write_text("x")
+    home.mkdir()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(Path, "home", lambda: home)
+    monkeypatch.chdir(tmp_path)
+    with writes_outside([own]) as found:
+        shutil.rmtree(own / "scratch")
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "file").write_text("x")
+        (home / ".cache").mkdir()
+        (home / ".cache" / "model").write_text("x")
+        assert found == set()
+        (home / "notes").write_text("x")
+    assert found == {str(home / "notes")}
+
+
+def test_writes_elsewhere_are_found_and_others_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     own, other = tmp_path / "own", tmp_path / "other"
     own.mkdir()
     other.mkdir()

@@ -132,16 +132,21 @@ TRAINED: dict[str, Method] = {**METHODS, "dpo": DPO(), "ppo": PPO(), "grpo": GRP
 def test_trained_tokens_beyond_the_budget_end_the_fit_or_are_never_spent(
     name: str, before: dict[str, Path], tmp_path: Path
 ) -> None:
-    budget = Budget({"trained_tokens": 150}, "small")
-    tight = lab(tmp_path, prerequisites=before, budget=budget)
-    budget.attach(tight.actor, "actor")
-    budget.attach(tight.generator, "generator")  # type: ignore[arg-type]
-    said = ""
-    try:
-        TRAINED[name].fit(tight)
-    except UserError as error:
-        said = str(error)
-    finally:
-        budget.detach()
-    assert "budget" in said or budget.used.trained_tokens <= 150
-    assert budget.used.trained_tokens <= 150 + 8 * 20  # a batch beyond, at most
+    def spent(limits: dict[str, int]) -> tuple[int, str]:
+        budget, said = Budget(limits, "small"), ""
+        tight = lab(tmp_path, prerequisites=before, budget=budget)
+        for role, lm in (("actor", tight.actor), ("generator", tight.need_generator())):
+            budget.attach(lm, role)
+        try:
+            TRAINED[name].fit(tight)
+        except UserError as error:
+            said = str(error)
+        finally:
+            budget.detach()
+        return budget.used.trained_tokens, said
+
+    trained, said = spent({})
+    assert (trained > 150, said) == (True, "")
+    trained, said = spent({"trained_tokens": 150})
+    assert "budget" in said or trained <= 150
+    assert trained <= 150 + 8 * 20  # a batch beyond, at most

@@ -77,7 +77,7 @@ def table_5(config: Config) -> list[Path]:
                 told("answer_ms"),
                 told("write_share"),
                 told("overhead"),
-                f"{max(float(row['write_bytes']) for row in own) / 1e6:,.1f}" if own else "",
+                _megabytes(own),
             ]
         )
     header = ["method", "fit, s", "fit, TFLOP", "fit, LM calls", "fit, tokens trained", "fit, largest memory, MB"]
@@ -99,6 +99,12 @@ def table_5(config: Config) -> list[Path]:
     ]
     table = PlainTable("Table 5: efficiency", describe_world(config, "main"), header, rows, notes)
     return write_plain(config, "table_5", table)
+
+
+def _megabytes(timings: Sequence[Mapping[str, str]]) -> str:
+    """The largest memory of writing; "" where nothing was timed, or by a version that did not measure it."""
+    found = [float(row["write_bytes"]) for row in timings if row.get("write_bytes")]
+    return f"{max(found) / 1e6:,.1f}" if found else ""
 
 
 def _timings(path: Path) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ import yaml
 from metatuner import progress
 from metatuner.errors import UserError
 from metatuner.files import write_text
-from metatuner.guard import below, open_to_all
+from metatuner.guard import CHECKING, below, is_a_librarys, open_places
 from metatuner.harness.config import Config, dump_config, load_config
 from metatuner.harness.method import make_settings, settings_dict
 from metatuner.harness.registry import Registry
@@ -114,7 +114,7 @@ class TinyWorld:
     def environment(self) -> dict[str, str]:
         """This process's, with a fixed hash seed and this checkout first."""
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        return {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        return {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": path, CHECKING: "1"}
 
     def fit(self, plan: Plan, *, watch: Path | None = None) -> dict[str, Any]:
         """Run the fit (and what it requires); its outcome."""
@@ -167,7 +167,7 @@ def check_method(file: Path, home: Path, overrides: dict[str, Any], say: Callabl
         name for name in registry.names() if registry[name].file == file.resolve() and not registry[name].cls.internal
     ]
     for each in registry.extra:
-        if registry[each].broken:
+        if registry[each].broken and each == file.stem:
             raise UserError(str(registry[each].cls.__doc__))
     if not names:
         raise UserError(f"{file}: no method here that an experiment could name")
@@ -348,9 +348,10 @@ def _check_places(world: TinyWorld, plan: Plan, watched: Path, tell: Callable[..
     """What the fit's processes wrote and read, as far as audit events tell."""
     lines = [json.loads(line) for line in watched.read_text(encoding="utf-8").splitlines()] if watched.is_file() else []
     root = plan.layout.root.resolve()
-    allowed = [world.home, root, Path(plan.config.cache).resolve(), *open_to_all()]
-    written = {each["path"] for each in lines if each["writes"] and "__pycache__" not in Path(each["path"]).parts}
-    outside = sorted(path for path in written if not below(path, allowed))
+    allowed = [world.home, root, Path(plan.config.cache).resolve(), *open_places()]
+    home = Path.home().resolve()
+    written = {each["path"] for each in lines if each["writes"]}
+    outside = sorted(path for path in written if not below(path, allowed) and not is_a_librarys(path, home))
     if outside:
         tell("it writes nowhere but in its folder", "fails", f"it wrote {', '.join(outside[:5])}; use lab.workdir")
     else:

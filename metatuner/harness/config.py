@@ -136,8 +136,8 @@ class BudgetConfig(_Part):
     seconds: float | None = Field(
         None,
         gt=0,
-        description="longest time of one `fit`, its prerequisites not included; with loading and saving, and for an "
-        "evaluation, twice as long and a minute; decides no result",
+        description="longest time of one `fit`, its prerequisites not included; with loading and saving "
+        "twice as long and a minute, as an evaluation, which has an hour at least; decides no result",
     )
 
     @property

@@ -61,6 +61,7 @@ class Registry:
             except UserError as error:
                 if module is None:
                     raise  # no such file
+                self._found = {name: each for name, each in self._found.items() if each.file != file}
                 self._add_broken(file.stem, BrokenFile(str(error)))
         self.extra += [found for found in self._found if found not in own]
 
@@ -79,7 +80,7 @@ class Registry:
                     self._add(cls, file, tuple(beside))
             if not classes:
                 raise TypeError("it has no subclass of metatuner.harness.method.Method with `fit`")
-        except Exception as error:  # another package may raise anything
+        except (Exception, SystemExit) as error:  # another package may raise anything
             told = f"entry point {point.name!r} ({point.value}) does not import: {type(error).__name__}: {error}"
             broken = BrokenFile(f"{told}; mend or remove its package")
             broken.__cause__ = error
@@ -159,6 +160,6 @@ def _import_file(file: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the author's file may raise anything; it is named and the run stops
+    except (Exception, SystemExit) as error:  # the author's file may raise anything; its cells fail and say so
         raise BrokenFile(f"{file} does not import: {type(error).__name__}: {error}; mend the file") from error
     return module

@@ -40,9 +40,13 @@ def copy_given(source: Path, out: Path) -> None:
     try:
         shutil.copytree(source, part, dirs_exist_ok=True)
         part.chmod(0o755)
-        if out.exists():  # what a killed run left
-            shutil.rmtree(out)
-        part.rename(out)
+        if out.exists() and not (out / "pretraining.json").is_file():
+            shutil.rmtree(out)  # what a killed run left
+        try:
+            part.rename(out)
+        except OSError:
+            if not (out / "pretraining.json").is_file():  # else another run was faster, with the same files
+                raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -67,8 +67,12 @@ def _some(parts: list[Part], against: list[Part], detail: str = "") -> Judged:
     return verdict, (*parts, *against), decisive, needed, "; ".join(filter(None, (detail, missing)))
 
 
+PARTS = ("rewriter_sft", "static_lora")
+"""MetaTuner's own parts put together otherwise: arms of an ablation, neither the paper's hybrids nor its baselines."""
+
+
 def _baselines(runs: Runs, experiment: str) -> list[str]:
-    return [name for name in runs.methods(experiment) if not name.startswith("metatuner")]
+    return [name for name in runs.methods(experiment) if not name.startswith("metatuner") and name not in PARTS]
 
 
 def _chosen(runs: Runs, experiment: str, tuned_on: tuple[str, ...]) -> tuple[str, str]:
@@ -111,7 +115,8 @@ def claim_2(runs: Runs) -> Judged:
     if not runs.has("main"):
         return _missing("experiment main was not run")
     families = {
-        family: [Arm(name) for name in runs.methods("main", family)] for family in ("hybrid", "prompt", "parameter")
+        family: [Arm(name) for name in runs.methods("main", family) if name not in PARTS]
+        for family in ("hybrid", "prompt", "parameter")
     }
     if not all(families.values()):
         return _missing(f"no {next(name for name, arms in families.items() if not arms)} method was run")
