@@ -11,6 +11,7 @@ import torch
 from method_toys import INITIAL, actor, generator
 
 from baselines.dpo import DPO
+from baselines.dpo import Settings as DPOSettings
 from baselines.grpo import GRPO
 from baselines.ppo import PPO
 from baselines.sft import SFT
@@ -125,7 +126,12 @@ def test_it_finds_the_right_word_of_each_kind_and_the_same_seed_finds_the_same(
     assert fitted("other", seed=1)[1] != digest
 
 
-TRAINED: dict[str, Method] = {**METHODS, "dpo": DPO(), "ppo": PPO(), "grpo": GRPO()}
+TRAINED: dict[str, Method] = {
+    **METHODS,
+    "dpo": DPO(DPOSettings(rollout_temperature=20.0)),
+    "ppo": PPO(),
+    "grpo": GRPO(),
+}
 
 
 @pytest.mark.parametrize("name", TRAINED)
