@@ -1,5 +1,8 @@
-"""Limits on a method's code in a run, beside those that a fit sets itself: it may not hang, leave the process, spend
-more than its budget unseen, or write outside its folder. The best that one process can do; no sandbox.
+"""Limits on a method's code in a run: it may not hang, leave the process, spend more than its budget unseen, or write
+outside its folder. The best that one process can do; no sandbox.
+
+A fit sets limits itself (`harness.limits`, `harness.budget`), whose errors a method can catch and go on; these here lie
+around it, are no `Exception`, and are no part of what a fit's key depends on.
 """
 
 import os

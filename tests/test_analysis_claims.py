@@ -121,6 +121,15 @@ def test_a_large_difference_is_found_and_its_reverse_contradicts(tmp_path: Path)
     assert float(worse[1, "measured"]["high"]) < 0
 
 
+def test_metatuners_own_parts_are_neither_baselines_nor_hybrids(tmp_path: Path) -> None:
+    chances = {**EQUAL, "metatuner_j": 0.9, "rewriter_sft": 0.95, "static_lora": 0.95}
+    config = fake_config(tmp_path, methods=list(chances))
+    fake_run(config, n=60, chances=chances)
+    rows = judged(config)
+    assert rows[1, "measured"]["verdict"] == rows[2, "measured"]["verdict"] == "supported"
+    assert "Static LoRA" not in str(rows[1, "measured"]) + str(rows[2, "measured"])
+
+
 def test_what_was_not_run_is_not_evaluable_and_says_so(tmp_path: Path) -> None:
     rows = run(tmp_path, CHANCES, n=20)
     for number in (3, 4, 5, 6, 7, 8, 9, 10):

@@ -6,7 +6,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +25,7 @@ def stubborn(caught: list[Exception]) -> None:
     while time.monotonic() - start < 30:
         try:
             time.sleep(0.01)
-        except Exception as error:
+        except Exception as error:  # as methods do
             caught.append(error)
 
 
@@ -49,7 +51,7 @@ def test_code_that_goes_on_after_that_is_stopped_again(monkeypatch: pytest.Monke
     def twice() -> None:
         try:
             stubborn([])
-        except BaseException:
+        except BaseException:  # the worst that a method may do
             stubborn([])
 
     start = time.monotonic()
@@ -78,8 +80,8 @@ def test_what_ends_in_time_is_left_alone_and_nothing_fires_later() -> None:
 
 
 def test_an_outcome_passes_and_what_leaves_or_hangs_fails_with_the_remedy(tmp_path: Path) -> None:
-    def told(work: object, seconds: float | None = None) -> Outcome:
-        return contained(work, key="k", failures=tmp_path / "k.txt", seconds=seconds, budget="small")  # type: ignore[arg-type]
+    def told(work: Callable[[], Any], seconds: float | None = None) -> Outcome:
+        return contained(work, key="k", failures=tmp_path / "k.txt", seconds=seconds, budget="small")
 
     assert told(lambda: Outcome("k", "ok")) == Outcome("k", "ok")
     left = told(lambda: sys.exit(3))
