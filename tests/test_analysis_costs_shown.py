@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from fake_results import fake_config, fake_run
+from matplotlib import rc_context
 
-from metatuner.analysis.costs_shown import Point, figure_cost, fit_costs, pareto, table_5
+from metatuner.analysis.costs_shown import Point, draw_cost, figure_cost, fit_costs, pareto, table_5
+from metatuner.analysis.drawing import STYLE
 from metatuner.errors import UserError
 from metatuner.harness.config import Config
 
@@ -71,3 +73,18 @@ def test_the_figure_is_the_same_in_every_run(tmp_path: Path) -> None:
     config = run(tmp_path)
     first = [path.read_bytes() for path in figure_cost(config)]
     assert [path.read_bytes() for path in figure_cost(config)] == first
+
+
+@pytest.mark.parametrize("costs", [(4e9, 2e11, 1.4e12), (2e11, 5e11)])
+def test_tick_labels_are_plain_numbers_where_mathematics_is_off(costs: tuple[float, ...]) -> None:
+    with rc_context(STYLE):
+        figure = draw_cost([Point(f"m{place}", flops, 50.0) for place, flops in enumerate(costs)], 1, "")
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        low, high = axes.get_xlim()
+        ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
+        shown = [(tick.label1.get_text(), tick.get_loc()) for tick in ticks if low <= tick.get_loc() <= high]
+    labels = [(text, place) for text, place in shown if text]
+    assert labels
+    for text, place in labels:
+        assert float(text.replace("\N{MINUS SIGN}", "-")) == pytest.approx(place)

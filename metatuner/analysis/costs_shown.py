@@ -160,6 +160,7 @@ def _points(comparison: Comparison, costs: Mapping[str, Sequence[Mapping[str, An
 def draw_cost(points: Sequence[Point], seeds: int, world: str) -> "Figure":
     """A point a method; those that cost nothing stand at the left edge, and the front is a staircase."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     note = note_lines(
         "Mean score over the benchmarks and "
@@ -195,6 +196,8 @@ def draw_cost(points: Sequence[Point], seeds: int, world: str) -> "Figure":
     front = pareto(points)
     axes.step([places[each.method] for each in front], [each.score for each in front], where="post", color=INK, lw=0.8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")  # a log axis writes its powers as mathematics otherwise, which is off
+    axes.xaxis.set_minor_formatter(LogFormatter())
     axes.set_xlabel("Cost of fitting (TFLOP, estimated; left edge: none)")
     axes.set_ylabel("Mean score (%)")
     axes.grid(axis="both")
