@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from fake_results import CHANCES, fake_config, fake_run, plan_rows, write_cells
 
 from metatuner.analysis.claims import VERDICTS, claims
-from metatuner.analysis.claims.ruling import Part, every, some
+from metatuner.analysis.claims.ruling import Outcome, Part, both, describe_needed, every, some
 from metatuner.analysis.effects import Contrast, unpaired_difference
 from metatuner.analysis.published import read_published, read_test_sizes
 from metatuner.analysis.scores import write_scores
@@ -38,8 +39,6 @@ def run(results: Path, chances: dict[str, float], n: int = 200, **keys: Any) -> 
 def part(name: str, estimate: float, error: float = 1.0, group: str = "") -> Part:
     """A z-test of an estimate."""
     z = unpaired_difference([(0.5, 10**9)], [(0.5, 10**9)])
-    from statistics import NormalDist
-
     greater = 1 - NormalDist().cdf(estimate / error)
     told = Contrast(estimate, 0, 0, z.conditional, 2 * min(greater, 1 - greater), error, 0.0, 100, greater, 1 - greater)
     return Part(name, told, group=group)
@@ -49,32 +48,72 @@ MISSING = Part("missing", None, "nobody ran it")
 
 
 def test_every_part_must_hold_each_at_its_own_level() -> None:
-    assert every([part("a", 3), part("b", 2.0)])[0] == "supported"
-    verdict, decisive, needed = every([part("a", 3), part("b", 1.5)])
-    assert (verdict, decisive.name) == ("undecided", "b")
-    assert needed == pytest.approx(100 * ((1.959964 + 0.841621) / 1.5) ** 2, abs=1)
+    assert every([part("a", 3), part("b", 2.0)]).verdict == "supported"
+    found = every([part("a", 3), part("b", 1.5)])
+    assert (found.verdict, found.decisive.name, found.towards, found.tests) == ("undecided", "b", "supported", 2)
+    assert found.p_for == pytest.approx(2 * (1 - NormalDist().cdf(1.5)))
+    assert found.needed == pytest.approx(100 * ((1.959964 + 0.841621) / 1.5) ** 2, abs=1)
 
 
 def test_the_reverse_is_corrected_for_all_parts() -> None:
-    assert every([part("a", 3), part("b", -2.1)])[0] == "undecided"  # p = 0.036, twice that after Holm
-    verdict, decisive, _ = every([part("a", 3), part("b", -2.5)])
-    assert (verdict, decisive.name) == ("contradicted", "b")
+    near = every([part("a", 3), part("b", -2.1)])
+    assert (near.verdict, near.decisive.name, near.towards) == ("undecided", "b", "contradicted")
+    assert near.p_against == pytest.approx(2 * 2 * NormalDist().cdf(-2.1))  # p = 0.036, twice that after Holm
+    z = NormalDist().inv_cdf(1 - 0.025 / 2) + NormalDist().inv_cdf(0.8)  # what would tell it is corrected too
+    assert near.needed == pytest.approx(100 * (z / 2.1) ** 2, abs=1)
+    far = every([part("a", 3), part("b", -2.5)])
+    assert (far.verdict, far.decisive.name, far.p_for) == ("contradicted", "b", 1.0)
+
+
+def test_among_parts_that_all_point_the_other_way_the_furthest_decides() -> None:
+    found = every([part("a", -0.5), part("b", -1.5), part("c", -0.1), part("d", 2)])
+    assert (found.verdict, found.decisive.name) == ("undecided", "b")  # two-sided, a, b and c all have p = 1
 
 
 def test_what_is_missing_is_not_evaluable_unless_the_rest_contradicts() -> None:
-    assert every([part("a", 3), MISSING])[0] == "not evaluable"
-    assert every([part("a", -4), MISSING])[0] == "contradicted"
-    assert every([MISSING])[0] == "not evaluable"
-    assert some([part("a", 3), MISSING])[0] == "not evaluable"
+    assert every([part("a", 3), MISSING]).verdict == "not evaluable"
+    assert every([part("a", -4), MISSING]).verdict == "contradicted"
+    assert every([MISSING]).verdict == "not evaluable"
+    assert some([part("a", 3), MISSING]).verdict == "not evaluable"
 
 
 def test_some_one_group_must_hold_whole_after_correction() -> None:
     pair = [part("a1", 3, group="a"), part("a2", 3, group="a"), part("b1", 0.1, group="b"), part("b2", 4, group="b")]
-    assert some(pair)[0] == "supported"
+    assert some(pair).verdict == "supported"
     near = [part("a1", 2.1, group="a"), part("a2", 3, group="a"), part("b1", 0.1, group="b"), part("b2", 4, group="b")]
-    assert some(near)[0] == "undecided"  # p = 0.036 for a, of two groups
-    assert some([part("a", -3), part("b", -3)])[0] == "contradicted"
-    assert some([part("a", -3), part("b", -0.5)])[0] == "undecided"
+    found = some(near)
+    assert (found.verdict, found.decisive.name) == ("undecided", "a1")
+    assert found.p_for == pytest.approx(2 * 2 * (1 - NormalDist().cdf(2.1)))  # p = 0.036, of two groups
+    assert some([part("a", -3), part("b", -3)]).verdict == "contradicted"
+    assert some([part("a", -3), part("b", -0.5)]).verdict == "undecided"
+
+
+def test_the_strongest_part_decides_though_every_corrected_p_is_1() -> None:
+    found = some([part("far off", -30), part("near", 2.05), *(part(f"null {index}", 0.01) for index in range(31))])
+    assert (found.verdict, found.p_for) == ("undecided", 1.0)
+    assert found.decisive.name == "near"
+    assert found.towards == "supported"
+
+
+def test_of_several_claims_all_must_hold_and_one_contradicts_after_correction() -> None:
+    right, weak, wrong = every([part("a", 4)]), every([part("b", 1)]), every([part("c", -4)])
+    assert both([right, right]).verdict == "supported"
+    assert (both([right, weak]).verdict, both([right, weak]).decisive.name) == ("undecided", "b")
+    assert (both([weak, wrong]).verdict, both([weak, wrong]).decisive.name) == ("contradicted", "c")
+    assert both([right, Outcome("not evaluable")]).verdict == "not evaluable"
+    assert both([wrong, Outcome("not evaluable")]).verdict == "contradicted"
+    near = every([part("d", -2.1)])  # p = 0.036 alone, 0.072 as one of two
+    assert near.verdict == "contradicted"
+    assert both([right, near]).verdict == "undecided"
+
+
+def test_how_many_queries_would_tell_it_says_of_what_and_for_which_side() -> None:
+    assert "of its benchmark, and would then speak for supported" in describe_needed(every([part("a", 1)]))
+    assert "speak for contradicted" in describe_needed(every([part("a", -1)]))
+    assert "no number" in describe_needed(some([part("a", -1)]))
+    pooled = unpaired_difference([(0.5, 50), (0.5, 50)], [(0.45, 50), (0.45, 50)])
+    assert "of all benchmarks together" in describe_needed(every([Part("a", pooled)]))
+    assert describe_needed(every([part("a", 4)])) == ""
 
 
 # ---- measured ------------------------------------------------------------------------------------------------------
@@ -127,7 +166,10 @@ def test_metatuners_own_parts_are_neither_baselines_nor_hybrids(tmp_path: Path) 
     fake_run(config, n=60, chances=chances)
     rows = judged(config)
     assert rows[1, "measured"]["verdict"] == rows[2, "measured"]["verdict"] == "supported"
-    assert "Static LoRA" not in str(rows[1, "measured"]) + str(rows[2, "measured"])
+    assert "not counted, as MetaTuner's own parts: Rewriter + SFT, Static LoRA" in rows[1, "measured"]["detail"]
+    with open(tmp_path / "claims_parts.csv", encoding="utf-8", newline="") as file:
+        assert not [row for row in csv.DictReader(file) if "Static LoRA" in row["part"]]
+    assert "Static LoRA" not in str(rows[2, "measured"])
 
 
 def test_what_was_not_run_is_not_evaluable_and_says_so(tmp_path: Path) -> None:
@@ -136,7 +178,7 @@ def test_what_was_not_run_is_not_evaluable_and_says_so(tmp_path: Path) -> None:
         row = rows[number, "measured"]
         assert row["verdict"] == "not evaluable"
         assert row["detail"]
-        assert row["estimate"] == row["p"] == ""
+        assert row["estimate"] == row["p_for"] == row["p_against"] == ""
 
 
 def test_a_claim_about_cells_that_are_not_there_is_not_evaluable_and_says_which(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from metatuner.analysis.statistics import (
     LEVEL,
     MIN_SEEDS,
-    RESAMPLES,
+    TEST_RESAMPLES,
     TOLERANCE,
     Array,
     Difference,
@@ -23,6 +23,7 @@ from metatuner.analysis.statistics import (
     group_sums,
     mcnemar_exact,
     mean_interval,
+    resamples_of,
     sign_flip_p,
     standard_error,
 )
@@ -53,6 +54,8 @@ class Contrast(Difference):
     """One-sided: of the hypothesis that the difference is at most the margin."""
     p_less: float = 1.0
     """One-sided: of the hypothesis that it is at least the margin."""
+    pooled: bool = False
+    """Over several benchmarks (or several published scores)."""
 
     def needed(self, tests: int = 1) -> float:
         """Queries at which a two-sided test would tell the difference, as it is estimated, from the margin with
@@ -66,7 +69,7 @@ class Contrast(Difference):
 
 
 def contrast(
-    gaps: Sequence[Gaps], *, seed: int, margin: float = 0.0, level: float = LEVEL, resamples: int = RESAMPLES
+    gaps: Sequence[Gaps], *, seed: int, margin: float = 0.0, level: float = LEVEL, resamples: int | None = None
 ) -> Contrast:
     """The mean of `gaps` over seeds and queries, averaged over benchmarks (each counts alike), against a margin.
 
@@ -80,17 +83,19 @@ def contrast(
         seed: of the random generator.
         margin: what the difference is claimed to exceed.
         level: coverage of the interval.
-        resamples: how many.
+        resamples: how many; None: `TEST_RESAMPLES` where the bootstrap bounds the p-value, and for sign flips;
+            else `RESAMPLES`.
     """
     if not gaps:
         raise ValueError("a contrast needs one benchmark at least")
-    share = 1 / len(gaps)
+    share, seeds = 1 / len(gaps), min(len(each.values) for each in gaps)
+    drawn = resamples or (resamples_of(seeds) if margin == 0 else TEST_RESAMPLES)
     sums = [group_sums(np.asarray(each.values, dtype=np.float64), each.groups) for each in gaps]
     estimates = [float(each.values.mean()) for each in gaps]
     estimate = share * sum(estimates)
     means: Array = share * np.sum(
         [
-            bootstrap_means(each.values, each.groups, seed=seed + index, resamples=resamples)
+            bootstrap_means(each.values, each.groups, seed=seed + index, resamples=drawn)
             for index, each in enumerate(gaps)
         ],
         axis=0,
@@ -102,13 +107,12 @@ def contrast(
     error = share * sqrt(sum(each * each for each in errors))
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
-    seeds = min(len(each.values) for each in gaps)
     resampled = [
-        (1 + int(hits)) / (1 + resamples)
+        (1 + int(hits)) / (1 + drawn)
         for hits in ((means <= margin + TOLERANCE).sum(), (means >= margin - TOLERANCE).sum())
     ]
     if margin == 0:
-        p = _paired_p(gaps, sums, share, seed=seed, resamples=resamples)
+        p = _paired_p(gaps, sums, share, seed=seed, resamples=resamples or TEST_RESAMPLES)
         greater, less = (p / 2, 1 - p / 2) if estimate > 0 else (1 - p / 2, p / 2)
     else:
         z = (estimate - margin) / error if error else inf * np.sign(estimate - margin) if estimate != margin else 0.0
@@ -126,6 +130,7 @@ def contrast(
         sum(each.values.shape[1] for each in gaps),
         greater,
         less,
+        len(gaps) > 1,
     )
 
 
@@ -235,5 +240,6 @@ def unpaired_difference(
         half = normal.inv_cdf((1 + level) / 2) * error
         low, high = estimate - half, estimate + half
     greater, less = normal.cdf(-z), normal.cdf(z)
-    rows = sum(n for _, n in first)
-    return Contrast(estimate, low, high, True, min(1.0, 2 * min(greater, less)), error, margin, rows, greater, less)
+    rows, p = sum(n for _, n in first), min(1.0, 2 * min(greater, less))
+    pooled = len(first) > 1 or len(second) > 1
+    return Contrast(estimate, low, high, True, p, error, margin, rows, greater, less, pooled)

@@ -19,6 +19,9 @@ Array = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+"""Of an interval."""
+TEST_RESAMPLES = 100_000
+"""Of a test: no p-value is below its inverse, and Holm's correction multiplies it by up to all pairs of methods."""
 MIN_SEEDS = 5
 """With fewer seeds their spread cannot be estimated: intervals are then conditional on the seeds at hand."""
 CHUNK = 2**21
@@ -54,6 +57,11 @@ def derive_seed(*names: object) -> int:
     True
     """
     return int(hash_value([str(name) for name in names]), 16)
+
+
+def resamples_of(seeds: int) -> int:
+    """Bootstrap resamples of a difference: from `MIN_SEEDS` on they bound its p-value too."""
+    return RESAMPLES if seeds < MIN_SEEDS else TEST_RESAMPLES
 
 
 def _as_scores(scores: ArrayLike) -> Array:
@@ -158,7 +166,7 @@ def paired_difference(
     *,
     seed: int,
     level: float = LEVEL,
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
 ) -> Difference:
     """Mean of `first - second` with its percentile bootstrap interval and a two-sided p-value.
 
@@ -172,7 +180,8 @@ def paired_difference(
         groups: (queries,) labels of what is drawn, and flipped, together; None: each query on its own.
         seed: of the random generator.
         level: coverage of the interval.
-        resamples: how many, for interval and test each.
+        resamples: how many, for interval and test each; None: `resamples_of` for the interval, `TEST_RESAMPLES` for
+            the test.
     """
     left, right = _as_scores(first), _as_scores(second)
     if left.shape != right.shape:
@@ -180,16 +189,17 @@ def paired_difference(
     gaps = left - right
     seeds, queries = gaps.shape
     sums, sizes = group_sums(gaps, groups)
-    means = bootstrap_means(gaps, groups, seed=seed, resamples=resamples)
+    drawn = resamples or resamples_of(seeds)
+    means = bootstrap_means(gaps, groups, seed=seed, resamples=drawn)
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
     if seeds == 1 and len(sizes) == queries and np.isin(np.concatenate([left, right]), (0.0, 1.0)).all():
         p = mcnemar_exact(int((gaps > 0).sum()), int((gaps < 0).sum()))
     else:
-        p = sign_flip_p(sums.mean(axis=0), seed=seed, resamples=resamples)
+        p = sign_flip_p(sums.mean(axis=0), seed=seed, resamples=resamples or TEST_RESAMPLES)
     if seeds >= MIN_SEEDS:
         crossing = min((means <= TOLERANCE).sum(), (means >= -TOLERANCE).sum())
-        p = max(p, min(1.0, 2 * (1 + int(crossing)) / (1 + resamples)))
+        p = max(p, min(1.0, 2 * (1 + int(crossing)) / (1 + drawn)))
     estimate = float(gaps.mean())
     error = standard_error(sums.mean(axis=0) - estimate * sizes, queries)
     return Difference(estimate, float(low), float(high), seeds < MIN_SEEDS, p, error)
@@ -208,7 +218,7 @@ def standard_error(residuals: Array, queries: int) -> float:
     return sqrt(count / (count - 1) * float(residuals @ residuals)) / queries
 
 
-def sign_flip_p(differences: ArrayLike, *, seed: int, resamples: int = RESAMPLES) -> float:
+def sign_flip_p(differences: ArrayLike, *, seed: int, resamples: int = TEST_RESAMPLES) -> float:
     """Two-sided p-value of a mean difference of 0, by flipping the sign of each query's difference at random.
 
     Exact up to Monte Carlo error if, for each query, which method had which score were a coin's toss. Never 0

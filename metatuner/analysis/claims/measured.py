@@ -1,11 +1,22 @@
 """The ten claims, on what was measured. A claim names experiments, never the baselines that happen to be there."""
 
 import csv
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import Literal
 
-from metatuner.analysis.claims.ruling import Part, Ruling, Verdict, every, some
+from metatuner.analysis.claims.ruling import (
+    NOT_EVALUABLE,
+    Judged,
+    Outcome,
+    Part,
+    Ruling,
+    Verdict,
+    both,
+    every,
+    some,
+)
 from metatuner.analysis.claims.runs import Arm, Runs
 from metatuner.errors import UserError
 
@@ -28,43 +39,36 @@ class Claim:
     estimand: str
     test: str
     threshold: str
-    judge: Callable[[Runs], tuple[Verdict, tuple[Part, ...], Part | None, float | None, str]]
+    judge: Callable[[Runs], Judged]
 
     def on(self, runs: Runs) -> Ruling:
         """The claim on a run."""
-        verdict, parts, decisive, needed, detail = self.judge(runs)
-        return Ruling(
-            self.number,
-            self.title,
-            "measured",
-            verdict,
-            self.estimand,
-            self.test,
-            self.threshold,
-            parts,
-            decisive,
-            needed,
-            detail,
-        )
+        return self.ruling(self.judge(runs), "measured")
 
-
-Judged = tuple[Verdict, tuple[Part, ...], Part | None, float | None, str]
+    def ruling(self, judged: Judged, data: Literal["measured", "published"], test: str | None = None) -> Ruling:
+        """What was judged on a source of data, under the claim's name."""
+        test = self.test if test is None else test
+        names = (self.number, self.title, data, self.estimand, test, self.threshold)
+        return Ruling(judged.outcome, judged.parts, judged.detail, *names)
 
 
 def _missing(detail: str) -> Judged:
-    return "not evaluable", (), None, None, detail
+    return Judged(NOT_EVALUABLE, (), detail)
 
 
-def _every(parts: list[Part], detail: str = "") -> Judged:
-    verdict, decisive, needed = every(parts)
+def _judged(outcome: Outcome, parts: Sequence[Part], *details: str) -> Judged:
+    """With the first hole among the parts."""
     missing = next((part.reason for part in parts if part.contrast is None), "")
-    return verdict, tuple(parts), decisive, needed, "; ".join(filter(None, (detail, missing)))
+    return Judged(outcome, tuple(parts), "; ".join(filter(None, (*details, missing))))
 
 
-def _some(parts: list[Part], against: list[Part], detail: str = "") -> Judged:
-    verdict, decisive, needed = some(parts, against)
-    missing = next((part.reason for part in parts if part.contrast is None), "")
-    return verdict, (*parts, *against), decisive, needed, "; ".join(filter(None, (detail, missing)))
+def _found(outcome: Outcome) -> str:
+    """An outcome in a few words, for the details of a claim that has several."""
+    if outcome.decisive is None or outcome.decisive.contrast is None:
+        return outcome.verdict
+    told = outcome.decisive.contrast
+    interval = f"{100 * told.estimate:+.1f} [{100 * told.low:+.1f}, {100 * told.high:+.1f}] points"
+    return f"{outcome.verdict}, by {outcome.decisive.name}: {interval}"
 
 
 PARTS = ("rewriter_sft", "static_lora")
@@ -95,14 +99,19 @@ def _chosen(runs: Runs, experiment: str, tuned_on: tuple[str, ...]) -> tuple[str
 
 def _beats_baselines(runs: Runs, experiment: str) -> Judged:
     parts, details = [], []
+    baselines = _baselines(runs, experiment)
     for benchmark in runs.benchmarks(experiment):
         trained = runs.config.experiments[experiment].trained_on(benchmark)
         chosen, detail = _chosen(runs, experiment, trained)
         details.append(detail or f"{runs.title(benchmark)}: {Arm(chosen).title} by tune scores")
-        for name in _baselines(runs, experiment):
+        for name in baselines:
             title = f"{Arm(chosen).title} over {Arm(name).title} on {runs.title(benchmark)}"
             parts.append(runs.part(title, experiment, [Arm(chosen)], [Arm(name)], [benchmark]))
-    return _every(parts, "; ".join(dict.fromkeys(details)))
+    own = [name for name in runs.methods(experiment) if name in PARTS]
+    named = f"baselines: {', '.join(Arm(name).title for name in baselines)}" if baselines else ""
+    if own:
+        named += f"; not counted, as MetaTuner's own parts: {', '.join(Arm(name).title for name in own)}"
+    return _judged(every(parts), parts, *dict.fromkeys(details), named)
 
 
 def claim_1(runs: Runs) -> Judged:
@@ -127,7 +136,7 @@ def claim_2(runs: Runs) -> Judged:
         for family in ("prompt", "parameter")
     ]
     named = "; ".join(f"{family}: {', '.join(arm.title for arm in arms)}" for family, arms in families.items())
-    return _every(parts, named)
+    return _judged(every(parts), parts, named)
 
 
 def claim_3(runs: Runs) -> Judged:
@@ -135,16 +144,26 @@ def claim_3(runs: Runs) -> Judged:
     if not runs.has("ablation"):
         return _missing("experiment ablation was not run")
     there = runs.variants("ablation", "metatuner_j")
-    parts, untuned = [], []
-    for name in ("without_f", "without_p", "without_s"):
-        variant = f"{name}_tuned" if f"{name}_tuned" in there else name
-        untuned += [name] * (variant == name)
+    ablations = ("without_f", "without_p", "without_s")
+    tuned = [f"{name}_tuned" for name in ablations]
+    shared = _ablations(runs, ablations)
+    if not set(tuned) <= set(there):
+        return _judged(every(shared), shared, "each ablation under the whole's settings")
+    own, other = _ablations(runs, tuned), every(shared)
+    shared = [replace(part, group="the whole's settings") for part in shared]
+    told = f"each ablation under its own settings; under the whole's instead: {_found(other)}"
+    return _judged(every(own), (*own, *shared), told)
+
+
+def _ablations(runs: Runs, variants: Sequence[str]) -> list[Part]:
+    """The whole over each of these variants on each benchmark."""
+    parts = []
+    for variant in variants:
         for benchmark in runs.benchmarks("ablation"):
             arm = Arm("metatuner_j", variant)
             title = f"{WHOLE.title} over {arm.title} on {runs.title(benchmark)}"
             parts.append(runs.part(title, "ablation", [WHOLE], [arm], [benchmark]))
-    told = f"under the whole's settings: {', '.join(untuned)}" if untuned else "each ablation under its own settings"
-    return _every(parts, told)
+    return parts
 
 
 def claim_4(runs: Runs) -> Judged:
@@ -154,7 +173,7 @@ def claim_4(runs: Runs) -> Judged:
     arm = Arm("metatuner_j", "gumbel")
     benchmarks = runs.benchmarks("regularisation")
     part = runs.part("supervised regularisation over Gumbel-Softmax", "regularisation", [WHOLE], [arm], benchmarks)
-    return _every([part], "mean over benchmarks")
+    return _judged(every([part]), [part], "mean over benchmarks")
 
 
 def claim_5(runs: Runs) -> Judged:
@@ -181,17 +200,16 @@ def claim_5(runs: Runs) -> Judged:
                 parts.append(runs.part(title, "sharing", *pair, benchmarks, group=f"{generator} {name}"))
                 title = f"k = {shares[end]:g} K over {shares[name]:g} K, generator {generator}"
                 against.append(runs.part(title, "sharing", pair[1], pair[0], benchmarks, group=f"{generator} {end}"))
-    verdicts = []
+    outcomes = []
     for generator in design.generators:
         own = [[part for part in side if part.group.startswith(f"{generator} ")] for side in (parts, against)]
-        verdicts.append(some(*own))
-    order = {"contradicted": 0, "not evaluable": 1, "undecided": 2, "supported": 3}
-    verdict, decisive, needed = min(verdicts, key=lambda each: order[each[0]])
+        outcomes.append(some(*own))
     told = (
         "an inner depth for each generator; that the best share is smaller for the larger one is told by no test here: "
+        "the best point of a flat curve is luck"
     )
-    told += "the best point of a flat curve is luck"
-    return verdict, (*parts, *against), decisive, needed, told
+    found = (f"{name}: {_found(outcome)}" for name, outcome in zip(design.generators, outcomes, strict=True))
+    return _judged(both(outcomes), (*parts, *against), told, *(found if len(outcomes) > 1 else ()))
 
 
 def claim_6(runs: Runs) -> Judged:
@@ -210,7 +228,7 @@ def claim_6(runs: Runs) -> Judged:
             parts.append(runs.part(f"{number} rollouts over {points[most]}", "rollouts", *arms, benchmarks))
             title = f"{points[most]} rollouts over {number}"
             against.append(runs.part(title, "rollouts", arms[1], arms[0], benchmarks, group="the largest number"))
-    return _some(parts, against)
+    return _judged(some(parts, against), (*parts, *against))
 
 
 def claim_7(runs: Runs) -> Judged:
@@ -225,7 +243,7 @@ def claim_7(runs: Runs) -> Judged:
         runs.benchmarks("main"),
         margin=NOT_INFERIOR,
     )
-    return _every([part], "mean over benchmarks")
+    return _judged(every([part]), [part], "mean over benchmarks")
 
 
 def claim_8(runs: Runs) -> Judged:
@@ -245,17 +263,13 @@ def claim_8(runs: Runs) -> Judged:
         )
         for first, second in permutations(variants, 2)
     ]
-    range_verdict = _some(spread, [], "mean over benchmarks; all pairs of prompts are corrected for each other")
     optimisers = runs.methods("main", "prompt") if runs.has("main") else []
     if not optimisers:
         return _missing("no prompt optimiser was run")
     below = [_across(runs, name, variant, benchmarks) for name in optimisers for variant in variants]
-    below_verdict = _some(below, [], "")
-    both = [range_verdict, below_verdict]
-    order = {"contradicted": 0, "not evaluable": 1, "undecided": 2, "supported": 3}
-    verdict, _, decisive, needed, _ = min(both, key=lambda each: order[each[0]])
-    details = "; ".join(filter(None, (each[4] for each in both)))
-    return verdict, (*spread, *below), decisive, needed, details
+    outcomes = {"range": some(spread), "worst below an optimiser": some(below)}
+    told = (f"{name}: {_found(outcome)}" for name, outcome in outcomes.items())
+    return _judged(both(list(outcomes.values())), (*spread, *below), "means over benchmarks", *told)
 
 
 def _across(runs: Runs, optimiser: str, variant: str, benchmarks: list[str]) -> Part:
@@ -308,8 +322,9 @@ def claim_10(runs: Runs) -> Judged:
         verdict = "supported"
     elif any(low > HALF for low, _ in shares):
         verdict = "contradicted"
-    # Numbers of time stay in Table 5: this file is the same in every run.
-    return verdict, (), None, None, "timings on this machine: Table 5; a share is told by its quartiles over repeats"
+    # Numbers of time stay in Table 5 and efficiency.csv: this file is the same in every run.
+    told = "describes this machine and these models, and tests nothing: shares by benchmark are in Table 5"
+    return Judged(Outcome(verdict), (), told)
 
 
 PAIRED = "paired test over queries (McNemar's exact test, or sign flips of groups)"
@@ -392,8 +407,8 @@ CLAIMS: tuple[Claim, ...] = (
         10,
         "Generating a query's prompt and parameters takes less than half of the time of answering it",
         "seconds for writing a query's prompt and parameters over seconds for answering it, on each benchmark",
-        "quartiles of interleaved repeats",
-        "share below 0.5 on every benchmark",
+        "none: quartiles of interleaved repeats",
+        "upper quartile of the share below 0.5 on every benchmark; contradicted: a lower quartile above it",
         claim_10,
     ),
 )

@@ -3,12 +3,11 @@
 import csv
 import io
 from collections.abc import Sequence
-from math import isfinite
 from pathlib import Path
 
 from metatuner.analysis.claims import published
 from metatuner.analysis.claims.measured import CLAIMS
-from metatuner.analysis.claims.ruling import Part, Ruling, needed_text
+from metatuner.analysis.claims.ruling import Outcome, Part, Ruling, describe_needed
 from metatuner.analysis.claims.runs import Runs
 from metatuner.analysis.effects import Contrast
 from metatuner.analysis.escaping import escape_markdown, inert
@@ -19,14 +18,15 @@ from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
 
 COLUMNS = (
-    "claim,title,data,world,verdict,estimand,test,threshold,part,estimate,low,high,p,needed,conditional,parts,detail"
+    "claim,title,data,world,verdict,estimand,test,threshold,part,estimate,low,high,p_for,p_against,needed,needed_of,"
+    "towards,conditional,tests,detail"
 ).split(",")
 PART_COLUMNS = (
     "claim,data,world,part,group,estimate,low,high,margin,p,p_reverse,standard_error,queries,effect,"
     "probability_of_improvement,reason"
 ).split(",")
 SMALLEST_P = 0.0001
-"""Smaller p-values are not told apart: resampling does not go further."""
+"""Smaller p-values are called smaller than it, and no more."""
 PUBLISHED_WORLD = "paper (7B + 3B), from secondary sources"
 
 
@@ -38,7 +38,7 @@ def claims(config: Config) -> list[Path]:
     told = published.rulings(published.Paper(read_published(), read_test_sizes()))
     worlds = {"measured": name_world(config, experiment), "published": PUBLISHED_WORLD}
     both = [ruling for pair in zip(measured, told, strict=True) for ruling in pair]
-    page = as_markdown(both, worlds, describe_world(config, experiment))
+    page = as_markdown(both, worlds, describe_world(config, experiment), searched=bool(runs.searches))
     return [
         write_text(layout.claims("csv"), _table(COLUMNS, [_line(ruling, worlds) for ruling in both])),
         write_text(layout.claims("parts.csv"), _table(PART_COLUMNS, _part_lines(both, worlds))),
@@ -59,28 +59,36 @@ def _p(value: float) -> str:
     return f"p = {value:.2g}" if value >= SMALLEST_P else f"p < {SMALLEST_P:g}"
 
 
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
 def _points(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
 def _line(ruling: Ruling, worlds: dict[str, str]) -> list[str]:
-    part = ruling.decisive
-    told = part.contrast if part else None
+    outcome = ruling.outcome
+    told = outcome.decisive.contrast if outcome.decisive else None
+    finite = outcome.needed is not None and outcome.towards is not None
     return [
         str(ruling.claim),
         ruling.title,
         ruling.data,
         worlds[ruling.data],
-        ruling.verdict,
+        outcome.verdict,
         ruling.estimand,
         ruling.test,
         ruling.threshold,
-        part.name if part else "",
+        outcome.decisive.name if outcome.decisive else "",
         *([_points(told.estimate), _points(told.low), _points(told.high)] if told else ["", "", ""]),
-        f"{part.p:.2g}" if part and told else "",
-        needed_text(ruling.needed),
+        _number(outcome.p_for),
+        _number(outcome.p_against),
+        "" if outcome.needed is None else f"{outcome.needed:.0f}" if finite else "cannot be told",
+        "" if told is None or not finite else "all benchmarks" if told.pooled else "its benchmark",
+        outcome.towards or "",
         "" if told is None else str(told.conditional).lower(),
-        str(len(ruling.parts)),
+        str(outcome.tests),
         ruling.detail,
     ]
 
@@ -107,37 +115,57 @@ def _numbers(part: Part, told: Contrast) -> list[str]:
     ]
 
 
-def as_markdown(rulings: Sequence[Ruling], worlds: dict[str, str], world: str) -> str:
-    """A page: verdicts at a glance, then each claim."""
+def as_markdown(rulings: Sequence[Ruling], worlds: dict[str, str], world: str, *, searched: bool) -> str:
+    """A page: verdicts at a glance, then each claim.
+
+    Args:
+        rulings: of each claim two, measured and published.
+        worlds: what they are about, by kind of data.
+        world: what was measured, at length.
+        searched: some settings are winners of a search.
+    """
     lines = ["# Claims", "", f"**Measured: {escape_markdown(world)}**", ""]
     lines += [f"**Published: {PUBLISHED_WORLD}; single numbers, tested as if their test rows were independent.**", ""]
     lines += ["| claim | measured | published |", "| --- | --- | --- |"]
     for own, other in zip(rulings[::2], rulings[1::2], strict=True):
-        lines.append(f"| {own.claim}. {escape_markdown(own.title)} | {own.verdict} | {other.verdict} |")
-    lines += [
-        "",
-        "Supported: every test that the claim needs finds it. Contradicted: a test in the reverse direction, corrected "
-        "by Holm, finds the opposite. Undecided: neither; beside it the number of test queries at which the "
-        "difference, as it is estimated, would be told with probability 0.8. Not evaluable: not run, or not published.",
-        "",
-    ]
+        lines.append(f"| {own.claim}. {escape_markdown(own.title)} | {own.outcome.verdict} | {other.outcome.verdict} |")
+    lines += ["", KEY, "", *([SEARCHED, ""] if searched else [])]
     for ruling in rulings:
-        lines += [f"## {ruling.claim}, {ruling.data} ({worlds[ruling.data]}): {ruling.verdict}", ""]
+        lines += [f"## {ruling.claim}, {ruling.data} ({worlds[ruling.data]}): {ruling.outcome.verdict}", ""]
         lines += [f"{escape_markdown(ruling.title)}.", ""]
         lines += [f"- Estimand: {escape_markdown(ruling.estimand)}"]
         lines += [f"- Test: {escape_markdown(ruling.test)}"] if ruling.test else []
         lines += [f"- Threshold: {escape_markdown(ruling.threshold)}"]
-        if ruling.decisive and (told := ruling.decisive.contrast):
-            interval = f"{100 * told.estimate:+.1f} [{100 * told.low:+.1f}, {100 * told.high:+.1f}]"
-            limits = " (holds for these seeds)" if told.conditional and ruling.data == "measured" else ""
-            name = escape_markdown(ruling.decisive.name)
-            count = f"of {len(ruling.parts)} tests: " if len(ruling.parts) > 1 else ""
-            lines.append(f"- Decides: {count}{name}: {interval} points, {_p(ruling.decisive.p)}{limits}")
-        if ruling.needed is not None:
-            queries = (
-                f"{needed_text(ruling.needed)} test queries" if isfinite(ruling.needed) else "no number of queries"
-            )
-            lines.append(f"- Would be decided with: {queries}")
+        lines += _decision(ruling.outcome, measured=ruling.data == "measured")
         lines += [f"- {escape_markdown(ruling.detail)}"] if ruling.detail else []
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+KEY = (
+    "Supported: every test that the claim needs finds it. Contradicted: a test in the reverse direction, corrected by "
+    "Holm, finds the opposite. Undecided: neither; beside it the number of test queries at which the difference that "
+    "decides, as it is estimated, would be told with probability 0.8, and for which side. Not evaluable: not run, or "
+    "not published. p: of the whole claim and of its reverse, two-sided, corrected as the verdict needs."
+)
+SEARCHED = (
+    "**Measured verdicts are conditional on the settings.** Each method's are the winner of one random search on each "
+    "benchmark with one seed; another search may find others, and one of them can move a score by more than these "
+    "intervals are wide (`docs/statistics.md`, Tuning)."
+)
+
+
+def _decision(outcome: Outcome, *, measured: bool) -> list[str]:
+    """What the verdict hangs on, with p-values and, where undecided, how many queries would tell it."""
+    lines = []
+    if outcome.decisive and (told := outcome.decisive.contrast):
+        interval = f"{100 * told.estimate:+.1f} [{100 * told.low:+.1f}, {100 * told.high:+.1f}]"
+        limits = " (holds for these seeds)" if told.conditional and measured else ""
+        name = escape_markdown(outcome.decisive.name)
+        count = f"of {outcome.tests} tests: " if outcome.tests > 1 else ""
+        lines.append(f"- Decides: {count}{name}: {interval} points{limits}")
+    if outcome.p_for is not None and outcome.p_against is not None:
+        lines.append(f"- The claim: {_p(outcome.p_for)}; its reverse: {_p(outcome.p_against)}")
+    if needed := describe_needed(outcome):
+        lines.append(f"- That difference would be told with: {needed}")
+    return lines

@@ -1,15 +1,16 @@
 """The claims on the paper's published numbers: single scores from secondary sources, tested as if unpaired."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from metatuner.analysis.claims.measured import CLAIMS, NOT_INFERIOR, Claim
-from metatuner.analysis.claims.ruling import Part, Ruling, every
+from metatuner.analysis.claims.ruling import NOT_EVALUABLE, Judged, Part, Ruling, every
 from metatuner.analysis.effects import cohens_h, unpaired_difference
 from metatuner.analysis.labels import BENCHMARKS, DEFAULT_VARIANT, benchmark_rank, method_family, method_title
 from metatuner.analysis.published import Published, TestSize
 
-UNPAIRED = "unpaired z-test (Newcombe's interval): scores of single queries are not public"
+UNPAIRED = "unpaired z-test (interval of one score against one: Newcombe's; of means: normal): scores of single "
+UNPAIRED += "queries are not public"
 NOT_PUBLIC = {
     4: "the scores of the Gumbel-Softmax variant are not public",
     5: "the scores by sharing depth are not public",
@@ -53,13 +54,10 @@ def rulings(paper: Paper) -> list[Ruling]:
 
 
 def _ruling(claim: Claim, paper: Paper) -> Ruling:
-    blank = Ruling(claim.number, claim.title, "published", "not evaluable", claim.estimand, UNPAIRED, claim.threshold)
     if claim.number in NOT_PUBLIC:
-        return replace(blank, test="", detail=NOT_PUBLIC[claim.number])
+        return claim.ruling(Judged(NOT_EVALUABLE, (), NOT_PUBLIC[claim.number]), "published", "")
     parts = PARTS[claim.number](paper)
-    verdict, decisive, needed = every(parts)
-    detail = DETAILS.get(claim.number, "")
-    return replace(blank, verdict=verdict, parts=tuple(parts), decisive=decisive, needed=needed, detail=detail)
+    return claim.ruling(Judged(every(parts), tuple(parts), DETAILS.get(claim.number, "")), "published", UNPAIRED)
 
 
 Side = Sequence[tuple[float, int]]
