@@ -55,7 +55,7 @@ figures: $(INSTALLED) ## make tables and figures again from the scores at hand
 compare: $(INSTALLED) ## compare a finished run with the committed snapshot; fails where they differ
 	metatuner diff results/snapshot/$(PRESET) results/$(PRESET) --fail-on-difference
 
-SNAPSHOT := scores.csv settings.csv provenance.json claims.csv claims.md claims_parts.csv tables figures
+SNAPSHOT := scores.csv query_scores.json settings.csv provenance.json claims.csv claims.md claims_parts.csv tables figures
 
 snapshot: ## keep what a finished run of PRESET gave in results/snapshot/, to be committed
 	@test -n "$(PRESET)" && test -f results/$(PRESET)/verdict.json || { \

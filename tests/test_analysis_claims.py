@@ -1,6 +1,8 @@
 """Claims: verdicts follow the data, a null world supports none, and what is missing is said and never guessed."""
 
 import csv
+import json
+import re
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -195,6 +197,39 @@ def test_a_claim_about_cells_that_are_not_there_is_not_evaluable_and_says_which(
         row = rows[number, "measured"]
         assert row["verdict"] == "not evaluable", number
         assert missing in str(row), row
+
+
+def test_of_ablations_under_their_own_settings_those_under_the_wholes_are_told_too(tmp_path: Path) -> None:
+    config = everything(tmp_path, seeds=[0])
+    experiments = config.model_dump(mode="json")["experiments"]
+    names = ("without_f", "without_p", "without_s")
+    variants = {name: {} for each in names for name in (each, f"{each}_tuned")}
+    experiments["ablation"]["variants"]["metatuner_j"] = {"default": {}, **variants}
+    config = fake_config(tmp_path, experiments=experiments)
+    fake_run(config, n=40)
+    row = judged(config)[3, "measured"]
+    assert row["tests"] == "6"  # three of its own settings, on two benchmarks: the others do not decide
+    assert "under the whole's instead: " in row["detail"]
+    with open(tmp_path / "claims_parts.csv", encoding="utf-8", newline="") as file:
+        groups = [row["group"] for row in csv.DictReader(file) if (row["claim"], row["data"]) == ("3", "measured")]
+    assert (groups.count(""), groups.count("the whole's settings")) == (6, 6)
+
+
+def test_both_halves_of_the_claim_on_prompts_are_told(tmp_path: Path) -> None:
+    config = everything(tmp_path, seeds=[0])
+    fake_run(config, n=40)
+    rows = judged(config)
+    assert re.search(r"range: \w+, by SFT .*; worst below an optimiser: \w+, by OPRO ", rows[8, "measured"]["detail"])
+    assert rows[8, "measured"]["tests"] == str(3 * 2 + 3)
+
+
+def test_that_winners_are_of_one_search_stands_above_the_claims_where_there_was_one(tmp_path: Path) -> None:
+    run(tmp_path, CHANCES, n=20)
+    assert "one random search" not in (tmp_path / "claims.md").read_text()
+    search = {"subject": "sft", "benchmark": "math", "score": 50.0, "status": "current"}
+    (tmp_path / "searches.json").write_text(json.dumps([search]))
+    claims(fake_config(tmp_path))
+    assert "one random search" in (tmp_path / "claims.md").read_text().split("##")[0]
 
 
 def test_a_failed_cell_is_a_hole_and_no_zero(tmp_path: Path) -> None:

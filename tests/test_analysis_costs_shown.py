@@ -55,6 +55,11 @@ def test_the_papers_range_stands_apart_with_its_source(tmp_path: Path) -> None:
     assert "0.03 to 0.53 s a query" in page
     assert "secondary sources" in page
     assert "rankings are no evidence" in page
+    assert "with quartiles" not in page  # MetaTuner-J was not timed
+    path = tmp_path / "efficiency.csv"
+    path.write_text(path.read_text().replace("sft,", "metatuner_j,"))
+    page = table_5(fake_config(tmp_path, methods=["zero_shot", "sft"], seeds=[0, 1]))[1].read_text()
+    assert "MetaTuner-J, with quartiles over rounds: nano MATH 0.20" in page
 
 
 def test_without_timings_the_target_that_makes_them_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from fake_results import fake_config, fake_run, plan_rows
 from scipy import stats
 
 from metatuner.analysis.diff import compare_runs, diff
-from metatuner.analysis.scores import write_scores
+from metatuner.analysis.scores import write_query_scores, write_scores
 from metatuner.cli import main
 from metatuner.errors import UserError
 
@@ -80,6 +80,31 @@ def test_without_predictions_means_are_compared_as_if_unpaired(tmp_path: Path) -
     assert not each.paired
     assert each.told is not None
     assert not each.significant  # six of eighty, unpaired, are within chance
+
+
+def test_scores_by_query_without_cells_are_compared_in_pairs_all_the_same(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    up = change(second, "sft", "math", 12, up=True)
+    (kept,) = [each for each in compare_runs(first, second) if each.kind == "differs"]
+    cells = [row["cell"] for row in plan_rows(fake_config(first, methods=["zero_shot", "sft"], seeds=[0]))]
+    write_query_scores(cells, first / "query_scores.json")
+    shutil.rmtree(first / "cells")
+    (packed,) = [each for each in compare_runs(first, second) if each.kind == "differs"]
+    assert packed.paired
+    assert packed.told == kept.told
+    assert packed.told.p == pytest.approx(stats.binomtest(up, up).pvalue)
+
+
+def test_how_far_cells_moved_together_and_how_far_one_would_have_to_is_said(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    up = change(second, "sft", "math", 12, up=True)
+    lines = diff(first, second)[0].splitlines()
+    mean, root = 100 * up / N / 10, 100 * up / N / 10**0.5
+    assert f"all 10 with a score in both: mean shift {mean:+.2f} points, root mean square {root:.2f}" in lines
+    share = up / N
+    error = (share * (1 - share) / (N - 1)) ** 0.5
+    least = 100 * (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * error
+    assert any(f"one cell would have to move by about {least:.1f} points" in line for line in lines)
 
 
 def test_what_only_one_has_and_holes_are_named(tmp_path: Path) -> None:

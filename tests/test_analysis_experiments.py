@@ -102,6 +102,7 @@ def test_table_3_has_the_papers_ablation_beside_and_its_differences(tmp_path: Pa
     assert "1 seed: intervals are over queries only" in text
     assert "the paired difference from MetaTuner-J in points" in text
     assert "MetaTuner-J (w/o F, own settings)" in text
+    assert "our subtraction (whether -I or -J was ablated is not public); 6 of 6 such differences are within" in text
     assert "†" not in text
 
 
@@ -138,6 +139,9 @@ def test_the_legends_of_figure_1_stay_within_it_with_all_methods_and_prompts(tmp
     fake_run(config, n=20, chances=dict.fromkeys(methods, 0.5))
     figure = draw_families(compare(config, "main"), compare(config, "sft_prompts"), "a world")
     FigureCanvasAgg(figure).draw()
+    assert "Dashed: the highest of 8 prompt optimisers" in " ".join(
+        " ".join(t.get_text() for t in figure.texts).split()
+    )
     for axes in figure.axes:
         legend = axes.get_legend()
         assert legend is not None

@@ -10,7 +10,15 @@ import pandas as pd
 import pytest
 from fake_results import METRICS, fake_config, fake_run, plan_rows, write_cells, write_settings
 
-from metatuner.analysis.scores import COLUMNS, QueryScore, read_query_scores, read_scores, read_tuned, write_scores
+from metatuner.analysis.scores import (
+    COLUMNS,
+    QueryScore,
+    read_query_scores,
+    read_scores,
+    read_tuned,
+    write_query_scores,
+    write_scores,
+)
 from metatuner.errors import UserError
 
 
@@ -192,3 +200,31 @@ def test_a_wrong_file_of_settings_is_refused_with_its_line(tmp_path: Path, old: 
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(UserError, match=message):
         read_tuned(path, "main")
+
+
+def test_scores_by_query_come_back_from_one_file_as_from_the_cells(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, methods=["sft"], seeds=[0, 1])
+    rows = fake_run(config, n=30)
+    graded = next(row["cell"] for row in rows if row["benchmark"] == "hotpotqa")
+    path = tmp_path / "cells" / graded / "predictions.jsonl"
+    answers = [json.loads(line) for line in path.read_text().splitlines()]
+    answers[0] |= {"score": 0.1 + 0.2, "group": "two share it", "kind": "bridge"}
+    answers[1] |= {"group": "two share it"}
+    path.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    cells = [row["cell"] for row in rows]
+    expected = {cell: read_query_scores(tmp_path, cell) for cell in cells}
+    write_query_scores([*cells, "not there"], tmp_path / "query_scores.json")
+    shutil.rmtree(tmp_path / "cells")
+    assert {cell: read_query_scores(tmp_path, cell) for cell in cells} == expected
+    with pytest.raises(UserError, match=r"no file .*predictions.jsonl"):
+        read_query_scores(tmp_path, "not there")
+
+
+@pytest.mark.parametrize(
+    "own", ['{"rows": "r", "scores": "0120"}', '{"rows": "r", "scores": "01"}', '{"rows": "q", "scores": "0"}', "[]"]
+)
+def test_a_broken_file_of_scores_by_query_is_named_with_its_cell(tmp_path: Path, own: str) -> None:
+    columns = '{"ids": ["a", "b", "c", "d"], "groups": ["a", "b", "c", "d"], "kinds": ["", "", "", ""]}'
+    (tmp_path / "query_scores.json").write_text(f'{{"rows": {{"r": {columns}}}, "cells": {{"x": {own}}}}}')
+    with pytest.raises(UserError, match=r"query_scores.json, cell x: no score of each row .* run `metatuner scores`"):
+        read_query_scores(tmp_path, "x")

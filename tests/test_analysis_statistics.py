@@ -122,10 +122,18 @@ def test_mcnemar_is_the_binomial_test(wins: int, losses: int) -> None:
 
 
 def test_sign_flips_agree_with_mcnemar_and_with_all_flips() -> None:
-    assert sign_flip_p([1.0] * 14 + [-1.0] * 4 + [0.0] * 50, seed=1) == pytest.approx(mcnemar_exact(14, 4), abs=0.006)
+    assert sign_flip_p([1.0] * 14 + [-1.0] * 4 + [0.0] * 50, seed=1) == pytest.approx(mcnemar_exact(14, 4), abs=0.002)
     graded = np.random.default_rng(2).normal(0.3, 1, size=12)
     exact = stats.permutation_test((graded,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
-    assert sign_flip_p(graded, seed=3) == pytest.approx(exact, abs=0.015)
+    assert sign_flip_p(graded, seed=3) == pytest.approx(exact, abs=0.005)
+
+
+def test_what_no_draw_matches_is_found_among_all_pairs_of_sixty_methods() -> None:
+    clear = [1.0] * 90 + [-1.0] * 10 + [0.0] * 200
+    assert mcnemar_exact(90, 10) < 1e-15
+    assert holm([sign_flip_p(clear, seed=1)], tests=60 * 59 // 2)[0] <= 0.05
+    seeds = np.stack([np.repeat([1.0, 0.0], [250, 50])] * MIN_SEEDS)  # the bootstrap has a say here
+    assert holm([paired_difference(seeds, 1 - seeds, seed=1).p], tests=40 * 39 // 2)[0] <= 0.05
 
 
 def test_identical_methods_do_not_differ() -> None:

@@ -16,7 +16,7 @@ from scipy import stats
 from metatuner.analysis.comparison import compare
 from metatuner.analysis.escaping import escape_latex
 from metatuner.analysis.figures import FIGURES
-from metatuner.analysis.labels import describe_world, name_world
+from metatuner.analysis.labels import benchmark_title, describe_world, method_title, name_world
 from metatuner.analysis.published import FOLDER, published_beside, read_published
 from metatuner.analysis.scores import read_query_scores
 from metatuner.analysis.tables import TABLES
@@ -129,7 +129,9 @@ def test_the_smallest_detectable_difference_is_the_median_over_methods(tmp_path:
     errors = [(own - top).std(ddof=1) / 10 for own in scores.values() if own is not top]
     expected = 100 * (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * np.median(errors)
     text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
-    assert f"nano GSM8K {expected:.1f}" in text
+    strict = expected * (stats.norm.ppf(1 - 0.025 / 10) + stats.norm.ppf(0.8))  # five methods make ten pairs
+    strict /= stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    assert f"nano GSM8K {expected:.1f} ({strict:.1f})" in text
 
 
 def test_rows_that_share_a_context_are_drawn_together_and_the_legend_says_so(tmp_path: Path) -> None:
@@ -157,6 +159,12 @@ def test_the_spread_of_seeds_is_that_of_their_means_and_empty_for_one(tmp_path: 
     means = [np.mean([each.score for each in read_query_scores(tmp_path / "a", cell).values()]) for cell in cells]
     assert read_table(three)["sft", "math"]["seed_sd"] == f"{100 * np.std(means, ddof=1):.2f}"
     assert read_table(one)["sft", "math"]["seed_sd"] == ""
+    spreads = {key: float(row["seed_sd"]) for key, row in read_table(three).items()}
+    (method, benchmark), largest = max(spreads.items(), key=lambda each: each[1])
+    name = f"{method_title(method)} on {benchmark_title(benchmark, 'nano')}"
+    legend = TABLES["table_1"](three)[1].read_text(encoding="utf-8")
+    assert f"median {np.median(list(spreads.values())):.1f}, largest {largest:.1f} ({name})" in legend
+    assert "deviation of the means of a method's seeds" not in TABLES["table_1"](one)[1].read_text(encoding="utf-8")
 
 
 def test_the_legend_says_how_each_method_was_tuned_and_warns_first_where_that_is_unequal(tmp_path: Path) -> None:
@@ -179,6 +187,7 @@ def test_the_legend_says_how_each_method_was_tuned_and_warns_first_where_that_is
         "the preset's own: MetaTuner-J (nano MATH, nano GSM8K, nano HotpotQA); "
         "expired winners, so the preset's own: SFT (nano GSM8K); nothing to tune: Zero-shot."
     ) in notes
+    assert any(note.startswith("- Searches were made once, with one seed") for note in notes)
     assert read_table(config)["sft", "gsm8k"]["tuned"] == "expired"
 
 

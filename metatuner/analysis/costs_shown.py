@@ -92,13 +92,27 @@ def table_5(config: Config) -> list[Path]:
         f"Fits: means over seeds and {', '.join(titles)}, with what a method builds on; seconds are those of `fit` "
         "itself. FLOP are estimated from tokens and weights.",
         f"Queries: one seed, {queries}, on {devices}; writing is a query's prompt and parameters, the plain actor "
-        "answers under p~. Other work on the machine blurs times, less their ratios. Memory is what writing for these "
+        "answers under p~. Ratios are means over benchmarks of medians over rounds, not ratios of these columns. Other "
+        "work on the machine blurs times, less their ratios. Memory is what writing for these "
         "rows at once holds beyond the models.",
+        *_shares(timings, config),
         "Paper (secondary sources): 0.03 to 0.53 s a query for prompt and parameters, on A100 GPUs with its 7B and 3B "
         "models; not comparable with these.",
     ]
     table = PlainTable("Table 5: efficiency", describe_world(config, "main"), header, rows, notes)
     return write_plain(config, "table_5", table)
+
+
+def _shares(timings: Sequence[Mapping[str, str]], config: Config) -> list[str]:
+    """MetaTuner-J's share of writing on each benchmark, with its quartiles over rounds: what claim 10 is about."""
+    told = [
+        f"{benchmark_title(row['benchmark'], config.benchmarks[row['benchmark']].source)} "
+        f"{float(row['write_share']):.2f} [{float(row['write_share_low']):.2f}, {float(row['write_share_high']):.2f}]"
+        for row in timings
+        if row["method"] == "metatuner_j"
+    ]
+    name = method_title("metatuner_j")
+    return [f"Writing / answering of {name}, with quartiles over rounds: {', '.join(told)}."] if told else []
 
 
 def _megabytes(timings: Sequence[Mapping[str, str]]) -> str:

@@ -11,12 +11,13 @@ import numpy as np
 
 from metatuner.analysis.effects import Contrast, Gaps, contrast, unpaired_difference
 from metatuner.analysis.labels import method_title
-from metatuner.analysis.scores import Score, cell_folder, read_query_scores, read_scores
-from metatuner.analysis.statistics import LEVEL, derive_seed, holm
+from metatuner.analysis.scores import Score, cell_folder, has_query_scores, read_query_scores, read_scores
+from metatuner.analysis.statistics import LEVEL, derive_seed, holm, smallest_detectable_effect
 from metatuner.errors import UserError
 from metatuner.files import read_json, write_text
 
 Kind = Literal["only in the first", "only in the second", "identical", "equal scores", "differs", "no result"]
+SCORED: tuple[Kind, ...] = ("identical", "equal scores", "differs")
 Name = tuple[str, str, str, str, str, int, str]
 """Method, variant, benchmark, trained on, generator, seed, metric."""
 
@@ -43,8 +44,8 @@ class Compared:
 def compare_runs(first: Path, second: Path) -> list[Compared]:
     """Every cell of either folder once, in the order of the first's scores.csv, then of the second's.
 
-    With predictions at hand in both, cells are compared query by query; else by their means, as if their test rows were
-    drawn independently. Holm's correction is over all cells that differ.
+    With predictions, or query_scores.json, at hand in both, cells are compared query by query; else by their means, as
+    if their test rows were drawn independently. Holm's correction is over all cells that differ.
     """
     one, two = _by_name(first), _by_name(second)
     found: list[Compared] = []
@@ -94,22 +95,23 @@ def _compared(name: Name, first: tuple[Path, Score], second: tuple[Path, Score])
         same = [score.status for score in scores]
         return Compared(name, "no result", detail="; ".join(reasons) if len(set(same)) > 1 else f"both {same[0]}")
     files = [cell_folder(root, score.cell) / "predictions.jsonl" for root, score in (first, second)]
-    if all(file.is_file() for file in files):
-        if files[0].read_bytes() == files[1].read_bytes():
-            return Compared(name, "identical", paired=True)
-        paired = _paired(name, first, second)
+    texts = all(file.is_file() for file in files)
+    if texts and files[0].read_bytes() == files[1].read_bytes():
+        return Compared(name, "identical", paired=True)
+    if all(has_query_scores(root, score.cell) for root, score in (first, second)):
+        paired = _paired(name, first, second, "completions or prompts differ" if texts else "on every query")
         if paired is not None:
             return paired
     values = [((score.score or 0.0) / 100, score.n) for score in scores]
     if values[0] == values[1]:
-        return Compared(
-            name, "equal scores", detail="predictions differ" if all(file.is_file() for file in files) else ""
-        )
+        return Compared(name, "equal scores", detail="predictions differ" if texts else "")
     return Compared(name, "differs", unpaired_difference([values[1]], [values[0]]), detail="means alone")
 
 
-def _paired(name: Name, first: tuple[Path, Score], second: tuple[Path, Score]) -> Compared | None:
-    """None where the scored metric is not the primary one, which predictions have, or other rows were tested."""
+def _paired(name: Name, first: tuple[Path, Score], second: tuple[Path, Score], alike: str) -> Compared | None:
+    """Query by query; `alike` says of cells with equal scores what else is known.
+
+    None where the scored metric is not the primary one, which predictions have, or other rows were tested."""
     answers = [read_query_scores(root, score.cell) for root, score in (first, second)]
     if answers[0].keys() != answers[1].keys():
         return None
@@ -120,7 +122,7 @@ def _paired(name: Name, first: tuple[Path, Score], second: tuple[Path, Score]) -
             return None
     gaps = arrays[1] - arrays[0]
     if not gaps.any():
-        return Compared(name, "equal scores", paired=True, detail="completions or prompts differ")
+        return Compared(name, "equal scores", paired=True, detail=alike)
     groups = [answers[0][query].group for query in queries]
     binary = all(np.isin(array, (0.0, 1.0)).all() for array in arrays)
     told = contrast([Gaps(gaps, groups, binary)], seed=derive_seed("diff", *name))
@@ -197,6 +199,7 @@ def describe(found: Sequence[Compared], provenance: Sequence[str], claims: Seque
     significant = sum(each.significant for each in found)
     if counts.get("differs"):
         lines.append(f"{significant} of the differences are more than chance (Holm over all that differ, p <= 0.05)")
+    lines += _sensitivity(found)
     for each in found:
         if each.kind in ("identical", "equal scores"):
             continue
@@ -218,6 +221,24 @@ def describe(found: Sequence[Compared], provenance: Sequence[str], claims: Seque
     if provenance:
         lines += ["made from:", *(f"  {line}" for line in provenance)]
     return "\n".join(lines)
+
+
+def _sensitivity(found: Sequence[Compared]) -> list[str]:
+    """How far cells moved together, and how far one would have to move alone: what "no difference" can mean."""
+    moved = [each.told.estimate if each.told else 0.0 for each in found if each.kind in SCORED]
+    told = [each.told for each in found if each.told]
+    if not told:
+        return []
+    mean, root = 100 * sum(moved) / len(moved), 100 * float(np.sqrt(np.mean(np.square(moved))))
+    lines = [f"all {len(moved)} with a score in both: mean shift {mean:+.2f} points, root mean square {root:.2f}"]
+    errors = [each.standard_error for each in told if each.standard_error]
+    if errors:
+        least = smallest_detectable_effect(float(np.median(errors)), level=1 - (1 - LEVEL) / len(told))
+        lines.append(
+            f"one cell would have to move by about {100 * least:.1f} points to be told with 80 % probability "
+            f"(of {len(told)} that differ, at the strictest step of Holm's correction)"
+        )
+    return lines
 
 
 def diff(first: Path, second: Path, out: Path | None = None) -> tuple[str, bool]:

@@ -202,6 +202,14 @@ def probability_of_improvement(
     return mean_interval((np.sign(left - right) + 1) / 2, groups, seed=seed)
 
 
+def newcombe_interval(first: Interval, second: Interval) -> Interval:
+    """Of the difference of two proportions, from Wilson's of each (Newcombe 1998, Statist. Med. 17:873, method 10)."""
+    estimate = first.estimate - second.estimate
+    low = sqrt((first.estimate - first.low) ** 2 + (second.high - second.estimate) ** 2)
+    high = sqrt((first.high - first.estimate) ** 2 + (second.estimate - second.low) ** 2)
+    return Interval(estimate, estimate - low, estimate + high)
+
+
 def unpaired_difference(
     first: Sequence[tuple[float, int]],
     second: Sequence[tuple[float, int]],
@@ -213,7 +221,7 @@ def unpaired_difference(
 
     For numbers of which only the mean and the size of the test are public. Two methods on the same rows would be
     compared more sharply in pairs; this is all that single numbers allow. Normal interval and z-test; for one
-    proportion each the interval is Newcombe's (1998, Statist. Med. 17:873, method 10), from Wilson's.
+    proportion each the interval is Newcombe's.
 
     Args:
         first: (proportion, rows) of each score that the first mean is of.
@@ -233,9 +241,8 @@ def unpaired_difference(
     normal = NormalDist()
     z = (estimate - margin) / error if error else inf * float(np.sign(estimate - margin))
     if len(first) == len(second) == 1:
-        own, others = (wilson_interval(*scores[0], level=level) for scores in (first, second))
-        low = estimate - sqrt((one - own.low) ** 2 + (others.high - other) ** 2)
-        high = estimate + sqrt((own.high - one) ** 2 + (other - others.low) ** 2)
+        found = newcombe_interval(*(wilson_interval(*scores[0], level=level) for scores in (first, second)))
+        low, high = found.low, found.high
     else:
         half = normal.inv_cdf((1 + level) / 2) * error
         low, high = estimate - half, estimate + half

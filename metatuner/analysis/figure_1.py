@@ -119,12 +119,14 @@ def best_prompt_optimiser(main: Comparison, benchmark: str) -> Entry | None:
 
 
 def _draw_best(axes: "Axes", left: Comparison, right: Comparison) -> None:
-    label: str | None = "best prompt optimiser"
+    label: str | None = "highest prompt optimiser"
     for place, name in enumerate(right.benchmarks):
         best = best_prompt_optimiser(left, name)
         if best and best.mean:
             level = 100 * best.mean.estimate
-            axes.plot([place - 0.45, place + 0.45], [level, level], "--", color=INK, linewidth=1.0, label=label)
+            ends = [place - 0.45, place + 0.45]
+            axes.plot(ends, [level, level], "--", color=INK, linewidth=1.0, label=label)
+            axes.fill_between(ends, 100 * best.mean.low, 100 * best.mean.high, color=INK, alpha=0.08, linewidth=0)
             label = None
 
 
@@ -150,8 +152,14 @@ def _note(left: Comparison, right: Comparison | None, world: str) -> str:
         if (metric := next((entry.metric for entry in left.of(name) if entry.metric), ""))
     )
     warning = unequal_tuning(left)
+    highest = (
+        f" Dashed: the highest of {len(optimisers)} prompt optimisers on these test rows (chosen by looking), with its "
+        "interval."
+        if right and (optimisers := [each for each in left.methods if method_family(each[0]) == "prompt"])
+        else ""
+    )
     inherited = " SFT's rates were searched under p~; other prompts inherit them." if right else ""
     return (
         f"{'; '.join(sizes)}. Points: mean over seeds and test queries; {whiskers(left.entries.values())}. {metric}."
-        f"{inherited} {f'{warning} ' if warning else ''}{world}"
+        f"{highest}{inherited} {f'{warning} ' if warning else ''}{world}"
     )

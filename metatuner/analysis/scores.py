@@ -5,12 +5,14 @@ import io
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from metatuner.analysis.escaping import from_csv, inert
 from metatuner.errors import UserError
 from metatuner.files import read_json, write_text
+from metatuner.hashing import hash_value
 
 STATUSES = ("ok", "skipped", "failed")
 
@@ -72,9 +74,85 @@ class QueryScore:
     """For breakdowns (level, type)."""
 
 
+QUERY_SCORES = "query_scores.json"
+"""In a results folder: the score of every test row of every cell, without texts, for a folder that keeps no cells."""
+
+
+def write_query_scores(cells: Iterable[str], path: Path) -> Path:
+    """Collect the scores of a results folder's cells, by test row, into its `query_scores.json`.
+
+    `rows`: ids, groups and kinds of each set of test rows, by a hash of them. `cells`: by key, the hash of its rows and
+    its scores in their order; where all are 0 or 1, as one string. Cells without a result are left out.
+    """
+    rows: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for cell in dict.fromkeys(cells):
+        if not _predictions(path.parent, cell).is_file():
+            continue
+        answers = read_query_scores(path.parent, cell)
+        columns = {
+            "ids": list(answers),
+            "groups": [answer.group for answer in answers.values()],
+            "kinds": [answer.kind for answer in answers.values()],
+        }
+        key = hash_value(columns)
+        rows[key] = columns
+        scores = [answer.score for answer in answers.values()]
+        binary = all(score in (0.0, 1.0) for score in scores)
+        found[cell] = {"rows": key, "scores": "".join(f"{score:.0f}" for score in scores) if binary else scores}
+    return write_text(path, f'{{"rows": {_by_lines(rows)},\n"cells": {_by_lines(found)}}}\n')
+
+
+def _by_lines(values: Mapping[str, Any]) -> str:
+    """A JSON object with a line a key."""
+    lines = (f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+def _predictions(root: Path, cell: str) -> Path:
+    return cell_folder(root, cell) / "predictions.jsonl"
+
+
+def has_query_scores(root: Path, cell: str) -> bool:
+    """Whether a results folder has a cell's score of each test row."""
+    return _predictions(root, cell).is_file() or cell in _collected(root).get("cells", {})
+
+
+def _collected(root: Path) -> dict[str, Any]:
+    """query_scores.json; empty where there is none."""
+    path = root / QUERY_SCORES
+    return _read_collected(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@lru_cache(maxsize=2)
+def _read_collected(path: Path, changed: int) -> dict[str, Any]:
+    remedy = "run `metatuner scores` again, or restore it"
+    found = read_json(path, remedy)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: no JSON object; {remedy}")
+    return found
+
+
+def _read_from_collected(root: Path, cell: str) -> dict[str, QueryScore] | None:
+    collected = _collected(root)
+    try:
+        own = collected.get("cells", {}).get(cell)
+        if own is None:
+            return None
+        rows, scores = collected["rows"][own["rows"]], [float(score) for score in own["scores"]]
+        if not all(0 <= score <= 1 for score in scores):
+            raise ValueError("a score is not in 0..1")
+        read = zip(rows["ids"], scores, rows["groups"], rows["kinds"], strict=True)
+        return {name: QueryScore(score, group, kind) for name, score, group, kind in read}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{root / QUERY_SCORES}, cell {cell}: no score of each row ({error!r}); run `metatuner scores` again"
+        ) from None
+
+
 def read_query_scores(root: Path, cell: str) -> dict[str, QueryScore]:
-    """A cell's score of each test row, by the row's id."""
-    path = cell_folder(root, cell) / "predictions.jsonl"
+    """A cell's score of each test row, by the row's id: from its predictions or, without them, query_scores.json."""
+    path = _predictions(root, cell)
     remedy = "remove the cell's folder and run the evaluation again"
     scores: dict[str, QueryScore] = {}
     try:
@@ -92,7 +170,12 @@ def read_query_scores(root: Path, cell: str) -> dict[str, QueryScore]:
                     raise UserError(f"{path}, line {number}: score {score} is not in 0..1; {remedy}")
                 scores[name] = QueryScore(score, group, kind)
     except FileNotFoundError:
-        raise UserError(f"no file {path}; run the evaluation again, or restore the cells beside scores.csv") from None
+        collected = _read_from_collected(root, cell)
+        if collected is None:
+            raise UserError(
+                f"no file {path}; run the evaluation again, or restore the cells beside scores.csv"
+            ) from None
+        return collected
     return scores
 
 

@@ -8,12 +8,14 @@ import io
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
+from math import comb
 from pathlib import Path
 from statistics import median
 
 from metatuner.analysis.appendix import APPENDIX
 from metatuner.analysis.comparison import Comparison, Entry, MethodId, compare, unequal_tuning
 from metatuner.analysis.costs_shown import table_5
+from metatuner.analysis.effects import newcombe_interval
 from metatuner.analysis.escaping import escape_latex, escape_markdown, inert
 from metatuner.analysis.kinds import table_kinds
 from metatuner.analysis.labels import (
@@ -399,11 +401,19 @@ def _legend(comparison: Comparison, paper: PaperTable, *, best: str, tied: str, 
     if detectable := [text for benchmark in comparison.benchmarks if (text := _detectable(comparison, benchmark))]:
         yield (
             f"Smallest difference from {method_title(*comparison.reference) if comparison.reference else 'the best'} "
-            "that one paired test finds with 80 % probability, in points (median "
-            f"over methods, from the choice of test queries alone, before correction): {', '.join(detectable)}."
+            "that a paired test finds with 80 % probability, in points, alone and, in brackets, where the column's "
+            "correction is strictest (median over methods, from the choice of test queries alone): "
+            f"{', '.join(detectable)}."
         )
+    if spread := _spread(comparison):
+        yield spread
     if any(entry.tuned for entry in entries):
         yield f"Settings: {'; '.join(_settings(comparison))}."
+    if any(entry.tuned.startswith(("winner", "inherited", "medians")) for entry in entries):
+        yield (
+            "Searches were made once, with one seed: another may find other settings, and scores further apart than "
+            "these intervals say."
+        )
     shown = [paper.of(*method, benchmark) for method in comparison.methods for benchmark in comparison.benchmarks]
     if any(shown):
         yield (
@@ -411,6 +421,8 @@ def _legend(comparison: Comparison, paper: PaperTable, *, best: str, tied: str, 
             "intervals; empty: not published. Sampling of its test rows alone (how many is inferred from its scores) "
             f"leaves open, in points: {', '.join(_open(paper))}."
         )
+    if told := _published_differences(comparison, paper):
+        yield told
     if any(entry.hole for entry in entries):
         yield "Failed and skipped cells have no score and are no zeros; whole reasons are in the CSV file."
 
@@ -423,8 +435,45 @@ def _grouped(comparison: Comparison, benchmark: str) -> str:
 def _detectable(comparison: Comparison, benchmark: str) -> str:
     errors = [entry.behind.standard_error for entry in comparison.of(benchmark) if entry.behind]
     told = [smallest_detectable_effect(error) for error in errors if error]  # alike on every query: nothing to go by
-    effect = f"{100 * median(told):.1f}" if told else "cannot be told"
+    means = sum(entry.mean is not None for entry in comparison.of(benchmark))
+    tests = len(errors) if comparison.reference else comb(means, 2)
+    strict = [smallest_detectable_effect(error, level=1 - (1 - LEVEL) / max(tests, 1)) for error in errors if error]
+    effect = f"{100 * median(told):.1f} ({100 * median(strict):.1f})" if told else "cannot be told"
     return f"{comparison.titles[benchmark]} {effect}" if errors else ""
+
+
+def _spread(comparison: Comparison) -> str:
+    """How far a method's seeds lie apart: what intervals over queries do not show."""
+    spreads = [(entry.seed_sd, entry) for entry in comparison.entries.values() if entry.seed_sd is not None]
+    if not spreads:
+        return ""
+    largest, entry = max(spreads, key=lambda each: each[0])
+    return (
+        "Standard deviation of the means of a method's seeds, in points (of so few only a rough number; all in the CSV "
+        f"file, seed_sd): median {100 * median(sd for sd, _ in spreads):.1f}, largest {100 * largest:.1f} "
+        f"({method_title(entry.method, entry.variant)} on {comparison.titles[entry.benchmark]})."
+    )
+
+
+def _published_differences(comparison: Comparison, paper: PaperTable) -> str:
+    """What the differences in brackets are, where there is a reference, and how many sampling alone could make."""
+    if not comparison.reference:
+        return ""
+    intervals = []
+    for method, variant in comparison.methods:
+        for benchmark in comparison.benchmarks:
+            own, other = paper.of(method, variant, benchmark), paper.of(*comparison.reference, benchmark)
+            if (method, variant) != comparison.reference and own and other and own.sampling and other.sampling:
+                intervals.append(newcombe_interval(own.sampling, other.sampling))
+    if not intervals:
+        return ""
+    within = sum(each.low <= 0 <= each.high for each in intervals)
+    title = method_title(*comparison.reference)
+    return (
+        f"Paper, in brackets: less {title}'s published score, our subtraction (whether -I or -J was ablated is not "
+        f"public); {within} of {len(intervals)} such differences are within what sampling alone can make (unpaired, "
+        f"{100 * LEVEL:.0f} %)."
+    )
 
 
 def _settings(comparison: Comparison) -> Iterator[str]:

@@ -17,6 +17,7 @@ class Layout:
         self.settings = self.root / "settings.csv"
         self.methods = self.root / "methods.json"
         self.searches = self.root / "searches.json"
+        self.query_scores = self.root / "query_scores.json"
         self.report = self.root / "report.html"
         self.efficiency = self.root / "efficiency.csv"
         self.provenance = self.root / "provenance.json"

@@ -8,6 +8,7 @@ rule scores:
         settings=L.settings,
         methods=L.methods,
         searches=L.searches,
+        queries=L.query_scores,
     params:
         config=CONFIG,
         key=BENCH.scores_key,

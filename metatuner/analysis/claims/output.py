@@ -129,7 +129,7 @@ def as_markdown(rulings: Sequence[Ruling], worlds: dict[str, str], world: str, *
     lines += ["| claim | measured | published |", "| --- | --- | --- |"]
     for own, other in zip(rulings[::2], rulings[1::2], strict=True):
         lines.append(f"| {own.claim}. {escape_markdown(own.title)} | {own.outcome.verdict} | {other.outcome.verdict} |")
-    lines += ["", KEY, "", *([SEARCHED, ""] if searched else [])]
+    lines += ["", KEY, "", *([f"**{SEARCHED}**", ""] if searched else [])]
     for ruling in rulings:
         lines += [f"## {ruling.claim}, {ruling.data} ({worlds[ruling.data]}): {ruling.outcome.verdict}", ""]
         lines += [f"{escape_markdown(ruling.title)}.", ""]
@@ -149,9 +149,9 @@ KEY = (
     "not published. p: of the whole claim and of its reverse, two-sided, corrected as the verdict needs."
 )
 SEARCHED = (
-    "**Measured verdicts are conditional on the settings.** Each method's are the winner of one random search on each "
+    "Measured verdicts are conditional on the settings. Each method's are the winner of one random search on each "
     "benchmark with one seed; another search may find others, and one of them can move a score by more than these "
-    "intervals are wide (`docs/statistics.md`, Tuning)."
+    "intervals are wide (docs/statistics.md, Tuning)."
 )
 
 

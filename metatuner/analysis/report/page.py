@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from metatuner.analysis.appendix import APPENDIX
+from metatuner.analysis.claims.output import SEARCHED
 from metatuner.analysis.escaping import from_csv
 from metatuner.analysis.figures import figures_of
 from metatuner.analysis.labels import describe_world
@@ -133,9 +134,12 @@ def _claims(layout: Layout) -> str:
     if not layout.claims("csv").is_file():
         return ""
     rows = list(_csv(layout.claims("csv")))
-    shown = ("claim", "title", "data", "verdict", "part", "estimate", "low", "high", "p", "needed", "detail")
-    text = "<p>Estimates in points. Published numbers are single numbers from secondary sources. "
-    text += "Undecided: with the number of test queries that would decide.</p>"
+    shown = "claim title data verdict part estimate low high p_for p_against needed towards detail".split()
+    text = "<p>Estimates in points, of the part that decides; p_for and p_against are of the whole claim and of its "
+    text += "reverse, corrected as the verdict needs. Published numbers are single numbers from secondary sources. "
+    text += "Undecided: with the number of test queries that would tell that part, and towards which verdict.</p>"
+    if layout.searches.is_file() and read_json(layout.searches, "run `metatuner scores` again"):
+        text += f"<p>{escape(SEARCHED)}</p>"
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in shown)
     body = ""
     for row in rows:
