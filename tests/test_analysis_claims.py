@@ -106,13 +106,45 @@ def test_of_several_claims_all_must_hold_and_one_contradicts_after_correction() 
     assert both([wrong, Outcome("not evaluable")]).verdict == "contradicted"
     near = every([part("d", -2.1)])  # p = 0.036 alone, 0.072 as one of two
     assert near.verdict == "contradicted"
-    assert both([right, near]).verdict == "undecided"
+    found = both([right, near])
+    assert (found.verdict, found.decisive.name, found.towards) == ("undecided", "d", "contradicted")
+    z = NormalDist().inv_cdf(1 - 0.025 / 2) + NormalDist().inv_cdf(0.8)
+    assert found.needed == pytest.approx(100 * (z / 2.1) ** 2, abs=1)
+
+
+def test_of_several_undecided_claims_that_which_points_away_decides_in_any_order() -> None:
+    towards, away = some([part("a", 0.3), part("b", -0.5)]), some([part("c", -1.2), part("d", -1.9)])
+    for order in ([towards, away], [away, towards]):
+        found = both(order)
+        assert (found.decisive.name, found.towards) == ("c", "contradicted")
+
+
+def test_a_claim_of_some_that_all_parts_speak_against_says_what_would_contradict_it() -> None:
+    found = some([part("a", -1.8), part("b", -1.9)])
+    assert (found.verdict, found.decisive.name, found.towards) == ("undecided", "a", "contradicted")
+    assert found.p_against == pytest.approx(2 * NormalDist().cdf(-1.8))  # the largest reverse p: all must be reversed
+    assert found.needed == pytest.approx(100 * ((1.959964 + 0.841621) / 1.8) ** 2, abs=1)
+    end = [part("end over a", 1.8, group="end"), part("end over b", 1.9, group="end")]
+    found = some([part("a", -1.8), part("b", -1.9)], end)
+    assert (found.decisive.name, found.towards, found.tests) == ("end over a", "contradicted", 2)
+    mixed = some([part("a1", 2, group="a"), part("a2", -1, group="a"), part("b", -2)], [part("e1", 1), part("e2", -1)])
+    assert mixed.towards == "contradicted"
+
+
+def test_where_seeds_are_what_is_lacking_no_number_of_queries_is_named() -> None:
+    z = NormalDist().cdf(-1.5)
+    told = Contrast(
+        0.05, -0.01, 0.11, False, 2 * z, 0.01, 0.0, 300, z, 1 - z
+    )  # five standard errors, but of queries alone
+    found = every([Part("a", told)])
+    assert (found.verdict, found.towards) == ("undecided", None)
+    assert describe_needed(found) == "no number of test queries: seeds are what is lacking"
 
 
 def test_how_many_queries_would_tell_it_says_of_what_and_for_which_side() -> None:
     assert "of its benchmark, and would then speak for supported" in describe_needed(every([part("a", 1)]))
     assert "speak for contradicted" in describe_needed(every([part("a", -1)]))
-    assert "no number" in describe_needed(some([part("a", -1)]))
+    assert describe_needed(every([part("a", 0)])) == "no number of test queries: it points nowhere"
     pooled = unpaired_difference([(0.5, 50), (0.5, 50)], [(0.45, 50), (0.45, 50)])
     assert "of all benchmarks together" in describe_needed(every([Part("a", pooled)]))
     assert describe_needed(every([part("a", 4)])) == ""
@@ -219,8 +251,11 @@ def test_both_halves_of_the_claim_on_prompts_are_told(tmp_path: Path) -> None:
     config = everything(tmp_path, seeds=[0])
     fake_run(config, n=40)
     rows = judged(config)
-    assert re.search(r"range: \w+, by SFT .*; worst below an optimiser: \w+, by OPRO ", rows[8, "measured"]["detail"])
-    assert rows[8, "measured"]["tests"] == str(3 * 2 + 3)
+    assert re.search(
+        r"range, alone: \w+, by SFT .*; worst below an optimiser, alone: \w+, by OPRO ", rows[8, "measured"]["detail"]
+    )
+    of_range = "by more than 5 points" in rows[8, "measured"]["part"]
+    assert rows[8, "measured"]["tests"] == str(3 * 2 if of_range else 3)  # pairs of prompts; OPRO under each prompt
 
 
 def test_that_winners_are_of_one_search_stands_above_the_claims_where_there_was_one(tmp_path: Path) -> None:

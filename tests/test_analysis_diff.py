@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_results import fake_config, fake_run, plan_rows
 from scipy import stats
@@ -101,10 +102,28 @@ def test_how_far_cells_moved_together_and_how_far_one_would_have_to_is_said(tmp_
     lines = diff(first, second)[0].splitlines()
     mean, root = 100 * up / N / 10, 100 * up / N / 10**0.5
     assert f"all 10 with a score in both: mean shift {mean:+.2f} points, root mean square {root:.2f}" in lines
-    share = up / N
-    error = (share * (1 - share) / (N - 1)) ** 0.5
-    least = 100 * (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * error
-    assert any(f"one cell would have to move by about {least:.1f} points" in line for line in lines)
+    (line,) = [
+        line for line in lines if line.startswith("one cell compared query by query would have to move by about")
+    ]
+    least = float(line.split("about ")[1].split(" points")[0])
+    # By McNemar's exact test: so many more right ones, beside as many flips as there are now, half of them each way.
+    rng = np.random.default_rng(0)
+    wins = rng.binomial(N, up / 2 / N + least / 100, size=4000)
+    losses = rng.binomial(N, up / 2 / N, size=4000)
+    power = np.mean([stats.binomtest(w, w + x).pvalue <= 0.05 for w, x in zip(wins, losses, strict=True)])
+    assert 0.6 < power < 0.95
+
+
+def test_cells_of_other_rows_with_the_same_names_are_no_pairs(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    change(second, "sft", "math", 12, up=True)
+    (cell,) = [each.name for each in compare_runs(first, second) if each.kind == "differs"]
+    for root, world in ((first, 0), (second, 1)):
+        for path in root.glob("cells/*/predictions.jsonl"):
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            path.write_text("".join(json.dumps(r | {"group": f"{world} {r['id']}"}) + "\n" for r in records))
+    found = [each for each in compare_runs(first, second) if each.name == cell]
+    assert [each.paired for each in found] == [False]
 
 
 def test_what_only_one_has_and_holes_are_named(tmp_path: Path) -> None:

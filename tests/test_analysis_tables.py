@@ -187,7 +187,7 @@ def test_the_legend_says_how_each_method_was_tuned_and_warns_first_where_that_is
         "the preset's own: MetaTuner-J (nano MATH, nano GSM8K, nano HotpotQA); "
         "expired winners, so the preset's own: SFT (nano GSM8K); nothing to tune: Zero-shot."
     ) in notes
-    assert any(note.startswith("- Searches were made once, with one seed") for note in notes)
+    assert any(note.startswith("- Settings that were searched are of one search") for note in notes)
     assert read_table(config)["sft", "gsm8k"]["tuned"] == "expired"
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,10 +112,14 @@ def _compared(name: Name, first: tuple[Path, Score], second: tuple[Path, Score])
 def _paired(name: Name, first: tuple[Path, Score], second: tuple[Path, Score], alike: str) -> Compared | None:
     """Query by query; `alike` says of cells with equal scores what else is known.
 
-    None where the scored metric is not the primary one, which predictions have, or other rows were tested."""
+    None where the scored metric is not the primary one, which predictions have, or other rows were tested.
+    """
     answers = [read_query_scores(root, score.cell) for root, score in (first, second)]
     if answers[0].keys() != answers[1].keys():
         return None
+    named = [(own.group, answers[1][query].group, query) for query, own in answers[0].items()]
+    if any(one != other and query not in (one, other) for one, other, query in named):
+        return None  # other rows of the same names
     queries = sorted(answers[0])
     arrays = [np.array([[each[query].score for query in queries]]) for each in answers]
     for array, (_, score) in zip(arrays, (first, second), strict=True):
@@ -226,19 +231,29 @@ def describe(found: Sequence[Compared], provenance: Sequence[str], claims: Seque
 def _sensitivity(found: Sequence[Compared]) -> list[str]:
     """How far cells moved together, and how far one would have to move alone: what "no difference" can mean."""
     moved = [each.told.estimate if each.told else 0.0 for each in found if each.kind in SCORED]
-    told = [each.told for each in found if each.told]
+    told = [(each.told, each.paired) for each in found if each.told]
     if not told:
         return []
     mean, root = 100 * sum(moved) / len(moved), 100 * float(np.sqrt(np.mean(np.square(moved))))
     lines = [f"all {len(moved)} with a score in both: mean shift {mean:+.2f} points, root mean square {root:.2f}"]
-    errors = [each.standard_error for each in told if each.standard_error]
-    if errors:
-        least = smallest_detectable_effect(float(np.median(errors)), level=1 - (1 - LEVEL) / len(told))
-        lines.append(
-            f"one cell would have to move by about {100 * least:.1f} points to be told with 80 % probability "
-            f"(of {len(told)} that differ, at the strictest step of Holm's correction)"
-        )
+    for paired, how in ((True, "compared query by query"), (False, "compared by means alone")):
+        least = [_least_move(each, paired, len(told)) for each, kind in told if kind == paired]
+        if least:
+            lines.append(
+                f"one cell {how} would have to move by about {100 * float(np.median(least)):.1f} points to be told "
+                f"with 80 % probability (of {len(told)} that differ, at the strictest step of Holm's correction)"
+            )
     return lines
+
+
+def _least_move(told: Contrast, paired: bool, tests: int) -> float:
+    """The difference that is told with 80 % probability; a paired one of d adds at least d n queries that differ."""
+    level = 1 - (1 - LEVEL) / tests
+    alone = smallest_detectable_effect(told.standard_error, level=level)
+    if not paired:
+        return alone
+    more = smallest_detectable_effect(1.0, level=level) ** 2 / told.queries
+    return (more + sqrt(more**2 + 4 * alone**2)) / 2  # d with d^2 = z^2 (error^2 + d / n)
 
 
 def diff(first: Path, second: Path, out: Path | None = None) -> tuple[str, bool]:

@@ -216,6 +216,7 @@ def unpaired_difference(
     *,
     margin: float = 0.0,
     level: float = LEVEL,
+    rows: int | None = None,
 ) -> Contrast:
     """The difference of two means of published proportions, as if their test rows were drawn independently.
 
@@ -228,6 +229,7 @@ def unpaired_difference(
         second: of the second.
         margin: what the difference is claimed to exceed.
         level: coverage.
+        rows: test rows of all benchmarks together, where several scores are of the same ones; None: `first`'s.
     """
     from metatuner.analysis.statistics import wilson_interval
 
@@ -247,6 +249,6 @@ def unpaired_difference(
         half = normal.inv_cdf((1 + level) / 2) * error
         low, high = estimate - half, estimate + half
     greater, less = normal.cdf(-z), normal.cdf(z)
-    rows, p = sum(n for _, n in first), min(1.0, 2 * min(greater, less))
+    rows, p = rows or sum(n for _, n in first), min(1.0, 2 * min(greater, less))
     pooled = len(first) > 1 or len(second) > 1
     return Contrast(estimate, low, high, True, p, error, margin, rows, greater, less, pooled)

@@ -411,8 +411,8 @@ def _legend(comparison: Comparison, paper: PaperTable, *, best: str, tied: str, 
         yield f"Settings: {'; '.join(_settings(comparison))}."
     if any(entry.tuned.startswith(("winner", "inherited", "medians")) for entry in entries):
         yield (
-            "Searches were made once, with one seed: another may find other settings, and scores further apart than "
-            "these intervals say."
+            "Settings that were searched are of one search with one seed: another may find others, of which no "
+            "interval here knows."
         )
     shown = [paper.of(*method, benchmark) for method in comparison.methods for benchmark in comparison.benchmarks]
     if any(shown):
@@ -448,9 +448,10 @@ def _spread(comparison: Comparison) -> str:
     if not spreads:
         return ""
     largest, entry = max(spreads, key=lambda each: each[0])
+    few = "of so few only a rough number; " if max(len(entry.seeds) for _, entry in spreads) < MIN_SEEDS else ""
     return (
-        "Standard deviation of the means of a method's seeds, in points (of so few only a rough number; all in the CSV "
-        f"file, seed_sd): median {100 * median(sd for sd, _ in spreads):.1f}, largest {100 * largest:.1f} "
+        f"Standard deviation of the means of a method's seeds, in points ({few}all in the CSV file, "
+        f"seed_sd): median {100 * median(sd for sd, _ in spreads):.1f}, largest {100 * largest:.1f} "
         f"({method_title(entry.method, entry.variant)} on {comparison.titles[entry.benchmark]})."
     )
 
@@ -459,20 +460,21 @@ def _published_differences(comparison: Comparison, paper: PaperTable) -> str:
     """What the differences in brackets are, where there is a reference, and how many sampling alone could make."""
     if not comparison.reference:
         return ""
-    intervals = []
+    intervals, ablated = [], False
     for method, variant in comparison.methods:
         for benchmark in comparison.benchmarks:
             own, other = paper.of(method, variant, benchmark), paper.of(*comparison.reference, benchmark)
             if (method, variant) != comparison.reference and own and other and own.sampling and other.sampling:
                 intervals.append(newcombe_interval(own.sampling, other.sampling))
+                ablated = ablated or variant != DEFAULT_VARIANT
     if not intervals:
         return ""
     within = sum(each.low <= 0 <= each.high for each in intervals)
     title = method_title(*comparison.reference)
+    unknown = " (whether -I or -J was ablated is not public)" if ablated else ""
     return (
-        f"Paper, in brackets: less {title}'s published score, our subtraction (whether -I or -J was ablated is not "
-        f"public); {within} of {len(intervals)} such differences are within what sampling alone can make (unpaired, "
-        f"{100 * LEVEL:.0f} %)."
+        f"Paper, in brackets: less {title}'s published score, our subtraction{unknown}; {within} of "
+        f"{len(intervals)} such differences are within what sampling alone can make (unpaired, {100 * LEVEL:.0f} %)."
     )
 
 

@@ -208,7 +208,7 @@ def claim_5(runs: Runs) -> Judged:
         "an inner depth for each generator; that the best share is smaller for the larger one is told by no test here: "
         "the best point of a flat curve is luck"
     )
-    found = (f"{name}: {_found(outcome)}" for name, outcome in zip(design.generators, outcomes, strict=True))
+    found = (f"{name}, alone: {_found(outcome)}" for name, outcome in zip(design.generators, outcomes, strict=True))
     return _judged(both(outcomes), (*parts, *against), told, *(found if len(outcomes) > 1 else ()))
 
 
@@ -268,7 +268,7 @@ def claim_8(runs: Runs) -> Judged:
         return _missing("no prompt optimiser was run")
     below = [_across(runs, name, variant, benchmarks) for name in optimisers for variant in variants]
     outcomes = {"range": some(spread), "worst below an optimiser": some(below)}
-    told = (f"{name}: {_found(outcome)}" for name, outcome in outcomes.items())
+    told = (f"{name}, alone: {_found(outcome)}" for name, outcome in outcomes.items())
     return _judged(both(list(outcomes.values())), (*spread, *below), "means over benchmarks", *told)
 
 

@@ -56,11 +56,11 @@ def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _p(value: float) -> str:
     """A p-value in words."""
-    return f"p = {value:.2g}" if value >= SMALLEST_P else f"p < {SMALLEST_P:g}"
+    return f"p = {value:.3g}" if value >= SMALLEST_P else f"p < {SMALLEST_P:g}"
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2g}"
+    return "" if value is None else f"{value:.3g}"
 
 
 def _points(value: float) -> str:
@@ -108,8 +108,8 @@ def _part_lines(rulings: Sequence[Ruling], worlds: dict[str, str]) -> list[list[
 def _numbers(part: Part, told: Contrast) -> list[str]:
     return [
         *(_points(value) for value in (told.estimate, told.low, told.high, told.margin)),
-        f"{part.p:.2g}",
-        f"{part.p_reverse:.2g}",
+        _number(part.p),
+        _number(part.p_reverse),
         _points(told.standard_error),
         str(told.queries),
     ]
@@ -143,15 +143,17 @@ def as_markdown(rulings: Sequence[Ruling], worlds: dict[str, str], world: str, *
 
 
 KEY = (
-    "Supported: every test that the claim needs finds it. Contradicted: a test in the reverse direction, corrected by "
-    "Holm, finds the opposite. Undecided: neither; beside it the number of test queries at which the difference that "
-    "decides, as it is estimated, would be told with probability 0.8, and for which side. Not evaluable: not run, or "
-    "not published. p: of the whole claim and of its reverse, two-sided, corrected as the verdict needs."
+    "Supported: every test that the claim needs finds it. Contradicted: its reverse is found, corrected as it has to "
+    "be (of a claim about every comparison: one of them, by Holm; about some: all of them). Undecided: neither; beside "
+    "it the number of test queries at which the difference that decides, as it is estimated, would be told with "
+    "probability 0.8, as far as the choice of queries goes, and for which side. Not evaluable: not run, or "
+    "not published. p: of the whole claim and of its reverse, two-sided, corrected as the verdict needs. "
+    "Intervals: 95 %, of the part named alone, uncorrected."
 )
 SEARCHED = (
-    "Measured verdicts are conditional on the settings. Each method's are the winner of one random search on each "
-    "benchmark with one seed; another search may find others, and one of them can move a score by more than these "
-    "intervals are wide (docs/statistics.md, Tuning)."
+    "Measured verdicts are conditional on the settings. Those that were searched are winners of one random search on a "
+    "benchmark, with one seed; another search may find others, and no interval or p-value knows of that "
+    "(docs/statistics.md, Tuning)."
 )
 
 

@@ -63,9 +63,9 @@ def _ruling(claim: Claim, paper: Paper) -> Ruling:
 Side = Sequence[tuple[float, int]]
 
 
-def _part(name: str, first: Side, second: Side, margin: float = 0.0) -> Part:
+def _part(name: str, first: Side, second: Side, margin: float = 0.0, rows: int | None = None) -> Part:
     effect = cohens_h(first[0][0], second[0][0]) if len(first) == len(second) == 1 else None
-    return Part(name, unpaired_difference(first, second, margin=margin), "", effect)
+    return Part(name, unpaired_difference(first, second, margin=margin, rows=rows), "", effect)
 
 
 def _claim_1(paper: Paper) -> list[Part]:
@@ -86,8 +86,9 @@ def _claim_2(paper: Paper) -> list[Part]:
         family: [score for method in paper.methods(family) for score in paper.of(method)]
         for family in ("hybrid", "prompt", "parameter")
     }
+    rows = sum(paper.sizes[benchmark].size for benchmark in paper.benchmarks)
     return [
-        _part(f"hybrids over {family}-only methods", families["hybrid"], families[family])
+        _part(f"hybrids over {family}-only methods", families["hybrid"], families[family], rows=rows)
         for family in ("prompt", "parameter")
     ]
 

@@ -57,7 +57,9 @@ class Outcome:
     p_against: float | None = None
     """The same of its reverse."""
     tests: int = 0
-    """Component tests in the claimed direction."""
+    """Component tests that the decisive part was taken from."""
+    reversals: int = 1
+    """How many tests the reverse is corrected for."""
     needed: float | None = None
     """Test queries at which the decisive part's difference, as estimated, would be told; None: not undecided."""
     towards: Verdict | None = None
@@ -119,17 +121,32 @@ def every(parts: Sequence[Part]) -> Outcome:
         return NOT_EVALUABLE
     weakest, worst = max(measured, key=_weakness), min(measured, key=_reverse_weakness)
     count, against = len(measured), min(holm([part.p_reverse for part in measured]))
+    found = Outcome("undecided", weakest, weakest.p, against, count, count)
     if against <= ALPHA:
-        return Outcome("contradicted", worst, weakest.p, against, count)
+        return replace(found, verdict="contradicted", decisive=worst)
     if count < len(parts):
         return NOT_EVALUABLE
     if weakest.holds:
-        return Outcome("supported", weakest, weakest.p, against, count)
-    told = _told(weakest)
-    above = told.estimate > told.margin
-    needed = told.needed() if above else told.needed(count)
-    towards: Verdict | None = None if needed == inf else "supported" if above else "contradicted"
-    return Outcome("undecided", weakest, weakest.p, against, count, needed, towards)
+        return replace(found, verdict="supported")
+    return _with_needed(found, "supported") if _above(weakest) else _with_needed(found, "contradicted", count)
+
+
+def _above(part: Part) -> bool:
+    return _told(part).estimate > _told(part).margin
+
+
+def _with_needed(outcome: Outcome, towards: Verdict | None, tests: int = 1) -> Outcome:
+    """With the queries at which the decisive part is told, corrected for so many tests.
+
+    Infinite where nothing is to be expected of more of them: it points nowhere, or it would be told by those at hand
+    if the spread of seeds did not stand against it.
+    """
+    if outcome.decisive is None or towards is None:
+        return replace(outcome, needed=inf, towards=None)
+    told = _told(outcome.decisive)
+    needed = told.needed(tests)
+    reachable = told.queries < needed < inf
+    return replace(outcome, needed=needed if reachable else inf, towards=towards if reachable else None)
 
 
 def some(parts: Sequence[Part], against: Sequence[Part] = ()) -> Outcome:
@@ -146,18 +163,21 @@ def some(parts: Sequence[Part], against: Sequence[Part] = ()) -> Outcome:
         return NOT_EVALUABLE
     weakest, p, groups = _strongest(parts)
     if against:
-        reversed_by, q, _ = _strongest(against)
+        reversed_by, q, reversals = _strongest(against)
+        is_reversed = _above(reversed_by)
     else:
-        reversed_by = max(parts, key=_reverse_weakness)
-        q = reversed_by.p_reverse
+        reversed_by, reversals = max(parts, key=_reverse_weakness), 1
+        q, is_reversed = reversed_by.p_reverse, _told(reversed_by).estimate < _told(reversed_by).margin
+    found = Outcome("undecided", weakest, p, q, len(parts), reversals)
     if p <= ALPHA:
-        return Outcome("supported", weakest, p, q, len(parts))
+        return replace(found, verdict="supported")
+    reverse = replace(found, decisive=reversed_by, tests=len(against or parts))
     if q <= ALPHA:
-        return Outcome("contradicted", reversed_by, p, q, len(parts))
-    # Where the strongest group's weakest part points the other way, more of such data would not lead to the claim.
-    told = _told(weakest)
-    needed = told.needed(groups) if told.estimate > told.margin else inf
-    return Outcome("undecided", weakest, p, q, len(parts), needed, "supported" if needed < inf else None)
+        return replace(reverse, verdict="contradicted")
+    if _above(weakest):
+        return _with_needed(found, "supported", groups)
+    # Some part of every group points the other way: more of such data would not lead to the claim.
+    return _with_needed(reverse, "contradicted", reversals) if is_reversed else _with_needed(found, None)
 
 
 def _strongest(parts: Sequence[Part]) -> tuple[Part, float, int]:
@@ -175,25 +195,44 @@ def _strongest(parts: Sequence[Part]) -> tuple[Part, float, int]:
 
 def both(outcomes: Sequence[Outcome]) -> Outcome:
     """A claim of several claims, all of which must hold; contradicted where one is, corrected for their number."""
-    evaluable = [each for each in outcomes if each.p_for is not None and each.p_against is not None]
-    corrected = [replace(each, p_against=min(1.0, len(outcomes) * (each.p_against or 0.0))) for each in evaluable]
-    tests = sum(each.tests for each in evaluable)
-    worst = min(corrected, key=lambda each: each.p_against or 0.0, default=NOT_EVALUABLE)
-    if worst.verdict == "contradicted" and worst.p_against is not None and worst.p_against <= ALPHA:
-        return replace(worst, tests=tests)
-    if len(evaluable) < len(outcomes):
+    evaluable = [
+        replace(each, p_against=min(1.0, len(outcomes) * each.p_against), reversals=len(outcomes) * each.reversals)
+        for each in outcomes
+        if each.p_against is not None
+    ]
+    wrong = [each for each in evaluable if each.verdict == "contradicted"]
+    worst = min(wrong, key=_against, default=None)
+    if worst is not None and _against(worst) <= ALPHA:
+        return worst
+    if not evaluable or len(evaluable) < len(outcomes):
         return NOT_EVALUABLE
-    weakest = max(evaluable, key=lambda each: (each.verdict != "supported", each.p_for or 0.0))
-    verdict: Verdict = "undecided" if weakest.verdict == "contradicted" else weakest.verdict
-    return replace(weakest, verdict=verdict, p_against=worst.p_against, tests=tests)
+    if worst is not None:
+        return _with_needed(replace(worst, verdict="undecided"), "contradicted", worst.reversals)
+    weakest = max(evaluable, key=_lack)
+    return replace(weakest, p_against=min(_against(each) for each in evaluable))
+
+
+def _against(outcome: Outcome) -> float:
+    return 1.0 if outcome.p_against is None else outcome.p_against
+
+
+def _lack(outcome: Outcome) -> tuple[bool, bool, float, tuple[float, float]]:
+    """Grows with what an outcome lacks: what more queries would not lead to it, or would lead away, lacks most."""
+    p, part = outcome.p_for, outcome.decisive
+    weakness = _weakness(part) if part else (1.0, 0.0)
+    return outcome.verdict != "supported", outcome.towards != "supported", 1.0 if p is None else p, weakness
 
 
 def describe_needed(outcome: Outcome) -> str:
     """How many queries would tell the decisive part's difference, and for which verdict; "" where it is told."""
-    if outcome.needed is None or outcome.decisive is None:
+    if outcome.needed is None or outcome.decisive is None or (told := outcome.decisive.contrast) is None:
         return ""
     if outcome.towards is None:
-        return "no number of test queries, as it points the other way or nowhere"
-    pooled = outcome.decisive.contrast is not None and outcome.decisive.contrast.pooled
-    where = "of all benchmarks together" if pooled else "of its benchmark"
+        why = (
+            "seeds are what is lacking"
+            if not told.conditional and told.needed() <= told.queries
+            else "it points nowhere"
+        )
+        return f"no number of test queries: {why}"
+    where = "of all benchmarks together" if told.pooled else "of its benchmark"
     return f"{outcome.needed:.0f} test queries {where}, and would then speak for {outcome.towards}"

@@ -134,9 +134,10 @@ def _claims(layout: Layout) -> str:
     if not layout.claims("csv").is_file():
         return ""
     rows = list(_csv(layout.claims("csv")))
-    shown = "claim title data verdict part estimate low high p_for p_against needed towards detail".split()
+    shown = "claim title data verdict part estimate low high p_for p_against needed needed_of towards detail".split()
     text = "<p>Estimates in points, of the part that decides; p_for and p_against are of the whole claim and of its "
-    text += "reverse, corrected as the verdict needs. Published numbers are single numbers from secondary sources. "
+    text += "reverse, corrected as the verdict needs; intervals are 95 %, uncorrected. "
+    text += "Published numbers are single numbers from secondary sources. "
     text += "Undecided: with the number of test queries that would tell that part, and towards which verdict.</p>"
     if layout.searches.is_file() and read_json(layout.searches, "run `metatuner scores` again"):
         text += f"<p>{escape(SEARCHED)}</p>"
