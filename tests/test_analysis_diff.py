@@ -175,3 +175,31 @@ def test_only_on_demand_does_the_command_fail_on_a_difference(tmp_path: Path, wo
 def test_a_folder_without_scores_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no folder .*nowhere; name two results folders"):
         diff(make(tmp_path / "a"), tmp_path / "nowhere")
+
+
+def test_many_cells_without_a_counterpart_are_counted_and_what_is_beyond_chance_comes_first(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), tmp_path / "b"
+    fake_run(fake_config(second, methods=["zero_shot", "sft", "opro"], seeds=[0, 1]), n=N)
+    config = fake_config(second, methods=["zero_shot", "sft", "opro"], seeds=[0, 1])
+    (cell,) = [
+        row["cell"]
+        for row in plan_rows(config)
+        if (row["method"], row["benchmark"], row["seed"]) == ("sft", "gsm8k", 0)
+    ]
+    path = second / "cells" / cell
+    records = [json.loads(line) | {"score": 0.0} for line in (path / "predictions.jsonl").read_text().splitlines()]
+    (path / "predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (path / "metrics.json").write_text(json.dumps({"metrics": {"accuracy": 0.0}, "primary": "accuracy", "n": N}))
+    write_scores(plan_rows(config), {}, second)
+    lines = diff(first, second)[0].splitlines()
+    assert "  OPRO: 10 cells and metrics only in the second" in lines
+    differences = [line for line in lines if "after correction" in line]
+    assert differences[0].endswith("*")
+    assert [line.endswith("*") for line in differences] == sorted(line.endswith("*") for line in differences)[::-1]
+
+
+def test_lists_in_provenance_are_told_by_what_only_one_has(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    for root, winners in ((first, ["a", "b", "c"]), (second, ["b", "c", "d", "e"])):
+        (root / "provenance.json").write_text(json.dumps({"winners": winners}))
+    assert "  winners: 1 of 3 only in the first, 2 of 4 only in the second" in diff(first, second)[0].splitlines()

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -105,7 +106,6 @@ def test_a_cell_with_neither_result_nor_reason_is_an_error(tmp_path: Path) -> No
         (lambda lines: [*lines[:3], f"{lines[3]},more"], "line 4: 14 fields, the header has 13"),
         (lambda lines: [*lines[:3], lines[3].replace("main,", ",", 1)], "line 4: experiment is empty"),
         (lambda lines: lines[:1], "no line below the header"),
-        (lambda lines: [], "line 1: no column experiment"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -132,7 +132,7 @@ def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, change, message: 
 )
 def test_a_wrong_value_is_refused_with_its_line(tmp_path: Path, values: dict[str, str], message: str) -> None:
     good = dict(
-        zip(COLUMNS, ["main", "sft", "default", "math", "math", "", "0", "em", "5", "9", "ok", "", "ab"], strict=True)
+        zip(COLUMNS, ["main", "sft", "default", "math", "math", "", "0", "em", "5", "9", "ok", "", 16 * "a"], strict=True)
     )
     path = tmp_path / "scores.csv"
     path.write_text(f"{','.join(COLUMNS)}\n{','.join({**good, **values}.values())}\n")
@@ -200,6 +200,22 @@ def test_a_wrong_file_of_settings_is_refused_with_its_line(tmp_path: Path, old: 
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(UserError, match=message):
         read_tuned(path, "main")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda text: text[:-8], r"line \d+: cell '[0-9a-f]{9}' is no key .* cut off"),
+        (lambda text: text[:-9] + "\0" + text[-8:], r"line \d+: cell"),
+        (lambda text: "", "the file is empty; run `snakemake --cores all` again, with this run's preset"),
+    ],
+)
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, damage: Callable[[str], str], told: str) -> None:
+    fake_run(fake_config(tmp_path, methods=["sft"], seeds=[0]), n=5)
+    path = tmp_path / "scores.csv"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(UserError, match=told):
+        read_scores(path)
 
 
 def test_scores_by_query_come_back_from_one_file_as_from_the_cells(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from metatuner.analysis.labels import (
 )
 from metatuner.analysis.plain_tables import PlainTable, write_plain
 from metatuner.analysis.published import read_test_sizes
-from metatuner.analysis.scores import Score, cell_folder, read_scores, read_settings
+from metatuner.analysis.scores import RERUN, Score, cell_folder, read_scores, read_settings
 from metatuner.errors import UserError
 from metatuner.files import read_json
 from metatuner.harness.benchmarks import get_benchmark
@@ -31,7 +31,6 @@ BESIDE = "zero_shot"
 """The method that its cases are told apart by."""
 CASES = {"won": (True, False), "lost": (False, True), "both": (True, True), "neither": (False, False)}
 """Which of the two solves the row."""
-REMEDY = "run `snakemake --cores all` again"
 
 
 def table_6(config: Config) -> list[Path]:
@@ -43,7 +42,7 @@ def table_6(config: Config) -> list[Path]:
     for name in _benchmarks(config):
         used, benchmark = config.benchmarks[name], get_benchmark(name)
         test = _read_lines(Layout(config).data(name) / "test.jsonl")
-        splits = read_json(Layout(config).data(name) / "splits.json", REMEDY)["splits"]
+        splits = read_json(Layout(config).data(name) / "splits.json", RERUN)["splits"]
         pool = splits["pool"]["n"]
         train = pool - used.sizes.dev if used.sizes.train is None else used.sizes.train
         kinds = Counter(row["kind"] for row in test)
@@ -75,7 +74,7 @@ def table_6(config: Config) -> list[Path]:
 
 def table_7(config: Config) -> list[Path]:
     """Settings of the main experiment's methods, explained: `tables/table_7.{csv,md,tex}`; the paths written."""
-    described = {entry["name"]: entry for entry in read_json(Layout(config).methods, REMEDY)}
+    described = {entry["name"]: entry for entry in read_json(Layout(config).methods, RERUN)}
     rows = []
     for method, by_benchmark in _main_settings(config).items():
         own = [one["name"] for one in described[method]["settings"]]
@@ -160,7 +159,7 @@ def table_9(config: Config) -> list[Path]:
 
 def table_10(config: Config) -> list[Path]:
     """What methods are and where they differ from their sources: `tables/table_10.{csv,md,tex}`; the paths written."""
-    described = read_json(Layout(config).methods, REMEDY)
+    described = read_json(Layout(config).methods, RERUN)
     rows = []
     for entry in sorted(described, key=lambda each: method_rank(each["name"])):
         for deviation in entry["deviations"] or ["none stated"]:
@@ -173,7 +172,7 @@ def table_10(config: Config) -> list[Path]:
 def table_11(config: Config) -> list[Path]:
     """Searches and their winners: `tables/table_11.{csv,md,tex}`; the paths written."""
     rows = []
-    for search in read_json(Layout(config).searches, REMEDY):
+    for search in read_json(Layout(config).searches, RERUN):
         method, _, variant = search["subject"].partition(".")
         found = search["score"] is not None
         rows.append(
@@ -274,9 +273,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 try:
                     yield json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}); {REMEDY}") from None
+                    raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}); {RERUN}") from None
     except FileNotFoundError:
-        raise UserError(f"no file {path}; {REMEDY}") from None
+        raise UserError(f"no file {path}; {RERUN}") from None
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,15 @@ import numpy as np
 
 from metatuner.analysis import statistics
 from metatuner.analysis.labels import benchmark_rank, benchmark_title, method_rank, method_title
-from metatuner.analysis.scores import QueryScore, Score, read_metrics, read_query_scores, read_scores, read_tuned
+from metatuner.analysis.scores import (
+    RERUN,
+    QueryScore,
+    Score,
+    read_metrics,
+    read_query_scores,
+    read_scores,
+    read_tuned,
+)
 from metatuner.analysis.statistics import Array, Difference, Interval
 from metatuner.errors import UserError, suggest
 from metatuner.harness.config import Config
@@ -199,7 +207,7 @@ def aligned(answers: Mapping[str, QueryScore], queries: Mapping[str, str], line:
     if answers.keys() != queries.keys():
         raise UserError(
             f"cell {line.cell} ({line.method} on {line.benchmark}, seed {line.seed}) was tested on other rows than the "
-            "benchmark's other cells; run `snakemake --cores all` to evaluate it again"
+            f"benchmark's other cells; remove its folder and {RERUN}"
         )
     array = np.array([answers[query].score for query in queries])
     if line.score is None or abs(100 * array.mean() - line.score) > ROUNDING or len(array) != line.n:

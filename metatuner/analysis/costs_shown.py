@@ -18,7 +18,7 @@ from metatuner.analysis.labels import (
     method_title,
 )
 from metatuner.analysis.plain_tables import PlainTable, write_plain
-from metatuner.analysis.scores import read_scores
+from metatuner.analysis.scores import RERUN, read_scores
 from metatuner.errors import UserError
 from metatuner.files import read_json
 from metatuner.harness.config import Config
@@ -27,7 +27,6 @@ from metatuner.harness.layout import Layout
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REMEDY = "run `snakemake --cores all` again"
 MARKERS = "osD^vP<>Xp*h"
 FAMILY_INK = {
     "vanilla": "#555555",
@@ -48,8 +47,8 @@ def fit_costs(config: Config) -> dict[str, list[dict[str, Any]]]:
             found[score.cell] = score.method
     costs: dict[str, list[dict[str, Any]]] = {}
     for cell, method in found.items():
-        fit = read_json(layout.cell(cell) / "cell.json", REMEDY)["fit"]
-        costs.setdefault(method, []).append(read_json(layout.fit(fit) / "cost.json", REMEDY))
+        fit = read_json(layout.cell(cell) / "cell.json", RERUN)["fit"]
+        costs.setdefault(method, []).append(read_json(layout.fit(fit) / "cost.json", RERUN))
     return {method: costs[method] for method in sorted(costs, key=method_rank)}
 
 
@@ -126,7 +125,7 @@ def _timings(path: Path) -> list[dict[str, str]]:
         with open(path, encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError:
-        raise UserError(f"no file {path}; run `snakemake --cores all efficiency`") from None
+        raise UserError(f"no file {path}; run `snakemake --cores all efficiency` with this run's preset") from None
 
 
 # ---- cost against score --------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from metatuner.files import read_json, write_text
 
 Kind = Literal["only in the first", "only in the second", "identical", "equal scores", "differs", "no result"]
 SCORED: tuple[Kind, ...] = ("identical", "equal scores", "differs")
+FEW = 5
+"""Cells of a method without a counterpart that are named; more are counted. `--csv FILE` has them all."""
 Name = tuple[str, str, str, str, str, int, str]
 """Method, variant, benchmark, trained on, generator, seed, metric."""
 
@@ -141,10 +143,18 @@ def provenance_differences(first: Path, second: Path) -> list[str]:
         return []
     one, two = (_flat(read_json(path, "write it again with `metatuner provenance`")) for path in paths)
     return [
-        f"{key}: {one.get(key, '(none)')} -> {two.get(key, '(none)')}"
+        f"{key}: {_change(one.get(key, '(none)'), two.get(key, '(none)'))}"
         for key in sorted({*one, *two})
         if one.get(key) != two.get(key)
     ]
+
+
+def _change(one: Any, two: Any) -> str:
+    """From what to what; of lists how many of their entries only one has."""
+    if isinstance(one, list) and isinstance(two, list):
+        gone, new = ([each for each in own if each not in other] for own, other in ((one, two), (two, one)))
+        return f"{len(gone)} of {len(one)} only in the first, {len(new)} of {len(two)} only in the second"
+    return f"{one} -> {two}"
 
 
 def claim_differences(first: Path, second: Path) -> list[str]:
@@ -168,13 +178,13 @@ def _verdicts(path: Path) -> dict[tuple[str, str], str]:
         return {(row["claim"], row["data"]): row["verdict"] for row in rows}
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
-        found: dict[str, str] = {}
+        found: dict[str, Any] = {}
         for key, each in value.items():
             found |= _flat(each, f"{prefix}.{key}" if prefix else str(key))
         return found
-    return {prefix: str(value)}
+    return {prefix: value}
 
 
 COLUMNS = (
@@ -205,27 +215,50 @@ def describe(found: Sequence[Compared], provenance: Sequence[str], claims: Seque
     if counts.get("differs"):
         lines.append(f"{significant} of the differences are more than chance (Holm over all that differ, p <= 0.05)")
     lines += _sensitivity(found)
-    for each in found:
-        if each.kind in ("identical", "equal scores"):
-            continue
-        method, variant, benchmark, trained, generator, seed, metric = each.name
-        where = benchmark if trained == benchmark else f"{benchmark} (trained on {trained})"
-        title = f"{method_title(method, variant)} on {where}, {metric}, seed {seed}" + (
-            f", {generator}" if generator else ""
-        )
-        told = each.told
-        if told is None:
-            lines.append(f"  {title}: {each.kind}" + (f" ({each.detail})" if each.detail else ""))
-            continue
-        interval = f"{100 * told.estimate:+.1f} [{100 * told.low:+.1f}, {100 * told.high:+.1f}]"
-        way = "" if each.paired else ", means alone"
-        mark = " *" if each.significant else ""
-        lines.append(f"  {title}: {interval} points, p = {each.p_holm:.2g} after correction{way}{mark}")
+    lines += _differences(found) + _absent(found)
     if claims:
         lines += ["claims that come out otherwise:", *(f"  {line}" for line in claims)]
     if provenance:
         lines += ["made from:", *(f"  {line}" for line in provenance)]
     return "\n".join(lines)
+
+
+def _differences(found: Sequence[Compared]) -> list[str]:
+    """A line for each difference, those beyond chance first."""
+    lines = []
+    for each in sorted(found, key=lambda each: each.p_holm):
+        if (told := each.told) is None:
+            continue
+        interval = f"{100 * told.estimate:+.1f} [{100 * told.low:+.1f}, {100 * told.high:+.1f}]"
+        way = "" if each.paired else ", means alone"
+        mark = " *" if each.significant else ""
+        lines.append(f"  {_title(each.name)}: {interval} points, p = {each.p_holm:.2g} after correction{way}{mark}")
+    return lines
+
+
+def _absent(found: Sequence[Compared]) -> list[str]:
+    """What has no result in one of them: a line each, or one for a method where they are many."""
+    lines = []
+    by_method: dict[tuple[str, Kind], list[Compared]] = {}
+    for each in found:
+        if each.kind not in SCORED:
+            by_method.setdefault((method_title(each.name[0], each.name[1]), each.kind), []).append(each)
+    for (title, kind), absent in by_method.items():
+        if len(absent) > FEW:
+            lines.append(f"  {title}: {len(absent)} cells and metrics {kind}")
+        else:
+            details = (f" ({each.detail})" if each.detail else "" for each in absent)
+            lines += [
+                f"  {_title(each.name)}: {each.kind}{detail}" for each, detail in zip(absent, details, strict=True)
+            ]
+    return lines
+
+
+def _title(name: Name) -> str:
+    method, variant, benchmark, trained, generator, seed, metric = name
+    where = benchmark if trained == benchmark else f"{benchmark} (trained on {trained})"
+    title = f"{method_title(method, variant)} on {where}, {metric}, seed {seed}"
+    return title + (f", {generator}" if generator else "")
 
 
 def _sensitivity(found: Sequence[Compared]) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -15,6 +16,8 @@ from metatuner.files import read_json, write_text
 from metatuner.hashing import hash_value
 
 STATUSES = ("ok", "skipped", "failed")
+RERUN = "run `snakemake --cores all` again, with this run's preset (`--config preset=NAME`)"
+"""What to do where a file of a run is missing or broken."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Score:
 
 
 COLUMNS = tuple(field.name for field in fields(Score))
+CELL_KEY = re.compile("[0-9a-f]{16}")
 IDENTITY = ("experiment", "method", "variant", "benchmark", "trained_on", "generator", "seed", "metric")
 
 
@@ -54,7 +58,8 @@ def cell_folder(root: Path, cell: str) -> Path:
 def read_metrics(root: Path, cell: str) -> dict[str, Any]:
     """A cell's metrics.json: `metrics` (means in 0..1), `primary`, `n`."""
     path = cell_folder(root, cell) / "metrics.json"
-    remedy = "remove the cell's folder and run the evaluation again"
+    there = path.parent.is_dir()
+    remedy = f"remove the cell's folder and {RERUN}" if there else f"restore cells/ beside scores.csv, or {RERUN}"
     found = read_json(path, remedy)
     for key in ("metrics", "primary", "n"):
         if key not in found:
@@ -224,7 +229,7 @@ def _result(root: Path, cell: str, outcomes: Mapping[str, tuple[str, str]]) -> d
     status, reason = outcomes.get(cell, ("ok", ""))
     if status == "ok" or (cell_folder(root, cell) / "metrics.json").is_file():
         if not cell_folder(root, cell).is_dir():
-            raise UserError(f"cell {cell} has no result in {root / 'cells'}; run `snakemake --cores all` to compute it")
+            raise UserError(f"cell {cell} has no result in {root / 'cells'}; {RERUN}")
         return read_metrics(root, cell)
     return status, " ".join(reason.split()) or "no reason given"
 
@@ -254,15 +259,17 @@ def read_scores(path: Path) -> list[Score]:
                 seen[identity] = lines.line_num
                 scores.append(score)
     except FileNotFoundError:
-        raise UserError(f"no file {path}; run `snakemake --cores all`, or put a scores.csv there") from None
+        raise UserError(f"no file {path}; {RERUN}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     if not scores:
-        raise UserError(f"{path}: no line below the header; run `snakemake --cores all` to compute cells")
+        raise UserError(f"{path}: no line below the header; {RERUN}")
     return scores
 
 
 def _check_header(header: Sequence[str], path: Path) -> None:
+    if not header:
+        raise UserError(f"{path}: the file is empty; {RERUN}")
     missing = [name for name in COLUMNS if name not in header]
     foreign = [name for name in header if name not in COLUMNS]
     if missing:
@@ -280,6 +287,8 @@ def _parse(header: Sequence[str], values: Sequence[str], where: str) -> Score:
     for name in ("experiment", "method", "benchmark", "trained_on", "cell"):
         if not field[name]:
             raise UserError(f"{where}: {name} is empty; every line names it")
+    if not CELL_KEY.fullmatch(field["cell"]):
+        raise UserError(f"{where}: cell {field['cell']!r} is no key of 16 hexadecimal digits; was the file cut off?")
     if field["status"] not in STATUSES:
         raise UserError(f"{where}: status {field['status']!r}; it is one of {', '.join(STATUSES)}")
     numbers = {}

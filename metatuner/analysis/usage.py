@@ -46,7 +46,7 @@ def read_usage(folder: Path) -> dict[str, StepUsage]:
             raise UserError(f"{path}: not a job's usage ({error!r}); {remedy}") from None
         steps.setdefault(step, StepUsage()).add(job)
     if not steps:
-        raise UserError(f"no usage in {folder}; run `snakemake --cores all` first")
+        raise UserError(f"no usage in {folder}; run `snakemake --cores all --config preset=NAME` first")
     return steps
 
 

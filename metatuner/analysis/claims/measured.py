@@ -306,7 +306,7 @@ def claim_10(runs: Runs) -> Judged:
     """Writing a query's prompt and parameters takes less than half of the time of answering it."""
     path = runs.layout.efficiency
     if not path.is_file():
-        return _missing("no timings: run `snakemake --cores all efficiency`")
+        return _missing("no timings: run `snakemake --cores all efficiency` with this run's preset")
     with open(path, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == "metatuner_j"]
     shares = []
@@ -314,7 +314,8 @@ def claim_10(runs: Runs) -> Judged:
         for row in rows:
             shares.append([float(row[key]) for key in ("write_share_low", "write_share_high")])
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a file of timings ({error!r}); run `snakemake --cores all efficiency`") from None
+        remedy = "run `snakemake --cores all efficiency` with this run's preset"
+        raise UserError(f"{path}: not a file of timings ({error!r}); {remedy}") from None
     if not shares:
         return _missing("no timing of MetaTuner-J")
     verdict: Verdict = "undecided"

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from metatuner.analysis.labels import DEFAULT_VARIANT, benchmark_rank, benchmark_title, method_rank, method_title
-from metatuner.analysis.scores import Score, cell_folder, read_scores, read_settings
+from metatuner.analysis.scores import RERUN, Score, cell_folder, read_scores, read_settings
 from metatuner.errors import UserError
 from metatuner.files import read_json
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
 
-REMEDY = "run `snakemake --cores all` again"
 POINTS = 200
 """Points of a training curve, at most; longer ones are thinned."""
 
@@ -66,9 +65,7 @@ def browser(config: Config) -> dict[str, dict[str, Any]]:
             records = _lines(cell_folder(layout.root, score.cell) / "predictions.jsonl")
             ordered = sorted(records, key=lambda record: place.get(record["id"], len(rows)))
             if [record["id"] for record in ordered] != [row["id"] for row in rows]:
-                raise UserError(
-                    f"cell {score.cell} was tested on other rows than data/{benchmark}/test.jsonl; {REMEDY}"
-                )
+                raise UserError(f"cell {score.cell} was tested on other rows than data/{benchmark}/test.jsonl; {RERUN}")
             cell: dict[str, Any] = {"method": method_title(score.method), "seed": score.seed, "key": score.cell}
             for name in ("prompt", "completion", "extracted"):
                 cell[name] = [
@@ -149,12 +146,12 @@ def _made(layout: Layout, cell: str) -> dict[str, Any]:
     folder = layout.cell(cell)
     told: dict[str, Any] = {}
     if (folder / "cost.json").is_file():
-        told["evaluation_cost"] = read_json(folder / "cost.json", REMEDY)
+        told["evaluation_cost"] = read_json(folder / "cost.json", RERUN)
     identity = folder / "cell.json"
     if identity.is_file():
-        fit = layout.fit(read_json(identity, REMEDY)["fit"])
+        fit = layout.fit(read_json(identity, RERUN)["fit"])
         if (fit / "cost.json").is_file():
-            told["fit_cost"] = read_json(fit / "cost.json", REMEDY)
+            told["fit_cost"] = read_json(fit / "cost.json", RERUN)
         if (fit / "log.jsonl").is_file():
             told |= _curves(_lines(fit / "log.jsonl"))
     return told
@@ -195,11 +192,11 @@ def costs(config: Config) -> list[list[str]]:
         identity = layout.cell(score.cell) / "cell.json"
         if not identity.is_file():
             continue
-        cost = layout.fit(read_json(identity, REMEDY)["fit"]) / "cost.json"
+        cost = layout.fit(read_json(identity, RERUN)["fit"]) / "cost.json"
         if cost.is_file():
-            fits.setdefault(score.method, []).append(read_json(cost, REMEDY))
+            fits.setdefault(score.method, []).append(read_json(cost, RERUN))
         if (layout.cell(score.cell) / "cost.json").is_file():
-            spent = read_json(layout.cell(score.cell) / "cost.json", REMEDY)["seconds"]
+            spent = read_json(layout.cell(score.cell) / "cost.json", RERUN)["seconds"]
             queries.setdefault(score.method, []).append(spent / score.n)
     rows = []
     for method in sorted(fits, key=method_rank):
@@ -227,6 +224,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         with open(path, encoding="utf-8") as file:
             return [json.loads(line) for line in file]
     except FileNotFoundError:
-        raise UserError(f"no file {path}; {REMEDY}") from None
+        raise UserError(f"no file {path}; {RERUN}") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON Lines ({error.msg}); {REMEDY}") from None
+        raise UserError(f"{path}: not JSON Lines ({error.msg}); {RERUN}") from None

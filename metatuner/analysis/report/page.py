@@ -16,13 +16,13 @@ from metatuner.analysis.figures import figures_of
 from metatuner.analysis.labels import describe_world
 from metatuner.analysis.report.data import browser, cells, costs, packed
 from metatuner.analysis.report.markdown import Document, read_documents, to_html
+from metatuner.analysis.scores import RERUN
 from metatuner.analysis.tables import tables_of
 from metatuner.errors import UserError
 from metatuner.files import read_json, write_text
 from metatuner.harness.config import Config
 from metatuner.harness.layout import Layout
 
-REMEDY = "run `snakemake --cores all` again"
 COST_HEADER = (
     "method",
     "fits",
@@ -244,7 +244,7 @@ def _world(layout: Layout) -> str:
 
 
 def _provenance(layout: Layout) -> str:
-    told = read_json(layout.provenance, REMEDY)
+    told = read_json(layout.provenance, RERUN)
     return f"<pre>{escape(json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False))}</pre>"
 
 
@@ -255,7 +255,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"no file {path}; {REMEDY}") from None
+        raise UserError(f"no file {path}; {RERUN}") from None
 
 
 def _csv(path: Path) -> Iterable[dict[str, str]]:
