@@ -7,13 +7,15 @@
 #   PINS=cuda           constraints/cuda.txt instead of constraints/cpu.txt
 #   TORCH_INDEX=URL     take torch from this package index (docs/install.md)
 #   JOBS=2              processes for pytest
-#   ARGS="..."          more arguments for snakemake (reproduce, figures) or pytest (test)
+#   KEYS="run=main"     config keys, for snakemake (reproduce, resume, figures)
+#   ARGS="-n"           more arguments for snakemake (reproduce, figures) or pytest (test)
 
 PYTHON ?= python3
 PRESET ?= nano
 CORES ?= all
 PINS ?= cpu
 TORCH_INDEX ?=
+KEYS ?=
 ARGS ?=
 JOBS ?= 2
 
@@ -24,6 +26,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Steps find the environment's own metatuner and snakemake.
 export PATH := $(abspath $(BIN)):$(PATH)
+
+# Snakemake takes the last --config alone: one in ARGS would lose the preset.
+REFUSE_CONFIG = $(if $(findstring --config,$(ARGS)),$(error ARGS has --config; write its keys as KEYS="..."))
 
 .DEFAULT_GOAL := help
 .PHONY: help install reproduce resume figures compare snapshot test lint pins clean
@@ -44,13 +49,13 @@ $(INSTALLED): pyproject.toml constraints/$(PINS).txt $(wildcard constraints/*.tx
 install: $(INSTALLED) ## make the environment, pinned; the targets below do it when needed
 
 reproduce: $(INSTALLED) ## run the whole benchmark: models, methods, tables, figures (snakemake --cores all)
-	snakemake --cores $(CORES) --config preset=$(PRESET) $(ARGS)
+	$(REFUSE_CONFIG)snakemake --cores $(CORES) $(ARGS) --config preset=$(PRESET) $(KEYS)
 
 resume: $(INSTALLED) ## take up an interrupted run
-	metatuner resume --cores $(CORES) preset=$(PRESET)
+	metatuner resume --cores $(CORES) preset=$(PRESET) $(KEYS)
 
 figures: $(INSTALLED) ## make tables and figures again from the scores at hand
-	snakemake --cores $(CORES) tables figures --config preset=$(PRESET) $(ARGS)
+	$(REFUSE_CONFIG)snakemake --cores $(CORES) tables figures $(ARGS) --config preset=$(PRESET) $(KEYS)
 
 compare: $(INSTALLED) ## compare a finished run with the committed snapshot; fails where they differ
 	metatuner diff results/snapshot/$(PRESET) results/$(PRESET) --fail-on-difference

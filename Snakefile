@@ -15,4 +15,5 @@ rule all:
     default_target: True
     input:
         RESULTS,
+        COLLECTED,
         VERDICT,

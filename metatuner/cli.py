@@ -14,6 +14,7 @@ from metatuner.errors import UserError
 
 NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 """Errors of the place that files go to, not of the program."""
+BROKEN_WEIGHTS_REMEDY = "a file of weights is cut off or broken: restore it, or remove its folder and run again"
 NO_PLACE_REMEDY = "free space or make the place writable, then run again: finished work is kept"
 
 
@@ -173,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except SafetensorError as error:  # its writer wraps the system's errors in one of its own
         if not any(f"os error {number}" in str(error) for number in NO_PLACE):
-            raise
+            progress.say(f"metatuner {arguments.command}: {error}; {BROKEN_WEIGHTS_REMEDY}")
+            return 2
         progress.say(f"metatuner {arguments.command}: {error}; {NO_PLACE_REMEDY}")
         return 2
     except OSError as error:

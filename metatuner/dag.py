@@ -39,6 +39,10 @@ def _typed(value: Any) -> Any:
 
 def _check_writable(root: Path) -> None:
     """UserError unless a results folder is there to be written, or can be made."""
+    if "{" in str(root) or "}" in str(root):
+        raise UserError(
+            f"results folder {root}: braces are Snakemake's; choose another folder with --config results=FOLDER"
+        )
     there = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(
@@ -194,6 +198,17 @@ class Dag:
         """The outcome files of all packs."""
         fits = [self.fit_pack_file(name) for name in self.plan.fit_packs]
         return fits + [self.layout.pack("evaluate", name) for name in self.plan.evaluate_packs]
+
+    @property
+    def collected_files(self) -> list[Path]:
+        """Outcomes, and what `scores` makes of them: asked for, as a lost file is not made again for its heirs."""
+        return [
+            *self.pack_files,
+            self.layout.settings,
+            self.layout.methods,
+            self.layout.searches,
+            self.layout.query_scores,
+        ]
 
     # ---- tuning ------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,14 @@ COLUMNS = (
 ).split(",")
 
 
+def _finish_device_work() -> None:
+    """Wait for what a GPU was given to do: the call that starts a kernel returns before it is done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 class Unasked(UserError):
     """A policy that answers without the ground's actor, so that writing and answering cannot be told apart."""
 
@@ -70,11 +78,14 @@ class TimedGround(Ground):
         @contextmanager
         def around(context: AbstractContextManager[Any]) -> "Iterator[Any]":
             nonlocal entering
+            _finish_device_work()
             start = time.perf_counter()
             with context as inside:
+                _finish_device_work()
                 entering += time.perf_counter() - start
                 yield inside
 
+        _finish_device_work()
         start = time.perf_counter()
         found = super().answer(queries, prompts, adapt=None if adapt is None else timed, **options)
         self.answering += time.perf_counter() - start - entering

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from metatuner import progress
 from metatuner.errors import UserError
@@ -33,8 +34,8 @@ def living_runs(folder: Path) -> list[tuple[int, str]]:
     return alive
 
 
-def resume_run(overrides: Sequence[str], cores: str) -> int:
-    """Unlock if a killed run left its lock, then `snakemake --rerun-incomplete`; its exit status.
+def resume_run(overrides: Sequence[str], cores: str) -> NoReturn:
+    """Unlock if a killed run left its lock, then become `snakemake --rerun-incomplete`.
 
     Raises UserError while a process of the old run is alive: two runs would write the same files.
     """
@@ -55,7 +56,10 @@ def resume_run(overrides: Sequence[str], cores: str) -> int:
         unlocked = subprocess.run([*snakemake, "--unlock", *configured], capture_output=True, text=True, check=False)
         if unlocked.returncode:
             raise UserError(f"snakemake --unlock failed: {' '.join(unlocked.stderr.split())[-300:]}")
-    return subprocess.run([*snakemake, "--cores", cores, "--rerun-incomplete", *configured], check=False).returncode
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # In place of this process, so that a signal (Ctrl-C) reaches Snakemake, which then ends its jobs and its lock.
+    os.execv(sys.executable, [*snakemake, "--cores", cores, "--rerun-incomplete", *configured])
 
 
 def _nested(word: str) -> str:

@@ -291,7 +291,8 @@ class Workshop:
         """UserError if split files on disk are those of another config, so that no cell is computed from them."""
         for name in sorted(names):
             path = self.layout.data(name) / "key.txt"
-            if not path.is_file() or path.read_text(encoding="utf-8").strip() != self.plan.data_key(name):
+            lost = [split for split in ("pool", "tune", "test") if not path.with_name(f"{split}.jsonl").is_file()]
+            if lost or not path.is_file() or path.read_text(encoding="utf-8").strip() != self.plan.data_key(name):
                 command = f"metatuner data --config {self.layout.config} --benchmark {name}"
                 raise UserError(f"{path.parent}: no splits of this config; draw them with `{command}`")
 
@@ -919,7 +920,8 @@ def verdict(config: Config, arguments: argparse.Namespace) -> int:
         progress.say(line)
     if failed:
         progress.say(
-            f"{len(failed)} cells failed; tracebacks are in {plan.layout.logs / 'failed'}; run again to retry them"
+            f"{len(failed)} cells failed; tracebacks are in {plan.layout.logs / 'failed'}; run again to retry them "
+            f"(where .snakemake/ was removed: remove {plan.layout.root / 'packs'} first, what is there is kept)"
         )
         return 1
     for policy in plan.spare_policies:

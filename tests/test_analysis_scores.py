@@ -132,7 +132,11 @@ def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, change, message: 
 )
 def test_a_wrong_value_is_refused_with_its_line(tmp_path: Path, values: dict[str, str], message: str) -> None:
     good = dict(
-        zip(COLUMNS, ["main", "sft", "default", "math", "math", "", "0", "em", "5", "9", "ok", "", 16 * "a"], strict=True)
+        zip(
+            COLUMNS,
+            ["main", "sft", "default", "math", "math", "", "0", "em", "5", "9", "ok", "", 16 * "a"],
+            strict=True,
+        )
     )
     path = tmp_path / "scores.csv"
     path.write_text(f"{','.join(COLUMNS)}\n{','.join({**good, **values}.values())}\n")

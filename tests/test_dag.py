@@ -200,6 +200,42 @@ def test_a_run_killed_again_and_again_and_ended_on_one_core_has_the_same_bytes(f
     assert left == []
 
 
+def test_lost_files_are_made_again_though_what_was_made_from_them_is_there(finished, tmp_path):
+    folder = tmp_path / "lost"
+    shutil.copytree(finished, folder)
+    results = folder / "results" / "smoke"
+    before = contents(folder)
+    (results / "query_scores.json").unlink()
+    (results / "packs" / "evaluate" / "sft-00.json").unlink()
+    planned = snakemake(folder, "-n").stdout
+    assert {"rule scores:", "rule evaluate:"} <= {line.strip() for line in planned.splitlines()}
+    snakemake(folder)
+    assert contents(folder) == before
+    assert "Nothing to be done" in snakemake(folder).stderr
+
+
+def test_a_resumed_run_that_is_interrupted_ends_in_order_and_is_taken_up_again(finished, tmp_path):
+    folder = tmp_path / "interrupted"
+    shutil.copytree(finished, folder)
+    results, before = folder / "results" / "smoke", contents(folder)
+    pack = json.loads((results / "packs" / "evaluate" / "sft-00.json").read_text())
+    for outcome in pack["outcomes"]:
+        shutil.rmtree(results / "cells" / outcome["key"])
+    resume = [sys.executable, "-m", "metatuner.cli", "resume", "--cores", "1", "preset=smoke"]
+    process = subprocess.Popen(resume, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and (results / "packs" / "evaluate" / "sft-00.json").exists():
+        time.sleep(0.02)  # Snakemake removes it when the evaluation starts
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
+    _, told = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Traceback" not in told
+    locks = folder / ".snakemake" / "locks"
+    assert not locks.is_dir() or not list(locks.iterdir())
+    done = subprocess.run(resume, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert contents(folder) == before
+
+
 def test_resume_refuses_while_the_old_run_lives(tmp_path):
     folder = project(tmp_path / "alive")
     process = subprocess.Popen(command(), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -121,6 +121,11 @@ def test_execution_profiles_name_rules_and_options_that_exist() -> None:
         assert not unknown, f"{file.relative_to(ROOT)}: snakemake has no option {sorted(unknown)}"
         strangers = profile.get("set-resources", {}).keys() - rules
         assert not strangers, f"{file.relative_to(ROOT)}: no rule {sorted(strangers)}"
+        if "set-resources" in profile:  # what loads models gets a GPU and memory; `use rule` takes them over
+            blocks = [re.split(r"^\s*(?:use )?rule ", file.read_text(), flags=re.MULTILINE) for file in rule_files]
+            loading = {block.split(":")[0].split()[0] for parts in blocks for block in parts[1:] if "gpu=1" in block}
+            assert {"fit", "efficiency"} <= loading
+            assert loading <= profile["set-resources"].keys(), file
 
 
 def test_kubernetes_scripts_submit_a_job_and_report_its_state(tmp_path: Path) -> None:
@@ -246,3 +251,15 @@ def test_style_is_clean() -> None:
     ruff = [sys.executable, "-m", "ruff", "check", "--quiet", "--output-format=concise"]
     checked = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True)
     assert not checked.returncode, checked.stdout + checked.stderr
+
+
+def test_make_passes_keys_on_and_refuses_a_second_config() -> None:
+    def make(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    keys = ("PRESET=smoke", "KEYS=run=main pack=3", "ARGS=-n")
+    assert "snakemake --cores all -n --config preset=smoke run=main pack=3" in make("reproduce", *keys).stdout
+    assert "metatuner resume --cores all preset=smoke run=main pack=3" in make("resume", *keys).stdout
+    refused = make("reproduce", "ARGS=--config pack=3")
+    assert refused.returncode != 0
+    assert 'write its keys as KEYS="..."' in refused.stderr

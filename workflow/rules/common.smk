@@ -22,6 +22,7 @@ onstart:
 L = BENCH.layout
 CONFIG = BENCH.config_file
 RESULTS = BENCH.result_files
+COLLECTED = BENCH.collected_files
 VERDICT = L.verdict
 
 
