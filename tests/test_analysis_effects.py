@@ -104,3 +104,9 @@ def test_unpaired_means_of_several_proportions_add_their_variances() -> None:
     assert told.estimate == pytest.approx(0.2)
     assert told.standard_error == pytest.approx(error)
     assert told.p_greater == pytest.approx(stats.norm.sf((0.2 - 0.05) / error))
+
+
+def test_a_difference_far_beyond_doubt_has_no_p_value_of_zero() -> None:
+    told = unpaired_difference([(0.6, 2000)], [(0.4, 2000)])
+    assert told.p_greater == pytest.approx(stats.norm.sf(told.estimate / told.standard_error), rel=1e-9)
+    assert 0 < told.p_greater < 1e-30

@@ -151,7 +151,8 @@ def _claims(layout: Layout) -> str:
             for name in shown[1:]
         )
         body += f'<tr><th scope="row">{escape(row[shown[0]])}</th>{fields}</tr>'
-    text += f"<div class=wide><table class=sortable><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    table = f"<table class='sortable claims'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    text += f"<div class=wide>{table}</div>"
     told = [[row["claim"], row["estimand"], row["test"], row["threshold"]] for row in rows if row["data"] == "measured"]
     text += _details("How each is settled", _table(("claim", "estimand", "test", "threshold"), told))
     if layout.claims("parts.csv").is_file():
