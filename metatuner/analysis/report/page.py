@@ -134,27 +134,31 @@ def _claims(layout: Layout) -> str:
     if not layout.claims("csv").is_file():
         return ""
     rows = list(_csv(layout.claims("csv")))
-    shown = "claim title data verdict part estimate low high p_for p_against needed needed_of towards detail".split()
     text = "<p>Estimates in points, of the part that decides; p_for and p_against are of the whole claim and of its "
     text += "reverse, corrected as the verdict needs; intervals are 95 %, uncorrected. "
     text += "Published numbers are single numbers from secondary sources. "
     text += "Undecided: with the number of test queries that would tell that part, and towards which verdict.</p>"
     if layout.searches.is_file() and read_json(layout.searches, "run `metatuner scores` again"):
         text += f"<p>{escape(SEARCHED)}</p>"
+    shown = ("claim", "title", "data", "verdict", "part", "estimate", "p_for", "p_against", "needed", "detail")
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in shown)
     body = ""
     for row in rows:
+        interval = f"{row['estimate']} [{row['low']}, {row['high']}]" if row["estimate"] else ""
+        needed = f"{row['needed']} of {row['needed_of']}: {row['towards']}" if row["towards"] else row["needed"]
+        told = {**row, "estimate": interval, "needed": needed}
         fields = "".join(
-            f'<td class="verdict {escape(row[name].replace(" ", "-"))}">{escape(row[name])}</td>'
+            f'<td class="verdict {escape(told[name].replace(" ", "-"))}">{escape(told[name])}</td>'
             if name == "verdict"
-            else f"<td>{escape(row[name])}</td>"
+            else f"<td>{escape(told[name])}</td>"
             for name in shown[1:]
         )
-        body += f'<tr><th scope="row">{escape(row[shown[0]])}</th>{fields}</tr>'
+        body += f'<tr><th scope="row">{escape(told[shown[0]])}</th>{fields}</tr>'
     table = f"<table class='sortable claims'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     text += f"<div class=wide>{table}</div>"
-    told = [[row["claim"], row["estimand"], row["test"], row["threshold"]] for row in rows if row["data"] == "measured"]
-    text += _details("How each is settled", _table(("claim", "estimand", "test", "threshold"), told))
+    how = ("claim", "estimand", "test", "threshold")
+    measured = [[row[name] for name in how] for row in rows if row["data"] == "measured"]
+    text += _details("How each is settled", _table(how, measured))
     if layout.claims("parts.csv").is_file():
         parts = list(_csv(layout.claims("parts.csv")))
         header = tuple(parts[0]) if parts else ()
