@@ -755,7 +755,7 @@ def scores(config: Config, arguments: argparse.Namespace) -> None:
 
     plan = Plan(config)
     write_scores(plan.row_dicts(), _outcomes(plan), plan.layout.root)
-    write_query_scores((row["cell"] for row in plan.row_dicts()), plan.layout.query_scores)
+    write_query_scores((row["cell"] for row in plan.row_dicts()), plan.layout.root)
     write_text(plan.layout.settings, _settings_csv(plan.row_dicts()))
     for path, told in ((plan.layout.methods, plan.descriptions), (plan.layout.searches, plan.searches)):
         write_text(path, json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

@@ -88,7 +88,7 @@ def test_scores_by_query_without_cells_are_compared_in_pairs_all_the_same(tmp_pa
     up = change(second, "sft", "math", 12, up=True)
     (kept,) = [each for each in compare_runs(first, second) if each.kind == "differs"]
     cells = [row["cell"] for row in plan_rows(fake_config(first, methods=["zero_shot", "sft"], seeds=[0]))]
-    write_query_scores(cells, first / "query_scores.json")
+    write_query_scores(cells, first)
     shutil.rmtree(first / "cells")
     (packed,) = [each for each in compare_runs(first, second) if each.kind == "differs"]
     assert packed.paired

@@ -233,7 +233,7 @@ def test_scores_by_query_come_back_from_one_file_as_from_the_cells(tmp_path: Pat
     path.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     cells = [row["cell"] for row in rows]
     expected = {cell: read_query_scores(tmp_path, cell) for cell in cells}
-    write_query_scores([*cells, "not there"], tmp_path / "query_scores.json")
+    write_query_scores([*cells, "not there"], tmp_path)
     shutil.rmtree(tmp_path / "cells")
     assert {cell: read_query_scores(tmp_path, cell) for cell in cells} == expected
     with pytest.raises(UserError, match=r"no file .*predictions.jsonl"):

@@ -365,10 +365,16 @@ def test_a_dry_run_leaves_the_config_of_a_live_one_alone(finished):
 def test_splits_of_another_config_are_refused(finished, tmp_path):
     folder = tmp_path / "splits"
     shutil.copytree(finished, folder)
+    evaluate = ["evaluate", "--config", "results/smoke/config.json", "--pack", "sft-00"]
+    data = folder / "results" / "smoke" / "data" / "gsm8k"
+    (data / "test.jsonl").rename(data / "elsewhere.jsonl")
+    lost = metatuner(folder, *evaluate, check=False)
+    (data / "elsewhere.jsonl").rename(data / "test.jsonl")
     metatuner(folder, "data", "preset=smoke", "benchmarks.gsm8k.sizes.test=5", "--benchmark", "gsm8k")
-    done = metatuner(folder, "evaluate", "--config", "results/smoke/config.json", "--pack", "sft-00", check=False)
-    assert done.returncode == 2
-    assert "no splits of this config; draw them with `metatuner data" in done.stderr
+    other = metatuner(folder, *evaluate, check=False)
+    for done in (lost, other):
+        assert done.returncode == 2
+        assert "no splits of this config; draw them with `metatuner data" in done.stderr
 
 
 def test_no_fitted_file_depends_on_tune_or_test_rows(finished, tmp_path, monkeypatch):
@@ -452,6 +458,7 @@ def test_a_results_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_pa
         ("preset=smok", "did you mean smoke?"),
         ("methods={stf: {}}", "unknown method 'stf'; did you mean sft?"),
         ("tunning={trials: 2}", "unknown config key 'tunning'; did you mean tuning?"),
+        ("results='results/a{b}'", "results/a{b}: braces are Snakemake's; choose another folder"),
     ],
 )
 def test_a_wrong_config_stops_before_anything_runs(tmp_path, config, message):

@@ -57,6 +57,11 @@ class Contrast(Difference):
     pooled: bool = False
     """Over several benchmarks (or several published scores)."""
 
+    @property
+    def scope(self) -> str:
+        """Whose test queries `queries` and `needed` count."""
+        return "all benchmarks together" if self.pooled else "its benchmark"
+
     def needed(self, tests: int = 1) -> float:
         """Queries at which a two-sided test would tell the difference, as it is estimated, from the margin with
         probability 0.8; infinite where the estimate is the margin.

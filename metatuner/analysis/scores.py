@@ -83,8 +83,8 @@ QUERY_SCORES = "query_scores.json"
 """In a results folder: the score of every test row of every cell, without texts, for a folder that keeps no cells."""
 
 
-def write_query_scores(cells: Iterable[str], path: Path) -> Path:
-    """Collect the scores of a results folder's cells, by test row, into its `query_scores.json`.
+def write_query_scores(cells: Iterable[str], root: Path) -> Path:
+    """Collect the scores of a results folder's cells, by test row, into `<root>/query_scores.json`.
 
     `rows`: ids, groups and kinds of each set of test rows, by a hash of them. `cells`: by key, the hash of its rows and
     its scores in their order; where all are 0 or 1, as one string. Cells without a result are left out.
@@ -92,9 +92,9 @@ def write_query_scores(cells: Iterable[str], path: Path) -> Path:
     rows: dict[str, dict[str, list[str]]] = {}
     found: dict[str, dict[str, Any]] = {}
     for cell in dict.fromkeys(cells):
-        if not _predictions(path.parent, cell).is_file():
+        if not _predictions(root, cell).is_file():
             continue
-        answers = read_query_scores(path.parent, cell)
+        answers = read_query_scores(root, cell)
         columns = {
             "ids": list(answers),
             "groups": [answer.group for answer in answers.values()],
@@ -105,7 +105,7 @@ def write_query_scores(cells: Iterable[str], path: Path) -> Path:
         scores = [answer.score for answer in answers.values()]
         binary = all(score in (0.0, 1.0) for score in scores)
         found[cell] = {"rows": key, "scores": "".join(f"{score:.0f}" for score in scores) if binary else scores}
-    return write_text(path, f'{{"rows": {_by_lines(rows)},\n"cells": {_by_lines(found)}}}\n')
+    return write_text(root / QUERY_SCORES, f'{{"rows": {_by_lines(rows)},\n"cells": {_by_lines(found)}}}\n')
 
 
 def _by_lines(values: Mapping[str, Any]) -> str:

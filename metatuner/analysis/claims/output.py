@@ -70,7 +70,6 @@ def _points(value: float) -> str:
 def _line(ruling: Ruling, worlds: dict[str, str]) -> list[str]:
     outcome = ruling.outcome
     told = outcome.decisive.contrast if outcome.decisive else None
-    finite = outcome.needed is not None and outcome.towards is not None
     return [
         str(ruling.claim),
         ruling.title,
@@ -84,8 +83,8 @@ def _line(ruling: Ruling, worlds: dict[str, str]) -> list[str]:
         *([_points(told.estimate), _points(told.low), _points(told.high)] if told else ["", "", ""]),
         _number(outcome.p_for),
         _number(outcome.p_against),
-        "" if outcome.needed is None else f"{outcome.needed:.0f}" if finite else "cannot be told",
-        "" if told is None or not finite else "all benchmarks" if told.pooled else "its benchmark",
+        "" if outcome.needed is None else f"{outcome.needed:.0f}" if outcome.towards else "cannot be told",
+        told.scope if told and outcome.towards else "",
         outcome.towards or "",
         "" if told is None else str(told.conditional).lower(),
         str(outcome.tests),

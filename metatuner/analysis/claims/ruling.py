@@ -234,5 +234,4 @@ def describe_needed(outcome: Outcome) -> str:
             else "it points nowhere"
         )
         return f"no number of test queries: {why}"
-    where = "of all benchmarks together" if told.pooled else "of its benchmark"
-    return f"{outcome.needed:.0f} test queries {where}, and would then speak for {outcome.towards}"
+    return f"{outcome.needed:.0f} test queries of {told.scope}, and would then speak for {outcome.towards}"
