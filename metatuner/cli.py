@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metatuner import usage
+from metatuner import forkserver, usage
 from metatuner.errors import UserError
 
 NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
@@ -150,6 +150,12 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a UserError is one line on stderr and exit status 2."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and os.environ.get(forkserver.ADDRESS):
+        try:
+            return forkserver.become(["metatuner", *words])
+        except UserError as error:
+            print(f"metatuner: {error}", file=sys.stderr)
+            return 2
     if words[:1] == ["lm-eval"]:  # its own options follow, --help included
         arguments = argparse.Namespace(command="lm-eval", arguments=words[1:])
     else:

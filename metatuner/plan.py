@@ -51,6 +51,9 @@ LOCK = (
 )
 DEFAULT_VARIANT = "default"
 
+_code = cache(hash_code)
+"""The hash of code is the same for all plans of a process, and takes most of the time of making one."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -306,12 +309,14 @@ class Plan:
     @cache
     def data_key(self, benchmark: str) -> str:
         """What a benchmark's rows and its scoring depend on."""
-        return hash_value([self._data_recipe(benchmark), hash_code(benchmark_file(benchmark), HARNESS / "splits.py")])
+        return hash_value([self._data_recipe(benchmark), _code(benchmark_file(benchmark), HARNESS / "splits.py")])
 
     @cache
     def _fit_code(self, method: str) -> str:
         registered = self.registry[method]
-        return hash_code(registered.file, HARNESS / "fitting.py", data=registered.beside)
+        if registered.beside:
+            return hash_code(registered.file, HARNESS / "fitting.py", data=registered.beside)
+        return _code(registered.file, HARNESS / "fitting.py")
 
     @cache
     def _evaluation_code(self) -> str:
@@ -377,7 +382,7 @@ class Plan:
     def _public_key(self, benchmark: str) -> str:
         """What is known of a benchmark without its rows."""
         config = self.config.benchmarks[benchmark]
-        return hash_value([config.initial_prompt, config.max_new_tokens, hash_code(benchmark_file(benchmark))])
+        return hash_value([config.initial_prompt, config.max_new_tokens, _code(benchmark_file(benchmark))])
 
     def cell(self, fit: Fit, benchmark: str) -> Cell:
         """A cell with its key."""
