@@ -8,7 +8,7 @@
 #   TORCH_INDEX=URL     take torch from this package index (docs/install.md)
 #   JOBS=2              processes for pytest
 #   KEYS="run=main"     config keys, for snakemake (reproduce, resume, figures)
-#   ARGS="-n"           more arguments for snakemake (reproduce, figures) or pytest (test)
+#   ARGS="-n"           more arguments for snakemake (reproduce, figures), pytest (test, test-all) or the mutants' script
 
 PYTHON ?= python3
 PRESET ?= nano
@@ -31,10 +31,10 @@ export PATH := $(abspath $(BIN)):$(PATH)
 REFUSE_CONFIG = $(if $(findstring --config,$(ARGS)),$(error ARGS has --config; write its keys as KEYS="..."))
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce resume figures compare snapshot test lint pins clean
+.PHONY: help install reproduce resume figures compare snapshot test test-all mutants lint pins clean
 
 help: ## list these commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 18
 
 $(INSTALLED): pyproject.toml constraints/$(PINS).txt $(wildcard constraints/*.txt)
 	@command -v $(PYTHON) >/dev/null || { \
@@ -69,12 +69,22 @@ snapshot: ## keep what a finished run of PRESET gave in results/snapshot/, to be
 	cd results/$(PRESET) && cp -r $(SNAPSHOT) $$(ls world.json world.md 2>/dev/null) ../snapshot/.new
 	rm -rf results/snapshot/$(PRESET) && mv results/snapshot/.new results/snapshot/$(PRESET)
 
-test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+# Tests that share a long fixture run in one process (tests/conftest.py).
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
+test: $(INSTALLED) ## run the tests, but for the slow ones
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(INSTALLED) ## run all tests
+	$(PYTEST) $(ARGS)
+
+mutants: $(INSTALLED) ## make listed changes to the code one at a time; print those that no test notices
+	$(BIN)/python tests/mutants/run.py --jobs $(JOBS) $(ARGS)
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
 
 pins: ## copy the pins of constraints/cpu.txt into envs/metatuner.yaml

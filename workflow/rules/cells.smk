@@ -5,6 +5,7 @@
 FIRST_FITS = BENCH.first_packs(BENCH.plan.fit_packs)
 FIRST_EVALUATIONS = BENCH.first_packs(BENCH.plan.evaluate_packs)
 
+
 rule warmup:
     # What other methods build on (fits of internal methods); they come first.
     input:
@@ -12,19 +13,19 @@ rule warmup:
         lambda wildcards: BENCH.fit_inputs(wildcards.pack),
     output:
         L.pack("warmup", "{pack}"),
+    log:
+        usage_log("warmup", "{pack}"),
+    wildcard_constraints:
+        pack=FIRST_FITS,
+    priority: 50
+    conda:
+        "../../envs/metatuner.yaml"
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
     params:
         config=CONFIG,
         cells=lambda wildcards: BENCH.fit_keys(wildcards.pack),
         retry=lambda wildcards: BENCH.retry("warmup", wildcards.pack),
-    wildcard_constraints:
-        pack=FIRST_FITS,
-    log:
-        usage_log("warmup", "{pack}"),
-    resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
-    conda:
-        "../../envs/metatuner.yaml"
-    priority: 50
     shell:
         "metatuner fit --config {params.config:q} --pack {wildcards.pack} --attempt={params.retry:q} --log {log:q}"
 
@@ -41,19 +42,19 @@ rule fit:
         lambda wildcards: BENCH.fit_inputs(wildcards.pack),
     output:
         L.pack("fit", "{pack}"),
+    log:
+        usage_log("fit", "{pack}"),
+    wildcard_constraints:
+        pack=FIRST_FITS,
+    priority: 40
+    conda:
+        "../../envs/metatuner.yaml"
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
     params:
         config=CONFIG,
         cells=lambda wildcards: BENCH.fit_keys(wildcards.pack),
         retry=lambda wildcards: BENCH.retry("fit", wildcards.pack),
-    wildcard_constraints:
-        pack=FIRST_FITS,
-    log:
-        usage_log("fit", "{pack}"),
-    resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
-    conda:
-        "../../envs/metatuner.yaml"
-    priority: 40
     shell:
         "metatuner fit --config {params.config:q} --pack {wildcards.pack} --attempt={params.retry:q} --log {log:q}"
 
@@ -70,19 +71,19 @@ rule evaluate:
         lambda wildcards: BENCH.evaluate_inputs(wildcards.pack),
     output:
         L.pack("evaluate", "{pack}"),
+    log:
+        usage_log("evaluate", "{pack}"),
+    wildcard_constraints:
+        pack=FIRST_EVALUATIONS,
+    priority: 35
+    conda:
+        "../../envs/metatuner.yaml"
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
     params:
         config=CONFIG,
         cells=lambda wildcards: BENCH.evaluate_keys(wildcards.pack),
         retry=lambda wildcards: BENCH.retry("evaluate", wildcards.pack),
-    wildcard_constraints:
-        pack=FIRST_EVALUATIONS,
-    log:
-        usage_log("evaluate", "{pack}"),
-    resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
-    conda:
-        "../../envs/metatuner.yaml"
-    priority: 35
     shell:
         "metatuner evaluate --config {params.config:q} --pack {wildcards.pack} --attempt={params.retry:q} --log {log:q}"
 

@@ -14,6 +14,7 @@ try:
 except UserError as error:
     sys.exit(f"metatuner: {error}")
 
+
 onstart:
     # Not in a dry run, which must leave a live run's config alone.
     BENCH.write_config()

@@ -1,5 +1,6 @@
 # From cells to scores, tables and figures. `tables` and `figures` redraw from the files at hand, whatever else changed.
 
+
 rule scores:
     input:
         BENCH.pack_files,
@@ -9,13 +10,13 @@ rule scores:
         methods=L.methods,
         searches=L.searches,
         queries=L.query_scores,
-    params:
-        config=CONFIG,
-        key=BENCH.scores_key,
     log:
         usage_log("results", "scores"),
     conda:
         "../../envs/metatuner.yaml"
+    params:
+        config=CONFIG,
+        key=BENCH.scores_key,
     shell:
         "metatuner scores --config {params.config:q} --log {log:q}"
 
@@ -32,14 +33,14 @@ for name in BENCH.tables:
             csv=L.table(name, "csv"),
             md=report(L.table(name, "md"), caption="../captions/table.rst", category="Tables"),
             tex=L.table(name, "tex"),
-        params:
-            config=CONFIG,
-            name=name,
-            key=BENCH.analysis_key,
         log:
             usage_log("results", name),
         conda:
             "../../envs/metatuner.yaml"
+        params:
+            config=CONFIG,
+            name=name,
+            key=BENCH.analysis_key,
         shell:
             "metatuner table --config {params.config:q} --name {params.name} --log {log:q}"
 
@@ -54,14 +55,14 @@ for name in BENCH.figures:
         output:
             png=report(L.figure(name, "png"), caption="../captions/figure.rst", category="Figures"),
             pdf=L.figure(name, "pdf"),
-        params:
-            config=CONFIG,
-            name=name,
-            key=BENCH.analysis_key,
         log:
             usage_log("results", name),
         conda:
             "../../envs/metatuner.yaml"
+        params:
+            config=CONFIG,
+            name=name,
+            key=BENCH.analysis_key,
         shell:
             "metatuner figure --config {params.config:q} --name {params.name} --log {log:q}"
 
@@ -71,13 +72,13 @@ rule figure_2:
     output:
         png=report(L.figure("figure_2", "png"), caption="../captions/figure_2.rst", category="Figures"),
         pdf=L.figure("figure_2", "pdf"),
-    params:
-        config=CONFIG,
-        key=BENCH.framework_key,
     log:
         usage_log("results", "figure_2"),
     conda:
         "../../envs/metatuner.yaml"
+    params:
+        config=CONFIG,
+        key=BENCH.framework_key,
     shell:
         "metatuner figure --config {params.config:q} --name figure_2 --log {log:q}"
 
@@ -89,16 +90,16 @@ rule efficiency:
         BENCH.efficiency_inputs,
     output:
         L.efficiency,
+    log:
+        usage_log("results", "efficiency"),
+    priority: 15
+    conda:
+        "../../envs/metatuner.yaml"
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
     params:
         config=CONFIG,
         key=BENCH.efficiency_key,
-    log:
-        usage_log("results", "efficiency"),
-    resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
-    conda:
-        "../../envs/metatuner.yaml"
-    priority: 15
     shell:
         "metatuner efficiency --config {params.config:q} --log {log:q}"
 
@@ -112,13 +113,13 @@ rule claims:
         csv=L.claims("csv"),
         parts=L.claims("parts.csv"),
         md=report(L.claims("md"), caption="../captions/claims.rst", category="Claims"),
-    params:
-        config=CONFIG,
-        key=BENCH.claims_key,
     log:
         usage_log("results", "claims"),
     conda:
         "../../envs/metatuner.yaml"
+    params:
+        config=CONFIG,
+        key=BENCH.claims_key,
     shell:
         "metatuner claims --config {params.config:q} --log {log:q}"
 
@@ -129,13 +130,13 @@ rule html_report:
         BENCH.report_inputs,
     output:
         L.report,
-    params:
-        config=CONFIG,
-        key=BENCH.report_key,
     log:
         usage_log("results", "report"),
     conda:
         "../../envs/metatuner.yaml"
+    params:
+        config=CONFIG,
+        key=BENCH.report_key,
     shell:
         "metatuner report --config {params.config:q} --log {log:q}"
 
@@ -145,13 +146,13 @@ rule provenance:
         L.scores,
     output:
         L.provenance,
-    params:
-        config=CONFIG,
-        key=BENCH.scores_key,
     log:
         usage_log("results", "provenance"),
     conda:
         "../../envs/metatuner.yaml"
+    params:
+        config=CONFIG,
+        key=BENCH.scores_key,
     shell:
         "metatuner provenance --config {params.config:q} --log {log:q}"
 
@@ -162,34 +163,34 @@ rule verdict:
         RESULTS,
     output:
         L.verdict,
-    params:
-        config=CONFIG,
     log:
         usage_log("results", "verdict"),
     conda:
         "../../envs/metatuner.yaml"
+    params:
+        config=CONFIG,
     shell:
         "metatuner verdict --config {params.config:q} --log {log:q}"
 
 
 rule tables:
-    # No input: it reads scores.csv and cells as they are.
-    params:
-        config=CONFIG,
     log:
         usage_log("results", "tables"),
     conda:
         "../../envs/metatuner.yaml"
+    # No input: it reads scores.csv and cells as they are.
+    params:
+        config=CONFIG,
     shell:
         "metatuner table --config {params.config:q} --name all --log {log:q}"
 
 
 rule figures:
-    params:
-        config=CONFIG,
     log:
         usage_log("results", "figures"),
     conda:
         "../../envs/metatuner.yaml"
+    params:
+        config=CONFIG,
     shell:
         "metatuner figure --config {params.config:q} --name all --log {log:q}"

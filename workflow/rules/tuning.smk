@@ -1,20 +1,21 @@
 # Not part of `all`: `snakemake --cores all tune` searches settings on the tune split and stores the winners in the preset.
 
+
 rule tune_warmup:
     input:
         BENCH.model_marks,
         lambda wildcards: BENCH.split_file(wildcards.benchmark),
     output:
         L.pack("tune", "{benchmark}"),
+    log:
+        usage_log("tune", "warmup-{benchmark}"),
+    conda:
+        "../../envs/metatuner.yaml"
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
     params:
         config=CONFIG,
         key=lambda wildcards: BENCH.tuning_needs(wildcards.benchmark),
-    log:
-        usage_log("tune", "warmup-{benchmark}"),
-    resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
-    conda:
-        "../../envs/metatuner.yaml"
     shell:
         "metatuner tune-warmup --config {params.config:q} --benchmark {wildcards.benchmark} --log {log:q}"
 
@@ -25,15 +26,15 @@ rule tune_one:
         lambda wildcards: BENCH.tune_inputs(wildcards.method, wildcards.benchmark),
     output:
         L.tune("{method}", "{benchmark}"),
+    log:
+        usage_log("tune", "{method}-{benchmark}"),
+    conda:
+        "../../envs/metatuner.yaml"
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
     params:
         config=CONFIG,
         key=lambda wildcards: BENCH.plan.tuning_key(wildcards.method, wildcards.benchmark),
-    log:
-        usage_log("tune", "{method}-{benchmark}"),
-    resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
-    conda:
-        "../../envs/metatuner.yaml"
     shell:
         "metatuner tune --config {params.config:q} --method {wildcards.method} --benchmark {wildcards.benchmark} --log {log:q}"
 
@@ -41,12 +42,12 @@ rule tune_one:
 rule tune:
     input:
         BENCH.tune_files,
-    params:
-        config=CONFIG,
     log:
         usage_log("tune", "winners"),
     conda:
         "../../envs/metatuner.yaml"
+    params:
+        config=CONFIG,
     shell:
         "metatuner winners --config {params.config:q} --log {log:q}"
 
@@ -56,13 +57,13 @@ rule confirm:
     input:
         BENCH.model_marks,
         BENCH.confirm_inputs,
-    params:
-        config=CONFIG,
     log:
         usage_log("tune", "confirm"),
-    resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
     conda:
         "../../envs/metatuner.yaml"
+    resources:
+        gpu=1,  # counts only where it is limited: --resources gpu=1
+    params:
+        config=CONFIG,
     shell:
         "metatuner confirm --config {params.config:q} --log {log:q}"

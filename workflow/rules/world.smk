@@ -5,13 +5,13 @@ if BENCH.uses_nano_rows:
     rule world:
         output:
             BENCH.world_files,
-        params:
-            config=CONFIG,
-            key=BENCH.world_key,
         log:
             usage_log("world", "rows"),
         conda:
             "../../envs/metatuner.yaml"
+        params:
+            config=CONFIG,
+            key=BENCH.world_key,
         shell:
             "metatuner world --config {params.config:q} --log {log:q}"
 
@@ -22,14 +22,14 @@ if BENCH.uses_nano_rows:
         output:
             json=L.root / "world.json",
             markdown=report(L.root / "world.md", caption="../captions/world.rst", category="The nano world"),
+        log:
+            usage_log("world", "report"),
+        priority: 25  # a minute or two in one process: not last, when nothing could run beside it
+        conda:
+            "../../envs/metatuner.yaml"
         params:
             config=CONFIG,
             key=BENCH.world_report_key,
-        log:
-            usage_log("world", "report"),
-        conda:
-            "../../envs/metatuner.yaml"
-        priority: 25  # a minute or two in one process: not last, when nothing could run beside it
         shell:
             "metatuner world-report --config {params.config:q} --log {log:q}"
 
@@ -39,13 +39,13 @@ rule pretrain:
     # model is trained once for all presets.
     output:
         str(L.cache / "models" / "{role}-{key}" / "pretraining.json"),
-    params:
-        world=BENCH.world_words,
     log:
         str(L.cache / "logs" / "pretrain-{role}-{key}.log"),
+    priority: 100
     conda:
         "../../envs/metatuner.yaml"
-    priority: 100
+    params:
+        world=BENCH.world_words,
     shell:
         "metatuner pretrain {params.world:q} --role {wildcards.role} --log {log:q}"
 
@@ -59,13 +59,13 @@ rule data:
         test=L.data("{benchmark}") / "test.jsonl",
         splits=L.data("{benchmark}") / "splits.json",
         key=L.data("{benchmark}") / "key.txt",
+    log:
+        usage_log("data", "{benchmark}"),
+    priority: 90
+    conda:
+        "../../envs/metatuner.yaml"
     params:
         config=CONFIG,
         key=lambda wildcards: BENCH.plan.data_key(wildcards.benchmark),
-    log:
-        usage_log("data", "{benchmark}"),
-    conda:
-        "../../envs/metatuner.yaml"
-    priority: 90
     shell:
         "metatuner data --config {params.config:q} --benchmark {wildcards.benchmark} --log {log:q}"
