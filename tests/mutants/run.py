@@ -72,7 +72,10 @@ def read_mutants(folder: Path = Path(__file__).parent) -> list[Mutant]:
 def copy_checkout(folder: Path) -> None:
     """Copy what git tracks, and new files that it does not ignore."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
     for name in listed.stdout.decode().split("\0"):
         if name and (ROOT / name).is_file():
@@ -176,7 +179,9 @@ def main() -> int:
                     survivors.append(mutant.id)
                 if word == "WRONG":
                     wrong.append(f"{mutant.id}: pytest ended with status {status}: {last}")
-                print(f"{mutant.id:8}{word:10}{seconds:6.1f} s  {mutant.file}  {last if status == 1 else ''}", flush=True)
+                print(
+                    f"{mutant.id:8}{word:10}{seconds:6.1f} s  {mutant.file}  {last if status == 1 else ''}", flush=True
+                )
 
             return Run(copy, mutant.id, mutant.tests, done)
 
