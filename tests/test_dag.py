@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from dag_runs import Runs, contents, project
 
+from metatuner.dag import Dag
 from metatuner.hashing import ROOT
 
 METHODS = ("zero_shot", "opro", "sft", "dpo", "metatuner_j")
@@ -142,8 +143,24 @@ def test_a_wrong_config_stops_before_anything_runs(tiny: Runs, tmp_path: Path, c
     assert not (folder / "results").exists()
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "config" / "presets").glob("*.yaml")))
-def test_every_preset_plans_without_a_network(tiny: Runs, tmp_path: Path, data_root: Path, preset: str) -> None:
+PRESETS = sorted(path.stem for path in (ROOT / "config" / "presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_a_plan(data_root: Path, preset: str) -> None:
+    dag = Dag.from_snakemake({"preset": preset})
+    assert dag.plan.cells
+    fits = {key for pack in dag.plan.fit_packs.values() for key in pack.keys}
+    assert fits == set(dag.plan.fits)
+    assert {key for pack in dag.plan.evaluate_packs.values() for key in pack.keys} == set(dag.plan.cells)
+
+
+@pytest.mark.parametrize(
+    "preset", ["paper", *(pytest.param(name, marks=pytest.mark.slow) for name in PRESETS if name != "paper")]
+)
+def test_every_preset_is_planned_by_snakemake_without_a_network(
+    tiny: Runs, tmp_path: Path, data_root: Path, preset: str
+) -> None:
     folder = project(tmp_path / preset)
     done = tiny.snakemake(folder, "-n", "--quiet", "rules", config=(f"preset={preset}",))
     assert "evaluate" in done.stdout + done.stderr

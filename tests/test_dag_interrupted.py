@@ -36,7 +36,7 @@ def test_a_run_killed_in_a_fit_and_ended_on_one_core_has_the_same_bytes(
 ) -> None:
     folder = shutil.copytree(finished, tmp_path / "killed")
     results = folder / "results" / "tiny"
-    for step in ("warmup/metatuner_warmup-00", "fit/metatuner_j-00", "evaluate/metatuner_j-00"):
+    for step in ("fit/sft-00", "evaluate/sft-00"):
         path = results / "packs" / f"{step}.json"
         for outcome in json.loads(path.read_text())["outcomes"]:
             shutil.rmtree(results / ("cells" if step.startswith("evaluate") else "fits") / outcome["key"])

@@ -1,7 +1,9 @@
 """What the repository promises around its code: pins, environments, presets, documented commands, clean files."""
 
+import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -162,13 +164,13 @@ def test_documented_commands_exist(page: Path) -> None:
     from metatuner import cli
 
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
     variables = set(re.findall(r"^([A-Z_]+) \?=", makefile, flags=re.MULTILINE))
     (subparsers,) = [action for action in cli._parser()._actions if action.dest == "command"]
     known = set(subparsers.choices or ())
     presets = {*preset_names(), *re.findall(r"# config/presets/(\w+)\.yaml", page.read_text(encoding="utf-8"))}
     for line in commands(page):
-        words = line.split()
+        words = shlex.split(line)
         if words[0] == "make":
             given = {word.split("=")[0] for word in words[1:] if "=" in word}
             assert {word for word in words[1:] if "=" not in word} <= targets, f"{page.name}: {line}"
@@ -247,10 +249,21 @@ def test_tracked_files_hold_no_path_of_one_machine() -> None:
     assert not found, "paths of one machine: " + ", ".join(found)
 
 
-def test_style_is_clean() -> None:
-    ruff = [sys.executable, "-m", "ruff", "check", "--quiet", "--output-format=concise"]
-    checked = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True)
-    assert not checked.returncode, checked.stdout + checked.stderr
+def test_every_listed_mutant_can_be_made_and_names_tests_that_exist() -> None:
+    path = ROOT / "tests" / "mutants" / "run.py"
+    spec = importlib.util.spec_from_file_location("mutants", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["mutants"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    mutants = module.read_mutants()
+    assert len(mutants) > 100
+    for mutant in mutants:
+        assert mutant.changed() != (ROOT / mutant.file).read_text(encoding="utf-8"), mutant.id
+        compile(mutant.changed(), mutant.file, "exec")
+        for test in mutant.tests:
+            file, _, name = test.partition("::")
+            assert f"def {name.partition('[')[0]}" in (ROOT / file).read_text(encoding="utf-8"), f"{mutant.id}: {test}"
 
 
 def test_make_passes_keys_on_and_refuses_a_second_config() -> None:
