@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from metatuner.harness.config import Config, resolve
 from metatuner.hashing import hash_value
 
@@ -131,3 +133,10 @@ def fake_run(config: Config, *, n: int = 40, **cells: Any) -> list[dict[str, Any
     rows = write_cells(config, n=n, **cells)
     write_scores(rows, cells.get("outcomes") or {}, Path(config.results))
     return rows
+
+
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer resamples of tests, for what does not look at small p-values; a module makes it its autouse fixture."""
+    for module in ("statistics", "effects"):
+        monkeypatch.setattr(f"metatuner.analysis.{module}.TEST_RESAMPLES", 4000)
+    monkeypatch.setattr("metatuner.analysis.statistics.RESAMPLES", 2000)
