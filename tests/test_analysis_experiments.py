@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_results import CHANCES, fake_config, fake_run
+from fake_results import CHANCES, fake_config, fake_run, few_draws, plan_rows
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
 
@@ -25,9 +25,11 @@ from metatuner.analysis.scores import read_query_scores
 from metatuner.analysis.statistics import holm
 from metatuner.analysis.tables import TABLES, tables_of
 from metatuner.errors import UserError
-from metatuner.harness.config import Config, load_config
+from metatuner.harness.config import Config, ExperimentConfig, load_config
 from metatuner.hashing import ROOT
 from metatuner.method.config import MetaTunerConfig
+
+quick = pytest.fixture(autouse=True)(few_draws)
 
 NANO = load_config("nano").model_dump(mode="json")["experiments"]
 ADDED = ("rewriter_sft", "static_lora")
@@ -288,24 +290,38 @@ def test_figure_4_is_drawn_without_logs_and_refuses_broken_ones(tmp_path: Path) 
         FIGURES["figure_4"](config)
 
 
-def test_grids_are_the_same_bytes_from_another_process(tmp_path: Path) -> None:
-    config = config_of(tmp_path, "sharing", "regularisation")
-    with_logs(config, [row for row in fake_run(config, n=10) if row["experiment"] == "regularisation"])
+def test_tables_and_figures_are_the_same_bytes_from_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the other process draws as often as it should
+    config = config_of(tmp_path, "sharing", "regularisation", "main", methods=["metatuner_j"])
+    main = {**config.model_dump(mode="json")["experiments"]["main"], "methods": ["sft", "my_own", "metatuner_j"]}
+    config = config.model_copy(update={"experiments": {**config.experiments, "main": ExperimentConfig(**main)}})
+    lost = [row["cell"] for row in plan_rows(config) if (row["method"], row["benchmark"]) == ("sft", "math")]
+    rows = fake_run(config, n=10, outcomes=dict.fromkeys(lost, ("failed", "loss is 100% of_it & more | nan")))
+    with_logs(config, [row for row in rows if row["experiment"] == "regularisation"])
     design = Design(asdict(MetaTunerConfig()), "nano:generator", "nano:actor", 8)
-    names = ["figure_3", "figure_4"]
+    names = ["figure_3", "figure_4", "figure_main"]
     paths = [path for name in names for path in FIGURES[name](config)] + figure_2(config, design)
+    paths += [path for name in ("table_1", "table_sharing") for path in tables_of(config)[name](config)]
     before = [path.read_bytes() for path in paths]
     assert not any(b"CreationDate" in content for content in before)
     (tmp_path / "config.json").write_text(config.model_dump_json())
     code = (
         "import sys; from dataclasses import asdict; from pathlib import Path\n"
         "from metatuner.harness.config import read_config; from metatuner.analysis.figures import FIGURES\n"
+        "from metatuner.analysis.tables import tables_of\n"
+        "config = read_config(Path(sys.argv[1]))\n"
+        "for name in ('figure_3', 'figure_4', 'figure_main'): FIGURES[name](config)\n"
+        "for name in ('table_1', 'table_sharing'): tables_of(config)[name](config)\n"
+        "assert not {'torch', 'pandas', 'transformers'} & sys.modules.keys()\n"
         "from metatuner.analysis.framework import Design, figure_2\n"
         "from metatuner.method.config import MetaTunerConfig\n"
-        "config = read_config(Path(sys.argv[1])); FIGURES['figure_3'](config); FIGURES['figure_4'](config)\n"
         "figure_2(config, Design(asdict(MetaTunerConfig()), 'nano:generator', 'nano:actor', 8))"
     )
     environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT), "PATH": ""}
+    for path in paths:
+        path.unlink()
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "config.json")], check=True, env=environment)
     assert [path.read_bytes() for path in paths] == before
 

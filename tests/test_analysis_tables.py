@@ -4,17 +4,23 @@ import csv
 import io
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_results import CHANCES, METRICS, fake_config, fake_run, plan_rows, write_cell, write_settings
+from fake_results import (
+    CHANCES,
+    METRICS,
+    fake_config,
+    fake_run,
+    few_draws,
+    plan_rows,
+    write_cell,
+    write_settings,
+)
 from scipy import stats
 
 from metatuner.analysis.comparison import compare
-from metatuner.analysis.escaping import escape_latex
 from metatuner.analysis.figures import FIGURES
 from metatuner.analysis.labels import benchmark_title, describe_world, method_title, name_world
 from metatuner.analysis.published import FOLDER, published_beside, read_published
@@ -22,7 +28,8 @@ from metatuner.analysis.scores import read_query_scores
 from metatuner.analysis.tables import TABLES
 from metatuner.errors import UserError
 from metatuner.harness.config import Config, ExperimentConfig
-from metatuner.hashing import ROOT
+
+quick = pytest.fixture(autouse=True)(few_draws)
 
 
 def read_table(config: Config) -> dict[tuple[str, str], dict[str, str]]:
@@ -95,6 +102,83 @@ def test_marks_follow_paired_tests_against_the_best_with_holms_correction(tmp_pa
             assert entries[method].p_holm == pytest.approx(worst_so_far)
             assert entries[method].mark == ("tied" if worst_so_far > 0.05 else "")
         assert entries[best].mark == "best"
+
+
+def test_no_two_comparisons_share_their_draws(tmp_path: Path) -> None:
+    experiments = {
+        name: {
+            "methods": ["sft", "opro", "metatuner_j"],
+            "benchmarks": ["math", "gsm8k"],
+            "seeds": [0, 1],
+            "generator": "large",
+            "variants": {"sft": {"default": {}, "prompt_a": {}}},
+        }
+        for name in ("main", "other")
+    }
+    config = fake_config(tmp_path, experiments=experiments)
+    values, better = np.random.default_rng(0).random((2, 2, 30))
+    fake_run(
+        config,
+        scores=lambda row: list(
+            0.2 + 0.6 * values[row["seed"]] + 0.3 * (better[row["seed"]] - 0.54) * (row["method"] == "opro")
+        ),
+    )
+    found = [compare(config, name) for name in experiments]
+    alike = [each for comparison in found for each in comparison.entries.values() if each.method != "opro"]
+    assert len({each.mean.estimate for each in alike}) == 1
+    assert len({(each.mean.low, each.mean.high) for each in alike}) == len(alike) == 12
+    behind = [each.behind for each in alike[: len(alike) // 2]]  # an experiment's name is no part of a difference
+    assert len({each.estimate for each in behind}) == 1
+    assert len({(each.low, each.high) for each in behind}) == len({each.p for each in behind}) == len(behind)
+    references = [("opro", "default"), ("metatuner_j", "default")]
+    by_other = [compare(config, "main", reference=each).entries for each in references]
+    bounds = {(entries[("sft", "prompt_a"), "math"].behind.p, index) for index, entries in enumerate(by_other)}
+    assert len(bounds) == 2
+
+
+def test_what_is_compared_is_drawn_the_same_whatever_else_is_compared(tmp_path: Path) -> None:
+    few, many = ["sft", "metatuner_j"], ["zero_shot", "metatuner_j", "ppo", "sft"]
+    chances = {**CHANCES, "zero_shot": 0.1, "ppo": 0.1}
+    configs = [fake_config(tmp_path / name, methods=each) for name, each in (("few", few), ("many", many))]
+    for config in configs:
+        fake_run(config, n=30, chances=chances)
+    own, other = (compare(config, "main").entries for config in configs)
+    for key, entry in own.items():
+        assert (entry.mean, entry.behind, entry.seed_sd) == (other[key].mean, other[key].behind, other[key].seed_sd)
+
+
+def test_the_order_of_rows_in_a_cells_file_changes_no_bit(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, methods=["sft", "opro", "metatuner_j"], seeds=range(5))  # type: ignore[arg-type]
+    rng = np.random.default_rng(1)
+    rows = fake_run(config, scores=lambda row: rng.random(40), rows_a_group={"math": 3, "hotpotqa": 1})
+    before = compare(config, "main")
+    for place, row in enumerate(rows):
+        path = tmp_path / "cells" / row["cell"] / "predictions.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[(7 * index + place) % 40] for index in range(40)))
+    assert compare(config, "main") == before
+
+
+def test_a_generators_table_has_the_settings_that_its_own_searches_found(tmp_path: Path) -> None:
+    config = fake_config(
+        tmp_path,
+        methods=["sft", "opro"],
+        models={
+            "actor": {"path": "nano:actor"},
+            "generators": {"large": {"path": "nano:large"}, "small": {"path": "nano:small"}},
+        },
+        experiments={
+            "main": {"methods": ["sft", "opro"], "benchmarks": ["math"], "seeds": [0], "generator": ["large", "small"]}
+        },
+    )
+    fake_run(config, n=10)
+    write_settings(config, {("sft", "math"): "winner"})
+    path = tmp_path / "settings.csv"
+    path.write_text(path.read_text().replace("opro,default,math,small,none", "opro,default,math,small,winner"))
+    for generator, word in (("large", "none"), ("small", "winner")):
+        entries = compare(config, "main", generator=generator).entries
+        assert entries[("opro", "default"), "math"].tuned == word
+        assert entries[("sft", "default"), "math"].tuned == "winner"
 
 
 def test_methods_that_answer_alike_are_all_best_and_what_could_be_found_cannot_be_told(tmp_path: Path) -> None:
@@ -417,22 +501,6 @@ def test_an_experiment_that_is_not_there_is_named(tmp_path: Path) -> None:
         compare(config, "mian")
 
 
-def test_tables_and_figure_are_the_same_bytes_from_another_process(with_holes: Config) -> None:
-    paths = [*TABLES["table_1"](with_holes), *FIGURES["figure_main"](with_holes)]
-    before = [path.read_bytes() for path in paths]
-    (Path(with_holes.results) / "config.json").write_text(with_holes.model_dump_json())
-    code = (
-        "import sys; from pathlib import Path; from metatuner.harness.config import read_config\n"
-        "from metatuner.analysis.tables import TABLES; from metatuner.analysis.figures import FIGURES\n"
-        "config = read_config(Path(sys.argv[1])); TABLES['table_1'](config); FIGURES['figure_main'](config)\n"
-        "assert not {'torch', 'pandas', 'transformers'} & sys.modules.keys()"
-    )
-    environment = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT), "PATH": ""}
-    config_file = str(Path(with_holes.results) / "config.json")
-    subprocess.run([sys.executable, "-c", code, config_file], check=True, env=environment)
-    assert [path.read_bytes() for path in paths] == before
-
-
 def test_the_figure_is_a_print_sized_png_and_a_pdf_without_a_date(with_holes: Config) -> None:
     import matplotlib.image
 
@@ -470,12 +538,6 @@ def test_the_figure_draws_every_mean_labelled_with_units_and_no_published_number
         "failed: ValueError: loss\nis 100% of_it & more | nan",
     } <= drawn
     assert not any(f"{paper.score:.2f}" in text for paper in read_published().values() for text in drawn)
-
-
-def test_latex_specials_are_escaped() -> None:
-    assert escape_latex(r"50% of $x_1$ & {a}#~^\ ") == (
-        r"50\% of \$x\_1\$ \& \{a\}\#\textasciitilde{}\textasciicircum{}\textbackslash{} "
-    )
 
 
 PAPER = """
