@@ -176,7 +176,10 @@ def test_as_many_means_come_back_as_were_asked_for_where_they_are_drawn_in_sever
     means = bootstrap_means(wide, seed=1, resamples=1500)  # 2.4 million numbers
     assert means.shape == (1500,)
     assert means.std() == pytest.approx(wide.std() / np.sqrt(1600), rel=0.1)
-    assert sign_flip_p(np.ones(1600) + wide[0], seed=1, resamples=1500) == 1 / 1501
+    gaps = wide[0] - 0.49
+    z = abs(gaps.sum()) / np.sqrt((gaps**2).sum())
+    assert sign_flip_p(gaps, seed=1, resamples=1500) == pytest.approx(2 * stats.norm.sf(z), abs=0.05)
+    assert 2 * stats.norm.sf(z) > 0.2
 
 
 def test_from_five_seeds_on_a_difference_is_drawn_as_often_as_its_test_is() -> None:
