@@ -164,6 +164,15 @@ def test_a_claim_of_some_that_all_parts_speak_against_says_what_would_contradict
     assert mixed.towards == "contradicted"
 
 
+@pytest.mark.parametrize(
+    ("estimate", "margin", "towards"), [(0.03, 0.05, "contradicted"), (-0.005, -0.01, "supported")]
+)
+def test_a_part_points_where_it_lies_beside_its_margin(estimate: float, margin: float, towards: str) -> None:
+    told = unpaired_difference([(0.5 + estimate, 100)], [(0.5, 100)], margin=margin)
+    assert every([Part("a", told)]).towards == towards
+    assert some([Part("a", told)]).towards == towards
+
+
 def test_where_seeds_are_what_is_lacking_no_number_of_queries_is_named() -> None:
     z = NormalDist().cdf(-1.5)
     told = Contrast(
@@ -583,6 +592,18 @@ def test_graded_scores_and_rows_that_share_a_context_are_no_case_for_mcnemars_te
         wins, losses = int((gaps > 0).sum()), int((gaps < 0).sum())
         told[name] = part.contrast.p == mcnemar_exact(wins, losses)
     assert told == {"binary": True, "graded": False, "grouped": False}
+
+
+def test_no_two_comparisons_of_an_optimiser_with_sft_share_their_draws(tmp_path: Path) -> None:
+    config = everything(tmp_path, [0], main={"methods": ["opro", "cfpo", "sft", "metatuner_j"]})
+    one, two = np.random.default_rng(2).random((2, 40))
+    fake_run(config, scores=lambda row: one if row["method"] in ("opro", "cfpo") else two)
+    judged(config)
+    parts = [
+        part for part in parts_of(config, 8) if " over SFT under " in part["part"] and "points" not in part["part"]
+    ]
+    assert len({part["estimate"] for part in parts}) == 1
+    assert len({(part["low"], part["high"]) for part in parts}) == len(parts) == 6
 
 
 def test_metatuners_own_parts_are_neither_baselines_nor_hybrids(tmp_path: Path) -> None:

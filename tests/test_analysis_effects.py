@@ -115,6 +115,24 @@ def test_a_resampled_p_value_of_a_contrast_is_never_0() -> None:
     assert contrast(clear, seed=1).p == 2 / (1 + TEST_RESAMPLES)
 
 
+def test_where_queries_differ_alike_the_draws_alone_tell_a_margin() -> None:
+    alike = [Gaps(np.full((1, 30), 0.05))]
+    below = contrast(alike, seed=1, margin=0.1, resamples=99)
+    assert (below.p_greater, below.p_less, below.standard_error) == (1.0, 1 / 100, 0.0)
+    above = contrast(alike, seed=1, margin=0.02, resamples=99)
+    assert (above.p_greater, above.p_less) == (1 / 100, 1.0)
+    assert contrast(alike, seed=1, margin=0.05, resamples=99).p == 1.0
+
+
+def test_contrasts_draw_whole_groups() -> None:
+    gaps = right(0.6, 1, 50) - right(0.5, 1, 50)
+    names = [f"g{index // 4}" for index in range(200)]
+    once = contrast([Gaps(gaps)], seed=1, resamples=500)
+    four_times = contrast([Gaps(np.repeat(gaps, 4, axis=1), names)], seed=1, resamples=500)
+    assert (four_times.low, four_times.high) == pytest.approx((once.low, once.high))
+    assert four_times.standard_error == pytest.approx(once.standard_error)
+
+
 def test_the_same_seed_gives_the_same_contrast_and_another_gives_another() -> None:
     gaps = [Gaps(np.random.default_rng(3).normal(0.1, 1, (2, 30))) for _ in range(2)]
     first, again, other = (contrast(gaps, seed=seed, resamples=500) for seed in (1, 1, 2))

@@ -187,6 +187,15 @@ def test_from_five_seeds_on_a_difference_is_drawn_as_often_as_its_test_is() -> N
     assert paired_difference(first, second, seed=1).p == pytest.approx(2 / (1 + TEST_RESAMPLES))
 
 
+@pytest.mark.parametrize("seeds", [1, 3, 6])
+def test_differences_either_way_are_tested_alike(seeds: int) -> None:
+    first, second = answers(seeds, 60, 0.65, 1), answers(seeds, 60, 0.5, 2)
+    one, other = (paired_difference(*pair, seed=1, resamples=5000) for pair in ((first, second), (second, first)))
+    assert one.p == pytest.approx(other.p, abs=0.02)
+    assert one.p < 0.4
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=0.02)
+
+
 def test_what_no_draw_matches_is_found_among_all_pairs_of_sixty_methods() -> None:
     clear = [1.0] * 90 + [-1.0] * 10 + [0.0] * 200
     assert mcnemar_exact(90, 10) < 1e-15
