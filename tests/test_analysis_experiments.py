@@ -24,7 +24,7 @@ from metatuner.analysis.figure_1 import best_prompt_optimiser, draw_families
 from metatuner.analysis.figures import EXPERIMENTS, FIGURES, draw_bars, figures_of
 from metatuner.analysis.framework import Design, draw_framework, figure_2
 from metatuner.analysis.grids import draw_grid, draw_objectives, read_curves
-from metatuner.analysis.published import read_published
+from metatuner.analysis.published import STATED, read_published
 from metatuner.analysis.scores import read_query_scores
 from metatuner.analysis.statistics import holm
 from metatuner.analysis.tables import TABLES, tables_of
@@ -105,10 +105,14 @@ def test_table_3_has_the_papers_ablation_beside_and_its_differences(tmp_path: Pa
     text = markdown.read_text(encoding="utf-8")
     assert "| 48.00 (−0.67) |" in text
     assert "48.00 ($-$0.67)" in latex.read_text(encoding="utf-8")
-    assert "1 seed: intervals are over queries only" in text
-    assert "the paired difference from MetaTuner-J in points" in text
     assert "MetaTuner-J (w/o F, own settings)" in text
-    assert "our subtraction (whether -I or -J was ablated is not public); 6 of 6 such differences are within" in text
+    gaps = [
+        (published["metatuner", variant, name].score - published["metatuner_j", "default", name].score) / 100
+        for variant in ("without_f", "without_p", "without_s")
+        for name in ("math", "gsm8k")
+    ]
+    assert max(map(abs, gaps)) < 0.03  # well within what sampling of 450 or 1319 rows makes
+    assert f" {len(gaps)} of {len(gaps)} " in text
     assert "†" not in text
 
 
@@ -145,9 +149,7 @@ def test_the_legends_of_figure_1_stay_within_it_with_all_methods_and_prompts(tmp
     fake_run(config, n=20, chances=dict.fromkeys(methods, 0.5))
     figure = draw_families(compare(config, "main"), compare(config, "sft_prompts"), "a world")
     FigureCanvasAgg(figure).draw()
-    assert "Dashed: the highest of 8 prompt optimisers" in " ".join(
-        " ".join(t.get_text() for t in figure.texts).split()
-    )
+    assert " 8 prompt optimisers " in " ".join(" ".join(t.get_text() for t in figure.texts).split())
     for axes in figure.axes:
         legend = axes.get_legend()
         assert legend is not None
@@ -286,9 +288,9 @@ def test_figure_3_draws_each_mean_and_the_control_through_what_it_shares(tmp_pat
         assert axes.get_ylabel() == "Accuracy (%)"
         assert f"{generator}: n = 30, 1 seed" in {text.get_text() for text in axes.texts}
     note = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
-    assert "1 seed: intervals are over queries only" in note
+    assert "(1 seed: " in note
     assert "Shared decoder layers k" in note
-    assert "K/4 for the 7B generator" in note
+    assert STATED["sharing"] in note
     assert "large (nano:generator), small (nano:generator_small)" in note
 
 
@@ -301,8 +303,8 @@ def test_ways_are_not_joined_and_numbers_are_in_order(tmp_path: Path) -> None:
     assert [label.get_text() for label in ways.get_xticklabels()][:1] == ["best\nrollout"]
     assert [label.get_text() for label in counts.axes[0].get_xticklabels()] == ["1", "2", "4", "8", "16"]
     note = " ".join(text.get_text().replace("\n", " ") for text in counts.texts)
-    assert "interval over test queries and seeds" in note
-    assert "too many rollouts hurt" in note
+    assert " and seeds" in note
+    assert STATED["rollouts"] in note
 
 
 def test_a_hole_in_a_grid_is_said(tmp_path: Path) -> None:

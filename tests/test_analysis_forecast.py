@@ -364,8 +364,9 @@ def test_the_papers_preset_is_predicted_without_its_models_or_data() -> None:
     assert [int(count) for count in total[1:4]] == [
         sum(job.kind == kind for job in work) for kind in ("fit", "cell", "trial")
     ]
-    assert "! opro would pass its budget (lm_calls): counted is what fits into it." in text
-    assert "Assumed, not measured" in text
+    (passed,) = [line for line in text.splitlines() if line.startswith("! ")]
+    assert passed.split()[1] == "opro"
+    assert "(lm_calls)" in passed
 
 
 def test_a_method_of_ones_own_is_bounded_by_its_budget() -> None:
@@ -377,8 +378,7 @@ def test_a_method_of_ones_own_is_bounded_by_its_budget() -> None:
     use = line.use["generator"]  # the larger model
     assert (use.calls, use.written, use.trained) == (100, 500, 0)
     text = describe(lines, PAPER, 1.0)
-    assert "* nothing is known of the method's loop" in text
-    assert "* mine's budget does not limit all that it may use, so its fits may cost more." in text
+    assert [line.startswith("* mine's ") for line in text.splitlines() if line.startswith("* ")] == [False, True]
 
 
 def test_against_a_finished_run_a_fit_stands_without_what_it_builds_on() -> None:

@@ -36,7 +36,7 @@ def test_usage_adds_up_by_step_and_tells_the_share_of_start_up(tmp_path: Path) -
     lines = summarise(tmp_path).splitlines()
     assert lines[1].split() == ["fit", "2", "90.0", "12.0", "13.3", "%", "180.0", "3072"]
     assert [line.split()[0] for line in lines[1:4]] == ["fit", "scores", "total"]
-    assert "13.0 % of the CPU time is process start and imports" in lines[4]
+    assert lines[4].startswith("13.0 % ")
 
 
 def test_the_costliest_step_comes_first(tmp_path: Path) -> None:

@@ -229,8 +229,8 @@ def test_rows_that_share_a_context_are_drawn_together_and_the_legend_says_so(tmp
     line = after["sft", "cosmosqa"]
     assert (line["n"], line["groups"], line["mean"]) == ("60", "10", before["sft", "cosmosqa"]["mean"])
     text = (tmp_path / "b" / "tables" / "table_1.md").read_text(encoding="utf-8")
-    assert "Rows that share a context are drawn together: nano CosmosQA has 60 in 10 groups." in text
-    assert "drawn together" not in (tmp_path / "a" / "tables" / "table_1.md").read_text(encoding="utf-8")
+    assert re.findall(r"nano (\w+) has (\d+) in (\d+) groups", text) == [("CosmosQA", "60", "10")]
+    assert "groups" not in (tmp_path / "a" / "tables" / "table_1.md").read_text(encoding="utf-8")
 
 
 def test_the_spread_of_seeds_is_that_of_their_means_and_empty_for_one(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_the_spread_of_seeds_is_that_of_their_means_and_empty_for_one(tmp_path: 
     name = f"{method_title(method)} on {benchmark_title(benchmark, 'nano')}"
     legend = TABLES["table_1"](three)[1].read_text(encoding="utf-8")
     assert f"median {np.median(list(spreads.values())):.1f}, largest {largest:.1f} ({name})" in legend
-    assert "deviation of the means of a method's seeds" not in TABLES["table_1"](one)[1].read_text(encoding="utf-8")
+    assert "largest" not in TABLES["table_1"](one)[1].read_text(encoding="utf-8")
 
 
 def test_the_legend_says_how_each_method_was_tuned_and_warns_first_where_that_is_unequal(tmp_path: Path) -> None:
@@ -260,18 +260,28 @@ def test_the_legend_says_how_each_method_was_tuned_and_warns_first_where_that_is
     write_settings(config, tuned)
     text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
     notes = [line for line in text.splitlines() if line.startswith("- ")]
-    assert notes[0] == (
-        "- Unequal tuning: on nano MATH, nano HotpotQA: Few-shot, OPRO, SFT tuned, MetaTuner-J not; "
-        "on nano GSM8K: Few-shot, OPRO tuned, SFT, MetaTuner-J not."
-    )
-    assert (
-        "- Settings: tuned by random search on the tune split: "
-        "Few-shot, SFT (nano MATH, nano HotpotQA, nano CosmosQA), MetaTuner-J (nano CosmosQA); "
-        "tuned so, but with generator small: OPRO; "
-        "the preset's own: MetaTuner-J (nano MATH, nano GSM8K, nano HotpotQA); "
-        "expired winners, so the preset's own: SFT (nano GSM8K); nothing to tune: Zero-shot."
-    ) in notes
-    assert any(note.startswith("- Settings that were searched are of one search") for note in notes)
+    assert notes[0].startswith("- Unequal tuning: ")
+    unequal = notes[0].removeprefix("- Unequal tuning: ").removesuffix(".").split("; ")
+    assert unequal == [
+        "on nano MATH, nano HotpotQA: Few-shot, OPRO, SFT tuned, MetaTuner-J not",
+        "on nano GSM8K: Few-shot, OPRO tuned, SFT, MetaTuner-J not",
+    ]
+    (settings,) = [note.removeprefix("- Settings: ").removesuffix(".") for note in notes if "- Settings: " in note]
+    told = [part.rpartition(": ")[::2] for part in settings.split("; ")]
+    for (heading, names), (word, expected) in zip(
+        told,
+        (
+            ("random search", "Few-shot, SFT (nano MATH, nano HotpotQA, nano CosmosQA), MetaTuner-J (nano CosmosQA)"),
+            ("generator small", "OPRO"),
+            ("preset's own", "MetaTuner-J (nano MATH, nano GSM8K, nano HotpotQA)"),
+            ("expired", "SFT (nano GSM8K)"),
+            ("nothing", "Zero-shot"),
+        ),
+        strict=True,
+    ):
+        assert word in heading
+        assert names == expected
+    assert any("one search" in note for note in notes)
     assert read_table(config)["sft", "gsm8k"]["tuned"] == "expired"
 
 
@@ -355,7 +365,10 @@ def test_measured_and_published_stand_in_columns_of_their_own(tmp_path: Path) ->
     cells = next(line for line in markdown.splitlines() if line.startswith("| MetaTuner-J")).split(" | ")
     assert [cell.strip(" |") for cell in cells[2::2]] == ["48.67", "78.92", "54.56", "92.25"]
     assert "secondary sources" in markdown
-    assert "how many is inferred from its scores" in markdown
+    # The widest half of Wilson's intervals: of MATH that at 48.67 % of 450 rows.
+    z, size, share = stats.norm.ppf(0.975), 450, 0.4867
+    half = 100 * z * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
+    assert f"MATH up to ±{half:.1f}" in markdown
 
 
 def test_beside_training_on_the_other_benchmarks_nothing_published_stands(tmp_path: Path) -> None:
@@ -457,14 +470,6 @@ def test_worlds_have_short_names_that_tell_them_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_five_seeds_make_intervals_that_are_not_conditional(tmp_path: Path) -> None:
-    config = fake_config(tmp_path, methods=["sft", "opro"], seeds=range(5))  # type: ignore[arg-type]
-    fake_run(config)
-    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
-    assert "seeds and test queries are drawn anew" in text
-    assert "these seeds" not in text
-
-
 def test_marks_of_fewer_seeds_hold_for_these_seeds_only_as_table_and_figure_say(tmp_path: Path) -> None:
     from metatuner.analysis.figures import draw_bars
 
@@ -473,7 +478,8 @@ def test_marks_of_fewer_seeds_hold_for_these_seeds_only_as_table_and_figure_say(
         fake_run(config, n=10)
         (note,) = (" ".join(text.get_text().split()) for text in draw_bars(compare(config, "main"), "").texts)
         _, markdown, latex = (path.read_text(encoding="utf-8") for path in TABLES["table_1"](config))
-        assert all(("these seeds' policies" in text) == (len(seeds) == 4) for text in (note, markdown, latex))
+        assert all(("these seeds" in text) == (len(seeds) == 4) for text in (note, markdown, latex))
+        assert "seeds and test queries are drawn anew" in markdown or len(seeds) == 4
 
 
 def test_scores_older_than_their_cells_are_refused(tmp_path: Path) -> None:
