@@ -62,10 +62,10 @@ MISSING = Part("missing", None, "nobody ran it")
 
 def test_every_part_must_hold_each_at_its_own_level() -> None:
     assert every([part("a", 3), part("b", 2.0)]).verdict == "supported"
-    found = every([part("a", 3), part("b", 1.5)])
+    found = every([part("a", 3), part("b", 1.8)])  # p = 0.036 one-sided, twice that two-sided
     assert (found.verdict, found.decisive.name, found.towards, found.tests) == ("undecided", "b", "supported", 2)
-    assert found.p_for == pytest.approx(2 * (1 - NormalDist().cdf(1.5)))
-    assert found.needed == pytest.approx(100 * ((1.959964 + 0.841621) / 1.5) ** 2, abs=1)
+    assert found.p_for == pytest.approx(2 * (1 - NormalDist().cdf(1.8)))
+    assert found.needed == pytest.approx(100 * ((1.959964 + 0.841621) / 1.8) ** 2, abs=1)
 
 
 def test_the_reverse_is_corrected_for_all_parts() -> None:

@@ -398,7 +398,10 @@ def test_against_a_finished_run_a_fit_stands_without_what_it_builds_on() -> None
         "warm": {**actor(lm_calls=1), "generator": actor(lm_calls=5, prompt_tokens=100, generated_tokens=15)["actor"]},
         "ppo": actor(lm_calls=24, prompt_tokens=4 * 10 + 8 * 16, generated_tokens=24, trained_tokens=16 * 14 + 4 * 16),
     }
+    elsewhere = replace(sft, settings={"epochs": 2, "prompts": "a file"}, key="elsewhere")  # not under p~
+    costs["elsewhere"] = actor(trained_tokens=9999)
     known = [cell, sft, warm, after]
+    assert measured_lengths([*known, elsewhere], costs) == {"math": AT}
     assert measured_lengths(known, costs) == {"math": AT}
     assert against([cell, sft, after], costs, SHARES) == {}  # without the warm-up no length of a rewrite is known
     ratios = against(known, costs, SHARES)
