@@ -296,6 +296,8 @@ def test_figure_3_draws_each_mean_and_the_control_through_what_it_shares(tmp_pat
 
 def test_ways_are_not_joined_and_numbers_are_in_order(tmp_path: Path) -> None:
     config = config_of(tmp_path, "d2", "rollouts", seeds=[0, 1, 2, 3, 4])
+    turned = dict(reversed(config.experiments["rollouts"].variants["metatuner_j"].items()))
+    config.experiments["rollouts"].variants["metatuner_j"] = turned
     fake_run(config, n=20)
     ways = draw_grid(config, "d2", [compare(config, "d2")]).axes[0]
     counts = draw_grid(config, "rollouts", [compare(config, "rollouts")])

@@ -381,6 +381,18 @@ def test_a_method_of_ones_own_is_bounded_by_its_budget() -> None:
     assert [line.startswith("* mine's ") for line in text.splitlines() if line.startswith("* ")] == [False, True]
 
 
+def test_a_fit_that_would_pass_its_budget_is_cut_to_what_fits_into_it() -> None:
+    settings = {"steps": 4, "samples": 3, "scored_rows": 5, "finalists": 1}
+    free = Job("fit", "opro", settings, ("math",), GENERATOR, Rows(5, 2))
+    whole = line_of(free)
+    calls = sum(each.calls for each in whole.use.values())
+    half = line_of(replace(free, limits={"lm_calls": calls / 2, "generated_tokens": None}))
+    assert half.over == ("lm_calls",)
+    assert sum(each.calls for each in half.use.values()) == pytest.approx(calls / 2)
+    assert half.hours == pytest.approx(whole.hours / 2)
+    assert line_of(replace(free, limits={"lm_calls": calls})).over == ()
+
+
 def test_against_a_finished_run_a_fit_stands_without_what_it_builds_on() -> None:
     def actor(**use: float) -> dict[str, dict[str, float]]:
         return {"actor": {"lm_calls": 0, "prompt_tokens": 0, "generated_tokens": 0, "trained_tokens": 0, **use}}

@@ -238,16 +238,15 @@ def page(made: tuple[Config, str], tmp_path_factory: pytest.TempPathFactory) -> 
         yield browser
 
 
-def chosen(page: Browser, field: str, value: str) -> str:
-    """What the counts say once a field has a value."""
+def choose(page: Browser, field: str, value: str, told: str) -> None:
+    """Give a field a value, and wait until the counts say so."""
     event = "input" if field.endswith("text") else "change"
-    page.run(f"""(async () => {{
+    page.run(f"""(() => {{
         const field = document.getElementById({field!r});
         field.value = {json.dumps(value)};
         field.dispatchEvent(new Event({event!r}));
-        await new Promise((done) => setTimeout(done, 300));
     }})()""")
-    return str(page.run("document.getElementById('q-counts').textContent"))
+    page.wait(f"document.getElementById('q-counts').textContent.includes({json.dumps(told)})")
 
 
 @pytest.mark.slow
@@ -265,17 +264,16 @@ def test_queries_are_filtered_and_two_methods_compared_as_their_scores_say(
     pairs = Counter((own[name], other[name]) for name in own)
     won, lost, both, neither = (pairs[key] for key in ((True, False), (False, True), (True, True), (False, False)))
     assert sum(count > 0 for count in (won, lost, both, neither)) >= 3
-    told = chosen(page, "q-benchmark", "gsm8k")
-    assert f"right {won + both}, wrong {lost + neither}; against Zero-shot: won {won}, lost {lost}, both" in told
-    assert f"both {both}, neither {neither}. {len(own)} shown." in told
+    told = f"right {won + both}, wrong {lost + neither}; against Zero-shot: won {won}, lost {lost}, both {both}, "
+    choose(page, "q-benchmark", "gsm8k", f"{told}neither {neither}. {len(own)} shown.")
     right, wrong = won + both, lost + neither
     wanted = {"won": won, "lost": lost, "both": both, "neither": neither, "right": right, "wrong": wrong}
     for case, count in wanted.items():
-        assert f". {count} shown." in chosen(page, "q-case", case), case
-    assert f". {len(own)} shown." in chosen(page, "q-case", "all")
-    assert ". 0 shown." in chosen(page, "q-text", "no query says this")
-    assert f". {len(own)} shown." in chosen(page, "q-text", "JAVASCRIPT:")
-    chosen(page, "q-text", "")
+        choose(page, "q-case", case, f". {count} shown.")
+    choose(page, "q-case", "all", f". {len(own)} shown.")
+    choose(page, "q-text", "no query says this", ". 0 shown.")
+    choose(page, "q-text", "JAVASCRIPT:", f". {len(own)} shown.")
+    choose(page, "q-text", "", f". {len(own)} shown.")
 
 
 @pytest.mark.slow
