@@ -243,6 +243,7 @@ def choose(page: Browser, field: str, value: str, told: str) -> None:
     event = "input" if field.endswith("text") else "change"
     page.run(f"""(() => {{
         const field = document.getElementById({field!r});
+        document.getElementById('q-counts').textContent = '';
         field.value = {json.dumps(value)};
         field.dispatchEvent(new Event({event!r}));
     }})()""")
