@@ -220,15 +220,27 @@ def test_the_smallest_detectable_difference_is_the_median_over_methods(tmp_path:
 
 
 def test_rows_that_share_a_context_are_drawn_together_and_the_legend_says_so(tmp_path: Path) -> None:
-    alone, grouped = fake_config(tmp_path / "a"), fake_config(tmp_path / "b")
-    fake_run(alone, n=60)
-    fake_run(grouped, n=60, rows_a_group={"cosmosqa": 6})
-    for config in (alone, grouped):
+    alone, grouped = (
+        fake_config(tmp_path / name, methods=["sft", "opro", "metatuner_j"], seeds=[0, 1]) for name in ("a", "b")
+    )
+    for config, rows_a_group in ((alone, {}), (grouped, {"cosmosqa": 6})):
+        rng = np.random.default_rng(0)  # the six rows of a context are answered alike
+        fake_run(
+            config, scores=lambda row, rng=rng: np.repeat(rng.random(10) < 0.5, 6) * 1.0, rows_a_group=rows_a_group
+        )
         TABLES["table_1"](config)
     before, after = read_table(alone), read_table(grouped)
-    assert {key for key in before if before[key] != after[key]} == {(name, "cosmosqa") for name in CHANCES}
-    line = after["sft", "cosmosqa"]
-    assert (line["n"], line["groups"], line["mean"]) == ("60", "10", before["sft", "cosmosqa"]["mean"])
+    methods = {name for name, benchmark in before if benchmark == "cosmosqa"}
+    assert {key for key in before if before[key] != after[key]} == {(name, "cosmosqa") for name in methods}
+    for name in methods:
+        one, other = before[name, "cosmosqa"], after[name, "cosmosqa"]
+        assert (other["n"], other["groups"], other["mean"]) == ("60", "10", one["mean"])
+        assert (other["difference"], other["mark"] == "best") == (one["difference"], one["mark"] == "best")
+        for low, high in (("low", "high"), ("difference_low", "difference_high")):
+            if one[low]:  # that of the best has no difference
+                wider = (float(other[high]) - float(other[low])) / (float(one[high]) - float(one[low]))
+                assert wider == pytest.approx(6**0.5, rel=0.15)
+        assert float(other["p_holm"] or 1) >= float(one["p_holm"] or 1)
     text = (tmp_path / "b" / "tables" / "table_1.md").read_text(encoding="utf-8")
     assert re.findall(r"nano (\w+) has (\d+) in (\d+) groups", text) == [("CosmosQA", "60", "10")]
     assert "groups" not in (tmp_path / "a" / "tables" / "table_1.md").read_text(encoding="utf-8")
