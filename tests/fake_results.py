@@ -2,9 +2,11 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from metatuner.harness.config import Config, resolve
 from metatuner.hashing import hash_value
@@ -12,6 +14,8 @@ from metatuner.hashing import hash_value
 METRICS = {"math": ("accuracy",), "gsm8k": ("accuracy",), "hotpotqa": ("em", "f1"), "cosmosqa": ("accuracy",)}
 CHANCES = {"zero_shot": 0.3, "few_shot": 0.4, "opro": 0.5, "sft": 0.62, "metatuner_j": 0.7}
 """Probability of a right answer, before the benchmark's and the query's own difficulty."""
+GENERATING = ("opro", "metatuner_i", "metatuner_j")
+"""Methods that use a generator."""
 
 
 def fake_config(
@@ -38,11 +42,13 @@ def plan_rows(config: Config) -> list[dict[str, Any]]:
     for name, experiment in config.experiments.items():
         for method in experiment.methods:
             for variant in experiment.variants.get(method) or ["default"]:
-                for generator in experiment.generators if method in ("opro", "metatuner_j") else [""]:
+                for generator in experiment.generators if method in GENERATING else [""]:
                     for benchmark in experiment.benchmarks:
                         for seed in experiment.seeds:
                             # The first generator's default has the same key in every experiment.
                             other = [variant] * (variant != "default") + [generator] * (generator == "small")
+                            trained_on = "+".join(experiment.trained_on(benchmark))
+                            other += [trained_on] * (trained_on != benchmark)
                             fit = hash_value([method, *other, benchmark, seed])
                             rows.append(
                                 {
@@ -50,7 +56,7 @@ def plan_rows(config: Config) -> list[dict[str, Any]]:
                                     "method": method,
                                     "variant": variant,
                                     "benchmark": benchmark,
-                                    "trained_on": benchmark,
+                                    "trained_on": trained_on,
                                     "generator": generator,
                                     "seed": seed,
                                     "cell": hash_value([fit, "cell"]),
@@ -87,6 +93,12 @@ def write_cell(root: Path, cell: str, benchmark: str, scores: Sequence[float], r
     (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
 
 
+def fake_name(row: Mapping[str, Any]) -> str:
+    """What chances are told by: METHOD, METHOD.VARIANT, with " small" or " others" behind it."""
+    name = row["method"] if row["variant"] == "default" else f"{row['method']}.{row['variant']}"
+    return name + " small" * (row["generator"] == "small") + " others" * (row["trained_on"] != row["benchmark"])
+
+
 def write_cells(
     config: Config,
     *,
@@ -94,21 +106,23 @@ def write_cells(
     outcomes: Mapping[str, tuple[str, str]] | None = None,
     chances: Mapping[str, float] = CHANCES,
     rows_a_group: Mapping[str, int] | None = None,
+    scores: Callable[[Mapping[str, Any]], Sequence[float]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Write every cell that `outcomes` gives no other status; `rows_a_group` by benchmark; the plan's rows."""
+    """Write every cell that `outcomes` gives no other status; the plan's rows.
+
+    `rows_a_group` is by benchmark; `scores` are of a row of the plan, else drawn by `chances`.
+    """
     rows = plan_rows(config)
     for row in rows:
         if (outcomes or {}).get(row["cell"], ("ok", ""))[0] == "ok":
             if (Path(config.results) / "cells" / row["cell"]).exists():  # another experiment's too
                 continue
-            name = row["method"] if row["variant"] == "default" else f"{row['method']}.{row['variant']}"
-            name += " small" * (row["generator"] == "small")
-            scores = fake_scores(name, row["benchmark"], row["seed"], n, chances)
+            drawn = fake_scores(fake_name(row), row["benchmark"], row["seed"], n, chances)
             write_cell(
                 Path(config.results),
                 row["cell"],
                 row["benchmark"],
-                scores,
+                drawn if scores is None else scores(row),
                 (rows_a_group or {}).get(row["benchmark"], 1),
             )
     return rows
@@ -117,9 +131,9 @@ def write_cells(
 def write_settings(config: Config, tuned: Mapping[tuple[str, str], str]) -> None:
     """settings.csv with where the settings come from by (method, benchmark); others have nothing to tune."""
     lines = ["experiment,method,variant,benchmark,generator,tuned,settings"]
-    for row in {(row["method"], row["benchmark"]): row for row in plan_rows(config)}.values():
-        word = tuned.get((row["method"], row["benchmark"]), "none")
-        names = [row[key] for key in ("experiment", "method", "variant", "benchmark", "generator")]
+    keys = ("experiment", "method", "variant", "benchmark", "generator")
+    for names in dict.fromkeys(tuple(row[key] for key in keys) for row in plan_rows(config)):
+        word = tuned.get((names[1], names[3]), "none")
         lines.append(",".join([*names, word, '"{""rank"": 4, ""epochs"": 2}"']))
     (Path(config.results) / "settings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -131,3 +145,10 @@ def fake_run(config: Config, *, n: int = 40, **cells: Any) -> list[dict[str, Any
     rows = write_cells(config, n=n, **cells)
     write_scores(rows, cells.get("outcomes") or {}, Path(config.results))
     return rows
+
+
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer resamples of tests, for what does not look at small p-values; a module makes it its autouse fixture."""
+    for module in ("statistics", "effects"):
+        monkeypatch.setattr(f"metatuner.analysis.{module}.TEST_RESAMPLES", 4000)
+    monkeypatch.setattr("metatuner.analysis.statistics.RESAMPLES", 2000)

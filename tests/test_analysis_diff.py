@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_results import fake_config, fake_run, plan_rows
+from fake_results import fake_config, fake_run, few_draws, plan_rows, write_cells
 from scipy import stats
 
 from metatuner.analysis.diff import compare_runs, diff
@@ -16,6 +18,8 @@ from metatuner.cli import main
 from metatuner.errors import UserError
 
 N = 80
+
+quick = pytest.fixture(autouse=True)(few_draws)
 
 
 def make(root: Path, **config: object) -> Path:
@@ -47,7 +51,7 @@ def test_equal_folders_have_no_difference(tmp_path: Path) -> None:
     assert {each.kind for each in compare_runs(first, tmp_path / "b")} == {"identical"}
     text, differs = diff(first, tmp_path / "b")
     assert not differs
-    assert text.splitlines() == ["10 cells and metrics: 10 identical"]
+    assert re.findall(r"\d+ \w+", text) == ["10 cells", "10 identical"]
 
 
 def test_a_difference_is_tested_query_by_query_and_corrected(tmp_path: Path) -> None:
@@ -67,7 +71,8 @@ def test_a_difference_is_tested_query_by_query_and_corrected(tmp_path: Path) -> 
     assert not small.significant
     text, differs = diff(first, second, tmp_path / "out.csv")
     assert differs
-    assert "1 of the differences are more than chance" in text
+    (line,) = [line for line in text.splitlines() if "more than chance" in line]
+    assert line.startswith("1 of ")
     with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
         rows = {(row["method"], row["benchmark"]): row for row in csv.DictReader(file)}
     assert float(rows["sft", "math"]["difference"]) == pytest.approx(100 * up / N, abs=0.01)
@@ -75,11 +80,12 @@ def test_a_difference_is_tested_query_by_query_and_corrected(tmp_path: Path) -> 
 
 def test_without_predictions_means_are_compared_as_if_unpaired(tmp_path: Path) -> None:
     first, second = make(tmp_path / "a"), make(tmp_path / "b")
-    change(second, "sft", "math", 6, up=True)
+    up = change(second, "sft", "math", 6, up=True)
     shutil.rmtree(first / "cells")  # a committed snapshot has scores.csv alone
     (each,) = [each for each in compare_runs(first, second) if each.kind == "differs"]
     assert not each.paired
     assert each.told is not None
+    assert each.told.estimate == pytest.approx(up / N, abs=1e-6)  # the second's less the first's
     assert not each.significant  # six of eighty, unpaired, are within chance
 
 
@@ -101,15 +107,14 @@ def test_how_far_cells_moved_together_and_how_far_one_would_have_to_is_said(tmp_
     up = change(second, "sft", "math", 12, up=True)
     lines = diff(first, second)[0].splitlines()
     mean, root = 100 * up / N / 10, 100 * up / N / 10**0.5
-    assert f"all 10 with a score in both: mean shift {mean:+.2f} points, root mean square {root:.2f}" in lines
-    (line,) = [
-        line for line in lines if line.startswith("one cell compared query by query would have to move by about")
-    ]
-    least = float(line.split("about ")[1].split(" points")[0])
+    (line,) = [line for line in lines if "mean shift" in line]
+    assert re.findall(r"[+-]?\d+\.?\d*", line) == ["10", f"{mean:+.2f}", f"{root:.2f}"]
+    (line,) = [line for line in lines if "would have to move" in line]
+    least = float(re.findall(r"(\d+\.\d) points", line)[0])
     # By McNemar's exact test: so many more right ones, beside as many flips as there are now, half of them each way.
     rng = np.random.default_rng(0)
-    wins = rng.binomial(N, up / 2 / N + least / 100, size=4000)
-    losses = rng.binomial(N, up / 2 / N, size=4000)
+    wins = rng.binomial(N, up / 2 / N + least / 100, size=600)
+    losses = rng.binomial(N, up / 2 / N, size=600)
     power = np.mean([stats.binomtest(w, w + x).pvalue <= 0.05 for w, x in zip(wins, losses, strict=True)])
     assert 0.6 < power < 0.95
 
@@ -131,8 +136,6 @@ def test_what_only_one_has_and_holes_are_named(tmp_path: Path) -> None:
     config = fake_config(second, methods=["zero_shot"], seeds=[0])
     rows = plan_rows(config)
     lost = rows[0]["cell"]
-    from fake_results import write_cells
-
     outcomes = {lost: ("failed", "RuntimeError: it broke")}
     write_cells(config, n=N, outcomes=outcomes)
     write_scores(rows, outcomes, second)
@@ -140,6 +143,130 @@ def test_what_only_one_has_and_holes_are_named(tmp_path: Path) -> None:
     assert differs
     assert "SFT on math, accuracy, seed 0: only in the first" in text
     assert "RuntimeError: it broke" in text
+
+
+def two_runs(
+    tmp_path: Path, first: dict[str, Sequence[float]], second: dict[str, Sequence[float]], rows_a_group: int = 1
+) -> tuple[Path, Path]:
+    """Folders with these scores by method on MATH alone."""
+    roots = (tmp_path / "one", tmp_path / "two")
+    for root, scores in zip(roots, (first, second), strict=True):
+        grid = {"methods": list(scores), "benchmarks": ["math"], "seeds": [3], "generator": "large"}
+        config = fake_config(root, experiments={"main": grid})
+        fake_run(config, scores=lambda row, scores=scores: scores[row["method"]], rows_a_group={"math": rows_a_group})
+    return roots
+
+
+def test_graded_scores_and_rows_that_share_a_context_are_tested_by_flips_of_groups(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    binary = rng.choice([0.0, 1.0], (2, 11))
+    graded = rng.choice([0.1, 0.4, 0.9], (2, 11), p=[0.2, 0.3, 0.5])
+    signs = 1 - 2 * (np.arange(2**11)[:, None] >> np.arange(11) & 1)
+    (graded_cell,) = compare_runs(*two_runs(tmp_path / "graded", {"sft": graded[0]}, {"sft": graded[1]}))
+    gaps = graded[1] - graded[0]
+    exact = (np.abs(signs @ gaps) >= abs(gaps.sum()) - 1e-9).mean()
+    assert graded_cell.told.p == pytest.approx(exact, abs=0.03)
+    repeated = [np.repeat(each, 4) for each in binary]
+    (grouped,) = compare_runs(*two_runs(tmp_path / "b", {"sft": repeated[0]}, {"sft": repeated[1]}, rows_a_group=4))
+    wins, losses = int((binary[1] > binary[0]).sum()), int((binary[1] < binary[0]).sum())
+    assert grouped.told.p == pytest.approx(stats.binomtest(wins, wins + losses).pvalue, abs=0.03)
+
+
+def test_cells_that_differ_alike_are_drawn_each_on_its_own(tmp_path: Path) -> None:
+    one, two = np.random.default_rng(1).random((2, 30))
+    found = compare_runs(*two_runs(tmp_path, dict.fromkeys(("sft", "bpo"), one), dict.fromkeys(("sft", "bpo"), two)))
+    assert found[0].told.estimate == found[1].told.estimate
+    assert found[0].told.low != found[1].told.low
+
+
+def test_only_what_is_beyond_chance_after_correction_is_a_difference(tmp_path: Path) -> None:
+    right, more = [0.0] * 8 + [1.0] * 40, [1.0] * 6 + [0.0] * 2 + [1.0] * 40  # p = 0.031 alone
+    methods = ("sft", "bpo", "dpo")
+    roots = two_runs(tmp_path / "three", dict.fromkeys(methods, right), dict.fromkeys(methods, more))
+    assert not any(each.significant for each in compare_runs(*roots))
+    assert not diff(*roots)[1]
+    roots = two_runs(tmp_path / "one", {"sft": right}, {"sft": more})
+    assert diff(*roots)[1]
+
+
+def test_what_only_one_has_is_a_difference_and_what_failed_in_both_is_none(tmp_path: Path) -> None:
+    scores = {"sft": [0.0, 1.0, 1.0], "bpo": [0.0, 1.0, 1.0]}
+    for name, first, second in (
+        ("first", scores, {"sft": [0.0, 1.0, 1.0]}),
+        ("second", {"sft": [0.0, 1.0, 1.0]}, scores),
+    ):
+        roots = two_runs(tmp_path / name, first, second)
+        text, differs = diff(*roots)
+        assert differs
+        assert f"only in the {name}" in text
+    roots = two_runs(tmp_path / "both", scores, scores)
+    for root in roots:
+        rows = plan_rows(
+            fake_config(
+                root,
+                experiments={
+                    "main": {"methods": list(scores), "benchmarks": ["math"], "seeds": [3], "generator": "large"}
+                },
+            )
+        )
+        lost = rows[0]["cell"]
+        shutil.rmtree(root / "cells" / lost)
+        write_scores(rows, {lost: ("failed", "out of memory")}, root)
+    assert "both failed" in diff(*roots)[0]
+    assert not diff(*roots)[1]
+
+
+def test_a_cell_trained_on_other_benchmarks_is_another_cell(tmp_path: Path) -> None:
+    grid = {"methods": ["sft"], "benchmarks": ["math", "gsm8k"], "seeds": [0], "generator": "large"}
+    for name in ("one", "two"):
+        config = fake_config(tmp_path / name, experiments={"main": grid, "others": {**grid, "train": "others"}})
+        fake_run(config, n=9)
+    found = compare_runs(tmp_path / "one", tmp_path / "two")
+    assert sorted(each.name[2:4] for each in found) == [
+        ("gsm8k", "gsm8k"),
+        ("gsm8k", "math"),
+        ("math", "gsm8k"),
+        ("math", "math"),
+    ]
+
+
+def test_equal_scores_of_other_answers_are_told_from_the_same_answers(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    path = next((second / "cells").glob("*/predictions.jsonl"))
+    path.write_text(path.read_text().replace('"completion": "c"', '"completion": "d"'))
+    found = compare_runs(first, second)
+    assert [each.kind for each in found].count("equal scores") in (1, 2)  # a benchmark may have two metrics
+    assert {each.kind for each in found} == {"equal scores", "identical"}
+    assert not diff(first, second)[1]
+
+
+def test_a_metric_beside_the_primary_one_is_compared_by_its_means(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    up = change(second, "sft", "hotpotqa", 9, up=True)
+    (cell,) = [each for each in compare_runs(first, second) if each.kind == "differs"]
+    assert (cell.name[-1], cell.paired) == ("em", True)
+    assert cell.told.estimate == pytest.approx(up / N)
+    path = second / "scores.csv"
+    lines = path.read_text().splitlines()
+    place = next(index for index, line in enumerate(lines) if ",sft," in line and ",f1," in line)
+    fields = lines[place].split(",")
+    fields[8] = f"{float(fields[8]) + 5:.4f}"
+    path.write_text("\n".join([*lines[:place], ",".join(fields), *lines[place + 1 :]]) + "\n")
+    found = {each.name[-1]: each for each in compare_runs(first, second) if each.kind == "differs"}
+    assert (found["em"].paired, found["f1"].paired) == (True, False)
+    assert found["f1"].told.estimate == pytest.approx(0.05, abs=1e-6)
+
+
+def test_a_hole_without_a_metric_stands_beside_the_cell_that_has_one(tmp_path: Path) -> None:
+    roots = two_runs(tmp_path, {"sft": [0.0, 1.0]}, {"sft": [0.0, 1.0]})
+    grid = {"methods": ["sft"], "benchmarks": ["math"], "seeds": [3], "generator": "large"}
+    (row,) = plan_rows(fake_config(roots[1], experiments={"main": grid}))
+    shutil.rmtree(roots[1] / "cells")
+    write_scores([row], {row["cell"]: ("failed", "out of memory")}, roots[1])
+    for first, second in (roots, roots[::-1]):
+        (found,) = compare_runs(first, second)
+        assert (found.kind, found.name[-1]) == ("no result", "accuracy")
+        assert diff(first, second)[1]
 
 
 def test_provenance_that_differs_is_listed(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def test_a_wrong_value_is_refused_with_its_line(tmp_path: Path, values: dict[str
     [
         ('{"id": "math-0", "score": 1}', "line 4: duplicate id 'math-0'"),
         ('{"id": "x", "score": 1.5}', "line 4: score 1.5"),
+        ('{"id": "x", "score": -0.5}', "line 4: score -0.5"),
         ('{"id": "x", "score": NaN}', "line 4: score nan"),
         ('{"id": "x"}', "line 4: no id and score"),
         ('{"id": "x", "sc', "line 4: no id and score"),
@@ -241,7 +242,16 @@ def test_scores_by_query_come_back_from_one_file_as_from_the_cells(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "own", ['{"rows": "r", "scores": "0120"}', '{"rows": "r", "scores": "01"}', '{"rows": "q", "scores": "0"}', "[]"]
+    "own",
+    [
+        '{"rows": "r", "scores": "0120"}',
+        '{"rows": "r", "scores": [0, 1, -0.5, 0]}',
+        '{"rows": "r", "scores": [0, 1, NaN, 0]}',
+        '{"rows": "r", "scores": "01"}',
+        '{"rows": "r", "scores": "01010"}',
+        '{"rows": "q", "scores": "0"}',
+        "[]",
+    ],
 )
 def test_a_broken_file_of_scores_by_query_is_named_with_its_cell(tmp_path: Path, own: str) -> None:
     columns = '{"ids": ["a", "b", "c", "d"], "groups": ["a", "b", "c", "d"], "kinds": ["", "", "", ""]}'

@@ -1,14 +1,17 @@
 """The statistics agree with closed forms, with scipy, and with what they promise about coverage and error rates."""
 
-import time
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from metatuner.analysis.statistics import (
+    LEVEL,
     MIN_SEEDS,
+    TEST_RESAMPLES,
     bootstrap_means,
     derive_seed,
     holm,
@@ -107,6 +110,20 @@ def test_nothing_right_and_all_right_leave_wilsons_interval_open() -> None:
     assert all_right.low == pytest.approx(1 - nothing.high)
 
 
+@pytest.mark.parametrize("level", [0.8, LEVEL])
+def test_an_interval_leaves_half_of_what_its_level_leaves_on_either_side(level: float) -> None:
+    first, second = answers(3, 200, 0.6, 1), answers(3, 200, 0.45, 2)
+    for found, scores in (
+        (mean_interval(first, seed=1, level=level), first),
+        (paired_difference(first, second, seed=1, level=level), first - second),
+    ):
+        error = scores.mean(axis=0).std() / np.sqrt(200)
+        half = stats.norm.ppf((1 + level) / 2) * error
+        assert (found.low, found.high) == pytest.approx((scores.mean() - half, scores.mean() + half), abs=0.15 * error)
+    z2 = stats.norm.ppf((1 + level) / 2) ** 2
+    assert mean_interval(np.zeros((3, 300)), seed=1, level=level).high == pytest.approx(z2 / (300 + z2))
+
+
 def test_a_difference_of_one_seed_is_tested_by_mcnemar() -> None:
     first, second = answers(1, 80, 0.7, 1), answers(1, 80, 0.5, 2)
     wins, losses = int((first > second).sum()), int((first < second).sum())
@@ -126,6 +143,57 @@ def test_sign_flips_agree_with_mcnemar_and_with_all_flips() -> None:
     graded = np.random.default_rng(2).normal(0.3, 1, size=12)
     exact = stats.permutation_test((graded,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
     assert sign_flip_p(graded, seed=3) == pytest.approx(exact, abs=0.005)
+
+
+@pytest.mark.parametrize("resamples", [1, 19, 99])
+def test_a_resampled_p_value_counts_the_data_as_one_of_the_draws_and_is_never_0(resamples: int) -> None:
+    assert sign_flip_p(np.ones(200), seed=1, resamples=resamples) == 1 / (1 + resamples)
+    assert sign_flip_p([0.5], seed=1, resamples=resamples) == 1.0  # both signs are as extreme
+    clear = paired_difference(np.ones((MIN_SEEDS, 200)), np.zeros((MIN_SEEDS, 200)), seed=1, resamples=resamples)
+    assert clear.p == 2 / (1 + resamples)  # the bootstrap's: two-sided, of one tail
+
+
+def test_a_test_by_so_few_flips_that_its_level_is_one_draw_rejects_no_more_often_than_promised() -> None:
+    rng = np.random.default_rng(5)
+    rejected = sum(sign_flip_p(rng.normal(size=30), seed=run, resamples=39) <= 0.025 for run in range(2000))
+    assert stats.binomtest(rejected, 2000, 0.025).pvalue > 0.001
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_graded_scores_are_tested_by_all_flips_of_their_queries(seeds: int) -> None:
+    rng = np.random.default_rng(12)
+    first = rng.choice([0.0, 0.2, 1.0], (seeds, 11), p=[0.1, 0.3, 0.6])
+    second = rng.choice([0.0, 0.2, 1.0], (seeds, 11), p=[0.4, 0.3, 0.3])
+    gaps = (first - second).mean(axis=0)
+    signs = np.array([[1 - 2 * (number >> bit & 1) for bit in range(11)] for number in range(2**11)])
+    exact = (np.abs(signs @ gaps) >= abs(gaps.sum()) - 1e-9).mean()
+    assert 0.01 < exact < 0.5
+    assert paired_difference(first, second, seed=1).p == pytest.approx(exact, abs=0.006)
+
+
+def test_as_many_means_come_back_as_were_asked_for_where_they_are_drawn_in_several_chunks() -> None:
+    wide = np.random.default_rng(7).random((1, 1600))
+    means = bootstrap_means(wide, seed=1, resamples=1500)  # 2.4 million numbers
+    assert means.shape == (1500,)
+    assert means.std() == pytest.approx(wide.std() / np.sqrt(1600), rel=0.1)
+    gaps = wide[0] - 0.49
+    z = abs(gaps.sum()) / np.sqrt((gaps**2).sum())
+    assert sign_flip_p(gaps, seed=1, resamples=1500) == pytest.approx(2 * stats.norm.sf(z), abs=0.05)
+    assert 2 * stats.norm.sf(z) > 0.2
+
+
+def test_from_five_seeds_on_a_difference_is_drawn_as_often_as_its_test_is() -> None:
+    first, second = answers(MIN_SEEDS, 40, 0.9, 1), answers(MIN_SEEDS, 40, 0.1, 2)
+    assert paired_difference(first, second, seed=1).p == pytest.approx(2 / (1 + TEST_RESAMPLES))
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 6])
+def test_differences_either_way_are_tested_alike(seeds: int) -> None:
+    first, second = answers(seeds, 60, 0.65, 1), answers(seeds, 60, 0.5, 2)
+    one, other = (paired_difference(*pair, seed=1, resamples=5000) for pair in ((first, second), (second, first)))
+    assert one.p == pytest.approx(other.p, abs=0.02)
+    assert one.p < 0.4
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=0.02)
 
 
 def test_what_no_draw_matches_is_found_among_all_pairs_of_sixty_methods() -> None:
@@ -175,6 +243,8 @@ def test_picking_the_best_of_equal_methods_and_testing_the_rest_against_it_is_co
 def test_the_smallest_detectable_effect_is_found_with_its_power() -> None:
     shift = smallest_detectable_effect(0.035) / 0.035
     assert stats.norm.sf(1.959964 - shift) == pytest.approx(0.8, abs=1e-4)
+    strict = smallest_detectable_effect(0.035, level=0.99, power=0.5) / 0.035
+    assert strict == pytest.approx(2.575829, abs=1e-4)
 
 
 def test_the_standard_error_is_the_usual_one_and_with_groups_that_of_their_resampling() -> None:
@@ -204,7 +274,7 @@ def test_groups_of_one_query_change_nothing(seeds: int) -> None:
     first, second = answers(seeds, 80, 0.6, 1), answers(seeds, 80, 0.4, 2)
     names = [f"g{index * 7 % 80}" for index in range(80)]
     assert bootstrap_means(first, names, seed=3) == pytest.approx(bootstrap_means(first, seed=3), abs=1e-12)
-    alone, grouped = paired_difference(first, second, seed=4), paired_difference(first, second, names, seed=4)
+    alone, grouped = (paired_difference(first, second, each, seed=4, resamples=9000) for each in (None, names))
     assert asdict(grouped) == pytest.approx(asdict(alone), abs=1e-12)
     assert mean_interval(np.zeros((seeds, 80)), names, seed=5) == mean_interval(np.zeros((seeds, 80)), seed=5)
 
@@ -258,10 +328,29 @@ def test_wilsons_interval_inverts_the_score_test(proportion: float, n: int) -> N
     assert found.low <= proportion <= found.high
 
 
-def test_seeds_and_results_repeat() -> None:
-    scores = answers(3, 100, 0.5)
-    assert mean_interval(scores, seed=derive_seed("a", 1)) == mean_interval(scores, seed=derive_seed("a", 1))
-    assert derive_seed("ab", "c") != derive_seed("a", "bc")
+GRADED = np.random.default_rng(11).random((2, MIN_SEEDS, 30))
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        lambda seed: bootstrap_means(GRADED[0], seed=seed, resamples=50).tolist(),
+        lambda seed: bootstrap_means(GRADED[0, :2], seed=seed, resamples=50).tolist(),
+        lambda seed: mean_interval(GRADED[0], seed=seed, resamples=500),
+        lambda seed: sign_flip_p(GRADED[0, 0] - 0.4, seed=seed, resamples=500),
+        lambda seed: paired_difference(*GRADED, seed=seed, resamples=500).low,
+        lambda seed: paired_difference(*GRADED[:, :2], seed=seed, resamples=5000).p,
+    ],
+    ids=["means", "means of few seeds", "interval", "flips", "difference", "its p"],
+)
+def test_the_same_seed_gives_the_same_draws_and_another_gives_others(drawn: Callable[[int], Any]) -> None:
+    assert drawn(7) == drawn(7) != drawn(8)
+
+
+def test_a_derived_seed_depends_on_every_name_and_on_where_names_end() -> None:
+    names = [("ab", "c"), ("a", "bc"), ("c", "ab"), ("ab",), ("ab", 1), ("ab", 2)]
+    assert len({derive_seed(*each) for each in names}) == len(names)
+    assert derive_seed("ab", 1) == derive_seed("ab", "1")
 
 
 @pytest.mark.parametrize("bad", [[0.0, 1.0], np.zeros((0, 3)), [[0.0, np.nan]]])
@@ -273,11 +362,3 @@ def test_arrays_of_another_shape_or_with_nan_are_refused(bad: object) -> None:
 def test_unpaired_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
         paired_difference(np.zeros((1, 3)), np.zeros((1, 4)), seed=1)
-
-
-def test_ten_thousand_resamples_take_well_under_a_second() -> None:
-    first, second = answers(3, 300, 0.5, 1), answers(3, 300, 0.6, 2)
-    before = time.process_time()
-    paired_difference(first, second, seed=1)
-    mean_interval(first, seed=1)
-    assert time.process_time() - before < 0.5

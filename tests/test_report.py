@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from browser import PROGRAM, Browser
-from fake_results import plan_rows
+from fake_results import few_draws, plan_rows
 from test_analysis_appendix import run
 from test_analysis_costs_shown import HEADER
 
@@ -24,7 +24,7 @@ from metatuner.analysis.claims import claims
 from metatuner.analysis.figures import figures_of
 from metatuner.analysis.provenance import write_provenance
 from metatuner.analysis.report import report
-from metatuner.analysis.report.data import POINTS, packed, thinned
+from metatuner.analysis.report.data import POINTS, browser, cells, costs, packed, thinned
 from metatuner.analysis.report.markdown import read_documents, to_html
 from metatuner.analysis.scores import read_query_scores, write_scores
 from metatuner.analysis.tables import tables_of
@@ -36,9 +36,19 @@ HOSTILE = (
     f'<img src=x onerror="{MARK}"></script><script>{MARK}</script><!-- {{{{7*7}}}} \u2028 =1+1 | **bold** `x` '
     f"\\input{{x}} javascript:{MARK} &lt;b&gt; \ufeff $\\frac{{$ and $x$"
 )
+REASON = f"=ValueError: {HOSTILE}"
+"""Of the cell that failed."""
 needs_browser = pytest.mark.skipif(
     PROGRAM is None, reason="no Chromium here: install the package chromium to run this test"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Few draws, for the whole module's one report."""
+    with pytest.MonkeyPatch.context() as patch:
+        few_draws(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
     rows = plan_rows(config)
     lost = rows[-1]["cell"]
     shutil.rmtree(root / "cells" / lost)
-    write_scores(rows, {lost: ("failed", f"ValueError: {HOSTILE}")}, root)
+    write_scores(rows, {lost: ("failed", REASON)}, root)
     for row in rows[:-1]:
         path = root / "cells" / row["cell"] / "predictions.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -122,14 +132,15 @@ def test_hostile_text_arrives_as_text(made: tuple[Config, str]) -> None:
     config, text = made
     page = Page(text)
     assert "img" not in {tag for tag, each in page.tags if "onerror" in each}
-    assert f"ValueError: {' '.join(HOSTILE.split())}" in page.text
+    assert page.text.count(" ".join(REASON.split())) >= 3  # of the holes, the table and the claims
+    assert "'=ValueError" not in page.text  # as a spreadsheet has it
     blocks = dict(re.findall(r'<script type="application/octet-stream" id="([\w-]+)">([\w+/=]+)</script>', text))
     assert set(blocks) == {*(f"queries-{name}" for name in config.benchmarks), "cells-data"}
     data = {name: json.loads(zlib.decompress(base64.b64decode(block))) for name, block in blocks.items()}
     assert HOSTILE in data["queries-gsm8k"]["texts"]
     assert data["queries-gsm8k"]["queries"][0] == f"q {HOSTILE}"
     (hole,) = [hole for name in config.benchmarks for hole in data[f"queries-{name}"]["holes"]]
-    assert hole["reason"].startswith("ValueError: <img")
+    assert hole["reason"].startswith("=ValueError: <img")
     assert all(hole["method"] in data[name]["methods"] for name in blocks if name != "cells-data")
 
 
@@ -139,7 +150,7 @@ def test_a_hole_is_shown_with_its_reason_and_no_score(made: tuple[Config, str]) 
     cells = json.loads(zlib.decompress(base64.b64decode(block)))
     (hole,) = [cell for cell in cells if cell["status"] != "ok"]
     assert hole["score"] is None
-    assert hole["reason"].startswith("ValueError: <img")
+    assert hole["reason"].startswith("=ValueError: <img")
     assert len(cells) == 2 * len(config.benchmarks)
     assert cells[0]["curves"] == {"late: loss": [2.0, "Infinity", 1.0], "step: loss": [1 / (i + 1) for i in range(5)]}
     assert cells[0]["fit_cost"]["lm_calls"] == 7
@@ -190,6 +201,7 @@ def test_a_missing_table_or_figure_is_named(made: tuple[Config, str], tmp_path: 
         report(config.model_copy(update={"results": str(copy)}))
 
 
+@pytest.mark.slow
 @needs_browser
 def test_in_a_browser_nothing_of_it_runs_and_queries_and_cells_are_shown(made: tuple[Config, str]) -> None:
     config, _ = made
@@ -226,18 +238,19 @@ def page(made: tuple[Config, str], tmp_path_factory: pytest.TempPathFactory) -> 
         yield browser
 
 
-def chosen(page: Browser, field: str, value: str) -> str:
-    """What the counts say once a field has a value."""
+def choose(page: Browser, field: str, value: str, told: str) -> None:
+    """Give a field a value, and wait until the counts say so."""
     event = "input" if field.endswith("text") else "change"
-    page.run(f"""(async () => {{
+    page.run(f"""(() => {{
         const field = document.getElementById({field!r});
+        document.getElementById('q-counts').textContent = '';
         field.value = {json.dumps(value)};
         field.dispatchEvent(new Event({event!r}));
-        await new Promise((done) => setTimeout(done, 300));
     }})()""")
-    return str(page.run("document.getElementById('q-counts').textContent"))
+    page.wait(f"document.getElementById('q-counts').textContent.includes({json.dumps(told)})")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_queries_are_filtered_and_two_methods_compared_as_their_scores_say(
     made: tuple[Config, str], page: Browser
@@ -252,19 +265,19 @@ def test_queries_are_filtered_and_two_methods_compared_as_their_scores_say(
     pairs = Counter((own[name], other[name]) for name in own)
     won, lost, both, neither = (pairs[key] for key in ((True, False), (False, True), (True, True), (False, False)))
     assert sum(count > 0 for count in (won, lost, both, neither)) >= 3
-    told = chosen(page, "q-benchmark", "gsm8k")
-    assert f"right {won + both}, wrong {lost + neither}; against Zero-shot: won {won}, lost {lost}, both" in told
-    assert f"both {both}, neither {neither}. {len(own)} shown." in told
+    told = f"right {won + both}, wrong {lost + neither}; against Zero-shot: won {won}, lost {lost}, both {both}, "
+    choose(page, "q-benchmark", "gsm8k", f"{told}neither {neither}. {len(own)} shown.")
     right, wrong = won + both, lost + neither
     wanted = {"won": won, "lost": lost, "both": both, "neither": neither, "right": right, "wrong": wrong}
     for case, count in wanted.items():
-        assert f". {count} shown." in chosen(page, "q-case", case), case
-    assert f". {len(own)} shown." in chosen(page, "q-case", "all")
-    assert ". 0 shown." in chosen(page, "q-text", "no query says this")
-    assert f". {len(own)} shown." in chosen(page, "q-text", "JAVASCRIPT:")
-    chosen(page, "q-text", "")
+        choose(page, "q-case", case, f". {count} shown.")
+    choose(page, "q-case", "all", f". {len(own)} shown.")
+    choose(page, "q-text", "no query says this", ". 0 shown.")
+    choose(page, "q-text", "JAVASCRIPT:", f". {len(own)} shown.")
+    choose(page, "q-text", "", f". {len(own)} shown.")
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_click_on_a_column_sorts_by_number_up_and_then_down(page: Browser) -> None:
     order = """[...document.querySelectorAll('#c-list tr')].map((row) => row.cells[5].textContent)"""
@@ -276,6 +289,125 @@ def test_a_click_on_a_column_sorts_by_number_up_and_then_down(page: Browser) -> 
         found = [float(text) for text in page.run(order) if re.fullmatch(r"[\d.]+", text)]
         assert found == wanted
     assert sorted(page.run(order)) == sorted(shown)
+
+
+# ---- its data ------------------------------------------------------------------------------------------------------
+
+
+def varied(results: Path) -> tuple[Config, list[dict[str, Any]]]:
+    """A run of two generators, seeds and experiments, files of rows in other orders, every cost and text another."""
+    models = {
+        "actor": {"path": "nano:actor"},
+        "generators": {name: {"path": f"nano:{name}"} for name in ("large", "small")},
+    }
+    grid = {"methods": ["zero_shot", "metatuner_j"], "benchmarks": ["gsm8k"], "seeds": [1, 0]}
+    variants = {"metatuner_j": {"default": {}, "without_f": {}}}
+    experiments = {
+        "main": {**grid, "generator": ["large", "small"]},
+        "ablation": {**grid, "methods": ["metatuner_j"], "generator": "large", "variants": variants},
+    }
+    config = run(results, {"models": models, "experiments": experiments})
+    rows = plan_rows(config)
+    for place, row in enumerate(rows):
+        path = results / "cells" / row["cell"] / "predictions.jsonl"
+        if (path.parent / "cell.json").is_file():
+            continue
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for index, record in enumerate(records):
+            record |= {
+                "prompt": f"prompt {index % 2}",
+                "completion": f"{row['cell']} {record['id']}",
+                "extracted": None if index == place else f"{index}",
+                "score": round(index / 7 + place / 100, 3),
+            }
+        shift = place % len(records)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records[shift:] + records[:shift]))
+        fit = results / "fits" / row["fit"]
+        fit.mkdir(parents=True)
+        (path.parent / "cell.json").write_text(json.dumps({"fit": row["fit"]}))
+        for folder, factor in ((path.parent, 1), (fit, 10)):
+            cost = {"seconds": factor * (place + 1.0), "flops": 1e12 * factor * (place + 1), "lm_calls": factor * place}
+            cost |= {"peak_memory_bytes": 10**6, "peak_gpu_memory_bytes": 10**7 * (place % 2)}
+            (folder / "cost.json").write_text(json.dumps(cost))
+    write_scores_of(results, rows)
+    return config, rows
+
+
+def write_scores_of(results: Path, rows: list[dict[str, Any]]) -> None:
+    """metrics.json and scores.csv of the predictions at hand."""
+    for row in rows:
+        folder = results / "cells" / row["cell"]
+        scores = [json.loads(line)["score"] for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        told = {"metrics": {"accuracy": sum(scores) / len(scores)}, "primary": "accuracy", "n": len(scores)}
+        (folder / "metrics.json").write_text(json.dumps(told))
+    write_scores(rows, {}, results)
+
+
+def test_the_browsers_texts_and_scores_are_those_of_each_row_whatever_the_order_of_the_files(tmp_path: Path) -> None:
+    config, rows = varied(tmp_path)
+    told = browser(config)["gsm8k"]
+    main = [row for row in rows if row["experiment"] == "main" and row["generator"] != "small"]
+    assert {cell["key"] for cell in told["cells"]} == {row["cell"] for row in main}
+    assert [cell["seed"] for cell in told["cells"]] == [0, 1, 0, 1]
+    assert told["methods"] == ["Zero-shot", "MetaTuner-J"]
+    assert len(told["texts"]) == len(set(told["texts"]))
+    for cell in told["cells"]:
+        lines = (tmp_path / "cells" / cell["key"] / "predictions.jsonl").read_text().splitlines()
+        records = {record["id"]: record for record in map(json.loads, lines)}
+        for index, name in enumerate(told["ids"]):
+            for key in ("prompt", "completion", "extracted"):
+                place = cell[key][index]
+                assert (None if place == -1 else told["texts"][place]) == records[name][key]
+            assert cell["score"][index] == records[name]["score"]
+    assert told["queries"] == [f"q {index} of gsm8k" for index in range(6)]
+
+
+def test_a_cell_of_other_rows_than_the_data_is_refused(tmp_path: Path) -> None:
+    config, rows = varied(tmp_path)
+    path = tmp_path / "cells" / rows[0]["cell"] / "predictions.jsonl"
+    path.write_text(path.read_text().replace("gsm8k-3", "gsm8k-9"))
+    with pytest.raises(UserError, match=f"cell {rows[0]['cell']} was tested on other rows"):
+        browser(config)
+
+
+def test_a_cell_is_shown_once_with_its_experiments_settings_and_events(tmp_path: Path) -> None:
+    config, rows = varied(tmp_path)
+    (own,) = [row for row in rows if (row["experiment"], row["variant"], row["seed"]) == ("ablation", "without_f", 1)]
+    lines = ["experiment,method,variant,benchmark,generator,tuned,settings"]
+    for variant, alpha in (("default", 0.5), ("without_f", 0.25)):
+        lines.append(f'ablation,metatuner_j,{variant},gsm8k,large,winner,"{{""alpha"": {alpha}}}"')
+    (tmp_path / "settings.csv").write_text("\n".join(lines) + "\n")
+    events = [{"event": "joint", "step": step, "loss": 3.0 - step, "done": True} for step in range(3)]
+    events += [{"event": "dev", "reward": 0.5}, {"event": "dev", "reward": 0.25}]
+    (tmp_path / "fits" / own["fit"] / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    found = {cell["key"]: cell for cell in cells(config)}
+    assert found.keys() == {row["cell"] for row in rows}
+    for key, cell in found.items():
+        assert cell["experiments"] == list(dict.fromkeys(row["experiment"] for row in rows if row["cell"] == key))
+    assert any(cell["experiments"] == ["main", "ablation"] for cell in found.values())
+    shown = found[own["cell"]]
+    assert (shown["tuned"], shown["settings"], shown["method"]) == ("winner", {"alpha": 0.25}, "MetaTuner-J (w/o F)")
+    assert shown["curves"] == {"joint: loss": [3.0, 2.0, 1.0]}
+    assert shown["events"] == events[3:]
+    assert shown["fit_cost"]["seconds"] == 10 * shown["evaluation_cost"]["seconds"]
+
+
+def test_costs_are_means_over_a_methods_fits_and_over_its_test_queries(tmp_path: Path) -> None:
+    config, rows = varied(tmp_path)
+    places = {row["cell"]: place for place, row in reversed(list(enumerate(rows)))}
+    table = {line[0]: line[1:] for line in costs(config)}
+    assert list(table) == ["Zero-shot", "MetaTuner-J"]
+    for title, method in (("Zero-shot", "zero_shot"), ("MetaTuner-J", "metatuner_j")):
+        own = [
+            places[row["cell"]]
+            for row in rows
+            if (row["experiment"], row["method"]) == ("main", method) and row["generator"] != "small"
+        ]
+        mean = sum(own) / len(own)
+        fits, calls, *_, flops, seconds, peak, evaluation = table[title]
+        assert (fits, calls, flops) == ("2", f"{10 * mean:,.0f}", f"{10 * (mean + 1):.3g}")
+        assert (seconds, evaluation) == (f"{10 * (mean + 1):.1f}", f"{1000 * (mean + 1) / 6:.1f}")
+        assert peak == ("10" if any(place % 2 for place in own) else "1")
 
 
 # ---- its parts -----------------------------------------------------------------------------------------------------

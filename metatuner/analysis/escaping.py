@@ -1,5 +1,7 @@
 """Text of any origin (a model's, a method author's) made harmless for the format that it is written in."""
 
+import re
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a field that begins so for a formula."""
 
@@ -47,7 +49,8 @@ def from_csv(value: str) -> str:
 
 def escape_markdown(text: str) -> str:
     """Text as Markdown shows it, in a table's cell too."""
-    return "".join(_MARKDOWN.get(character, character) for character in text)
+    escaped = "".join(_MARKDOWN.get(character, character) for character in text)
+    return re.sub(r"&(?=#?\w+;)", r"\\&", escaped)  # an entity would be read as the character that it names
 
 
 def escape_latex(text: str) -> str:
