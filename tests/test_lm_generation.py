@@ -210,6 +210,36 @@ def test_a_stop_string_ends_a_completion_and_is_cut_off() -> None:
             assert completion == before
 
 
+def test_of_several_stop_strings_the_one_that_begins_first_cuts() -> None:
+    lm = tiny_lm()
+    plain = generate(lm, PROMPTS, max_new_tokens=NEW)
+    at, words = next(
+        (row, completion.text.split(" "))
+        for row, completion in enumerate(plain)
+        if len(set(completion.ids[:5])) == 5 and len(completion.ids) > 6
+    )
+    # All are complete with the same word, or one is known to be only when the other is.
+    for stops in ([words[4], " ".join(words[2:5]), " ".join(words[3:5])], [words[4], " ".join(words[:5])]):
+        earliest = min(completion_start(plain[at].text, stop) for stop in stops)
+        for ordered in (stops, stops[::-1]):
+            stopped = generate(lm, PROMPTS[at : at + 1], max_new_tokens=NEW, stops=ordered)[0]
+            assert stopped.text == plain[at].text[:earliest]
+            assert stopped.ids == plain[at].ids[:5]
+            assert not stopped.truncated
+
+
+def completion_start(text: str, stop: str) -> int:
+    """Where a stop string begins; it must be there."""
+    return text.index(stop)
+
+
+def test_a_stop_string_at_the_very_beginning_leaves_no_text() -> None:
+    lm = tiny_lm()
+    plain = generate(lm, PROMPTS[:1], max_new_tokens=4)[0]
+    (stopped,) = generate(lm, PROMPTS[:1], max_new_tokens=4, stops=[plain.text.split(" ")[0]])
+    assert (stopped.text, stopped.ids, stopped.truncated) == ("", plain.ids[:1], False)
+
+
 def test_lengths_are_counted_and_the_order_is_that_of_the_prompts() -> None:
     completions = generate(tiny_lm(), PROMPTS, max_new_tokens=3)
     assert [completion.prompt_tokens for completion in completions] == [len(prompt) for prompt in PROMPTS]

@@ -68,6 +68,39 @@ def test_a_factors_start_at_the_scale_of_a_plain_lora_and_b_factors_at_zero() ->
         assert emitted[:, site.a].var().item() == pytest.approx(1 / (3 * site.d_in), rel=0.25)
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"decoder": "layer_shared"}, {"parameter_branch": "static"}, {"shared_layers": 0}], ids=str
+)
+def test_the_seed_draws_the_first_factors(settings: dict[str, Any]) -> None:
+    first = [
+        MetaTuner(
+            generator(),
+            actor(),
+            MetaTunerConfig(rank=3, bottleneck=8, **settings),
+            max_prompt_tokens=PROMPT_TOKENS,
+            seed=seed,
+        )
+        for seed in (0, 0, 1, 2)
+    ]
+    flat = [made.factors(PROMPTS, QUERIES).detach() for made in first]
+    assert torch.equal(flat[0], flat[1])
+    for site in first[0].lora.sites:
+        for one, other in ((0, 2), (0, 3), (2, 3)):
+            assert (flat[one][:, site.a] - flat[other][:, site.a]).abs().max() > 0.1 * flat[one][:, site.a].std()
+
+
+def test_a_new_lora_is_drawn_by_its_seed_and_leaves_the_global_stream_as_it_was() -> None:
+    base = actor()
+    torch.manual_seed(123)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    drawn = [trainable(to_train(base, "lora", rank=2, seed=seed)) for seed in (5, 5, 6)]
+    assert torch.equal(torch.rand(3), expected)
+    for name, first in drawn[0].items():
+        assert torch.equal(first, drawn[1][name])
+        assert torch.equal(first, drawn[2][name]) is ("lora_B" in name)
+
+
 @pytest.mark.parametrize("k", [1, 3, 4])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_h_is_the_pooled_kth_hidden_state_of_the_generator(k: int, pooling: str) -> None:

@@ -1,5 +1,6 @@
 """Optimiser steps: parts of a batch add up to it, and saving memory changes no gradient."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,8 +30,7 @@ class Regression(Phase):
     def __init__(self, config: TrainingConfig, terms: Sequence[dict[str, tuple[list[tuple[float, int]], float]]]):
         self.config, self.steps, self.planned, self.layers = config, len(terms), terms, []
         self.weights = {name: nn.Parameter(torch.ones(1, dtype=torch.float64)) for name in ("a", "b")}
-        self.groups = {name: ([weight], 0.1) for name, weight in self.weights.items()}
-        self.grads: list[dict[str, float | None]] = []
+        self.groups = {name: ([self.weights[name]], rate) for name, rate in (("a", 0.1), ("b", 0.03))}
 
     def terms(self, step: int) -> dict[str, Term[tuple[float, int]]]:
         return {
@@ -77,6 +77,34 @@ def test_a_step_moves_nothing_that_it_has_no_gradient_of() -> None:
     assert (a1, b1 < 1) == (a0, True)
     assert (a2 < a1, b2) == (True, b1)
     assert (a3, b3) == (a2, b2)
+
+
+def adam(grads: Sequence[tuple[float, float]], peaks: tuple[float, float], rates: Sequence[float], clip: float):
+    """Kingma and Ba's Adam by hand, from (1, 1), its gradients shortened to `clip` together."""
+    weights, first, second = [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]
+    for step, (pair, rate) in enumerate(zip(grads, rates, strict=True), 1):
+        norm = math.hypot(*pair)
+        for i, grad in enumerate(pair):
+            grad *= min(1.0, clip / norm)
+            first[i] = 0.9 * first[i] + 0.1 * grad
+            second[i] = 0.999 * second[i] + 0.001 * grad**2
+            ahead, spread = first[i] / (1 - 0.9**step), second[i] / (1 - 0.999**step)
+            weights[i] -= peaks[i] * rate * ahead / (math.sqrt(spread) + 1e-8)
+    return weights
+
+
+@pytest.mark.parametrize("clip", [1.0, 4.0, 1000.0])
+def test_gradients_are_clipped_by_their_common_norm_before_adam_sees_them(clip: float) -> None:
+    grads = [(0.3, 0.4), (30.0, -40.0), (3.0, 4.0), (-6.0, 0.5)]
+    terms = [{"a": ([(a, 1)], 1.0), "b": ([(b, 1)], 1.0)} for a, b in grads]
+    phase = Regression(TrainingConfig(gradient_clip=clip), terms)
+    events = events_of(phase)
+    expected = adam(grads, (0.1, 0.03), [event["rate"] for event in events], clip)
+    assert [phase.weights[name].item() for name in "ab"] == pytest.approx(expected, rel=1e-5)
+    assert len({event["rate"] for event in events}) > 1
+    # The log has norms before clipping.
+    norms = [norm for event in events for norm in (event["norm_a"], event["norm_b"])]
+    assert norms == pytest.approx([abs(grad) for pair in grads for grad in pair])
 
 
 @pytest.mark.parametrize("settings", [{"accumulation": 2}, {"accumulation": 4}, {"activation_checkpointing": True}])

@@ -86,6 +86,29 @@ def test_rollouts_are_the_generators_own_and_nested() -> None:
     assert events[0]["d2"] == len(d1)
 
 
+def test_the_seed_draws_among_equally_good_rollouts() -> None:
+    d1, lm = examples(), generator()
+
+    def places(seed: int) -> list[int]:
+        """Where among a query's distinct rollouts the one that was kept stands, all being equally good."""
+        asked: dict[int, list[str]] = {}
+
+        def reward(indices: list[int], prompts: list[str]) -> list[float]:
+            for index, prompt in zip(indices, prompts, strict=True):
+                asked.setdefault(index, []).append(prompt)
+            return [1.0] * len(prompts)
+
+        settings = WarmUpConfig(rollouts=6, max_prompt_tokens=6)
+        kept, _ = collect_rewrites(lm, d1, reward, settings, seed=seed, log=lambda **event: None)
+        return [asked[index].index(row.rewrite) for index, row in enumerate(kept)]
+
+    found = [places(seed) for seed in range(4)]
+    assert found[0] == places(0)
+    assert len({tuple(one) for one in found}) == 4
+    # Queries draw apart, too.
+    assert all(len(set(one)) > 1 for one in found)
+
+
 def test_above_a_threshold_every_distinct_rewrite_of_a_query_is_kept() -> None:
     kept, statistics = select_above(
         ["p", "q", "r"],

@@ -1,7 +1,7 @@
 """Training: what is minimised falls, the same seeds give the same weights, and failures say what to change."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from metatuner.method import (
     WarmUpConfig,
     objectives,
     train_joint,
+    training,
     warm_up_actor,
     warm_up_generator,
 )
@@ -44,6 +45,10 @@ def joint(made: MetaTuner, d2: list[Rewrite], seed: int = 0, **options: Any) -> 
     return events
 
 
+def quiet(**event: Any) -> None:
+    """A log that nobody reads."""
+
+
 def weights(made: MetaTuner) -> dict[str, torch.Tensor]:
     named = {name: parameter.detach().clone() for name, parameter in trainable(made.generator).items()}
     return named | {name: parameter.detach().clone() for name, parameter in made.parameter_decoder.named_parameters()}
@@ -58,8 +63,24 @@ def test_joint_training_lowers_both_terms() -> None:
     assert [event["step"] for event in events] == list(range(24))
     assert events[-1]["task"] < 0.8 * events[0]["task"]
     assert events[-1]["prompt"] < 0.5 * events[0]["prompt"]
-    assert all(event["loss"] == pytest.approx(event["task"] + event["prompt"]) for event in events)
     assert {"norm_phi_s", "norm_phi_p", "norm_phi_q"} <= events[0].keys()
+
+
+@pytest.mark.parametrize("objective", ["joint", "alternating"])
+def test_alpha_weighs_the_prompt_term_of_every_step(objective: str) -> None:
+    for alpha in (0.25, 3.0):
+        made, other = (tuner(epochs=1, alpha=weight, objective=objective, **FAST) for weight in (alpha, 1.0))
+        events, plain = joint(made, rewrites()), joint(other, rewrites())
+        for event in events:
+            weighted = event.get("task", 0.0) + alpha * event.get("prompt", 0.0)
+            assert event["loss"] == pytest.approx(weighted, rel=1e-6)
+            assert event["loss"] > 0
+        # Only the prompt term reaches phi_p: at the start its gradient is alpha times that of weight 1.
+        first = next(step for step, event in enumerate(events) if "prompt" in event)
+        assert events[0].keys() == plain[0].keys()
+        if first == 0:
+            assert events[0]["norm_phi_p"] == pytest.approx(alpha * plain[0]["norm_phi_p"], rel=1e-4)
+            assert events[0]["norm_phi_q"] == pytest.approx(plain[0]["norm_phi_q"], rel=1e-4)
 
 
 @pytest.mark.parametrize("shared", [1, 0])
@@ -87,6 +108,126 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not() -> None
         runs.append(weights(made))
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
+
+
+def orders(events: "Seen") -> tuple[list[list[str]], list[list[str]]]:
+    """The queries of D1 and of D2 in the order in which each of the passes visits them (6 rows each, batches of 3)."""
+    return tuple(  # type: ignore[return-value]
+        [[row.query for batch in batches[start : start + 2] for row in batch] for start in range(0, len(batches), 2)]
+        for batches in (events.d1, events.d2)
+    )
+
+
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_every_pass_over_d1_and_d2_has_an_order_of_its_own_drawn_from_the_seed(
+    monkeypatch: pytest.MonkeyPatch, refreshed: bool
+) -> None:
+    d2 = rewrites(6)
+    settings = {"epochs": 4, "prompt_temperature": 0.0, "d2_refresh_epochs": 1.0 if refreshed else None}
+    found = []
+    for seed in (0, 0, 1):
+        seen = Seen(monkeypatch)
+        joint(tuner(**settings), d2, seed, refresh=(lambda: list(d2)) if refreshed else None)
+        found.append(orders(seen))
+        monkeypatch.undo()
+    assert found[0] == found[1]
+    for rows, passes, others in ((D1, found[0][0], found[2][0]), (d2, found[0][1], found[2][1])):
+        assert len(passes) == 4
+        assert all(sorted(one) == sorted(row.query for row in rows) for one in passes)
+        # Eight orders out of 720.
+        assert len({tuple(one) for one in passes + others}) == 8
+
+
+def test_a_row_gets_a_prompt_of_another_random_stream_at_every_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    still = {"hyper_learning_rate": 1e-12, "generator_learning_rate": 1e-12}
+
+    def written(seed: int, **settings: Any) -> list[dict[str, str]]:
+        """The prompt of each query in each of three passes, by a generator that stays as it is."""
+        seen = Seen(monkeypatch)
+        joint(tuner(epochs=3, **still, **settings), [], seed)
+        monkeypatch.undo()
+        queries = [row.query for rows in seen.d1 for row in rows]
+        pairs = list(zip(queries, seen.prompts, strict=True))
+        return [dict(pairs[start : start + 6]) for start in range(0, 18, 6)]
+
+    def shared(one: dict[str, str], other: dict[str, str]) -> int:
+        return sum(one[query] == other[query] for query in one)
+
+    sampled = written(0, prompt_temperature=1.0)
+    assert sampled == written(0, prompt_temperature=1.0)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert shared(sampled[one], sampled[other]) <= 1
+    assert shared(sampled[0], written(1, prompt_temperature=1.0)[0]) <= 1
+    # Two passes an interval: the second reads what was written for the first.
+    first, second, third = written(0, prompt_temperature=1.0, refresh_epochs=2.0)
+    assert first == second
+    assert shared(first, third) <= 1
+    greedy = written(0, prompt_temperature=0.0)
+    assert greedy[0] == greedy[1] == written(1, prompt_temperature=0.0)[2]
+
+
+def changes(one: LM, other: LM) -> int:
+    """How many of two models' trained tensors differ."""
+    pairs = zip(trainable(one).values(), trainable(other).values(), strict=True)
+    return sum(not torch.equal(first, second) for first, second in pairs)
+
+
+def test_a_warm_ups_seed_draws_its_lora() -> None:
+    # No epochs: what is drawn is the LoRA's A.
+    none = replace(WARM_UP, actor_epochs=0, generator_epochs=0)
+    for warm in (
+        lambda seed, settings: warm_up_actor(actor(), generator(), D1, settings, seed=seed, log=quiet),
+        lambda seed, settings: warm_up_generator(generator(), rewrites(), settings, seed=seed, log=quiet),
+    ):
+        start = [warm(seed, none) for seed in (0, 0, 1)]
+        assert changes(start[0], start[1]) == 0
+        assert changes(start[0], start[2]) == len(trainable(start[0])) / 2
+        assert changes(warm(0, WARM_UP), warm(0, WARM_UP)) == 0
+
+
+def test_the_passes_of_the_generators_warm_up_have_orders_of_their_own_drawn_from_the_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    d2 = rewrites(6)
+    settings = replace(WARM_UP, generator_epochs=3)
+    found = []
+    for seed in (0, 0, 1):
+        seen = Seen(monkeypatch)
+        warm_up_generator(generator(), d2, settings, seed=seed, log=quiet)
+        found.append(orders(seen)[1])
+        monkeypatch.undo()
+    assert found[0] == found[1]
+    assert all(sorted(one) == sorted(row.query for row in d2) for one in found[0])
+    assert len({tuple(one) for one in found[0] + found[2]}) == 6
+
+
+@pytest.mark.parametrize("source", ["initial", "rollouts"])
+def test_the_passes_of_the_actors_warm_up_have_orders_and_rollouts_of_their_own_drawn_from_the_seed(
+    monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    settings = replace(WARM_UP, actor_prompts=source, actor_epochs=3)
+    read: list[tuple[list[int], list[int]]] = []
+
+    def completion_loss(lm: LM, batch: list[tuple[list[int], list[int]]], **options: Any) -> torch.Tensor:
+        read.extend(batch)
+        return original(lm, batch, **options)
+
+    original = training.completion_loss
+    monkeypatch.setattr(training, "completion_loss", completion_loss)
+
+    def passes(seed: int) -> list[list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+        read.clear()
+        warm_up_actor(actor(), generator(), D1, settings, seed=seed, log=quiet)
+        return [[(tuple(target), tuple(asked)) for asked, target in read[start : start + 6]] for start in (0, 6, 12)]
+
+    found, other = passes(0), passes(1)
+    assert passes(0) == found
+    assert len({tuple(target for target, _ in one) for one in found + other}) == 6
+    asked = [dict(one) for one in found + other]
+    assert all(one.keys() == asked[0].keys() and len(one) == 6 for one in asked)
+    for one, following in combinations(asked, 2):
+        same_input = sum(one[target] == following[target] for target in one)
+        assert same_input == 6 if source == "initial" else same_input <= 1
 
 
 def test_without_d2_only_the_task_loss_is_minimised() -> None:
@@ -177,8 +318,9 @@ def test_no_epochs_leave_the_model_as_it_is() -> None:
 def test_a_target_longer_than_half_the_window_is_cut() -> None:
     long = replace(D1[0], target=" ".join(["w1"] * 500))
     events: list[dict[str, Any]] = []
-    train_joint(tuner(epochs=1), [long], [], seed=0, log=lambda **event: events.append(event))
-    assert len(events) == 1
+    made = tuner(epochs=1)
+    train_joint(made, [long], [], seed=0, log=lambda **event: events.append(event))
+    assert [event["tokens"] for event in events] == [made.actor.window // 2] == [64]
 
 
 def test_every_pass_visits_every_row_once_in_an_order_of_its_own() -> None:
