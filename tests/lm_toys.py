@@ -27,7 +27,6 @@ from transformers import (
 )
 
 from metatuner.lm import LM, ModelSpec
-from metatuner.lm.model import _has_plain_head
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<q>", "<a>"]
 WORDS = [*SPECIAL, "<unk>", "\n", *(f"w{i}" for i in range(57))]
@@ -102,7 +101,7 @@ def tiny_lm(
     model = tiny_model(architecture, **changes)
     model.generation_config.eos_token_id = ENDS
     window = model.config.max_position_embeddings
-    return LM(model, word_tokenizer(chat), window, spec or ModelSpec("tiny"), _has_plain_head(model))
+    return LM(model, word_tokenizer(chat), window, spec or ModelSpec("tiny"), plain_head=architecture != "gemma2")
 
 
 class DoubleCasts(TorchFunctionMode):

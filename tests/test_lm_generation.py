@@ -10,11 +10,17 @@ from lm_toys import BEGIN, END, ENDS, FAMILIES, PAD, SLIDING, WORDS, random_prom
 from torch import Tensor
 
 from metatuner.errors import UserError
-from metatuner.lm import LM, Completion, generate
-from metatuner.lm.generation import MOST_PADDING, ROOM, batch_by_length, padding_share
+from metatuner.lm import LM, Completion, generate, generation
+from metatuner.lm.generation import MOST_PADDING, batch_by_length, padding_share
 
 PROMPTS = random_prompts(24)
-NEW = ROOM + 8  # so that the cache grows
+NEW = 14
+
+
+@pytest.fixture(autouse=True)
+def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache grows several times before the last token."""
+    monkeypatch.setattr(generation, "ROOM", 4)
 
 
 def ids(completions: list[Completion]) -> list[list[int]]:
