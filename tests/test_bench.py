@@ -1,6 +1,7 @@
 """metatuner bench at tiny shapes: arms agree before they are timed, and the report says what was measured."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -212,8 +213,9 @@ def test_a_rate_is_held_to_its_floors() -> None:
         measured.rates["a"] = Rate("a joint step", seconds, 421, "TFLOP/s", 790.0)
         assert str(bar.verdict(measured, cuda)).endswith(expected)
         assert measured.rates["a"].share == pytest.approx(0.5329 / seconds, rel=1e-3)
-    shown = "1400 ms a joint step, 301 TFLOP/s (421 TFLOP); floor 532.9 ms at 790 TFLOP/s: 38% of its rate"
-    assert str(measured.rates["a"]) == shown
+    shown = str(measured.rates["a"])
+    assert shown.startswith("1400 ms a joint step")
+    assert re.findall(r"[\d.]+", shown) == ["1400", "301", "421", "532.9", "790", "38"]
     measured.rates["a"] = Rate("a joint step", 1.3, 421, "TFLOP/s", None)
     assert str(bar.verdict(measured, cuda)).endswith("unmeasured (no floor known for this device)")
     assert str(measured.rates["a"]).endswith("floor unmeasured (no peak TFLOP/s known)")

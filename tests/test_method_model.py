@@ -230,6 +230,20 @@ def test_the_frozen_copy_keeps_its_prompt_decoder_and_follows_the_shared_layers(
     assert all(torch.equal(live[name], copied[name]) for name in live)
 
 
+def test_the_frozen_copy_writes_prompts_as_at_the_last_sync() -> None:
+    made = tuner()
+    before = made.write_prompts(PROMPTS, QUERIES)
+    stream = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in made.parameters["phi_p"]:
+            parameter += 0.3 * torch.randn(parameter.shape, generator=stream)
+    live = made.write_prompts(PROMPTS, QUERIES)
+    assert live != before
+    assert made.write_prompts(PROMPTS, QUERIES, frozen=True) == before
+    made.sync()
+    assert made.write_prompts(PROMPTS, QUERIES, frozen=True) == live
+
+
 def test_save_and_load_give_the_same_answers(tmp_path: Path) -> None:
     first = tuner()
     first.save(tmp_path)
@@ -324,13 +338,20 @@ def test_models_on_two_devices_are_refused() -> None:
         MetaTuner(generator(), elsewhere, MetaTunerConfig())
 
 
-@pytest.mark.parametrize("name", method.__all__)
-def test_every_public_name_is_there(name: str) -> None:
-    assert getattr(method, name).__name__ == name
+def test_every_public_name_is_there() -> None:
+    assert [getattr(method, name).__name__ for name in method.__all__] == method.__all__
 
 
 def test_depth_is_an_integer_or_a_share_of_the_layers() -> None:
-    assert [MetaTunerConfig(shared_layers=share).depth(8) for share in (0, 1, 8, 0.25, 0.75, 1.0)] == [0, 1, 8, 2, 6, 8]
+    assert [MetaTunerConfig(shared_layers=share).depth(8) for share in (0, 1, 8, 0.25, 0.45, 0.75, 1.0)] == [
+        0,
+        1,
+        8,
+        2,
+        4,
+        6,
+        8,
+    ]
     depths = [
         MetaTunerConfig(shared_layers=k, encoder_layers=e).encoder_depth(8) for k in (0, 6) for e in (None, 2, 1.0)
     ]
