@@ -83,6 +83,20 @@ def test_batches_by_length_hold_little_padding_and_many_rows(kind: str, count: i
     assert padding_share(prompts, arrived) > 0.5
 
 
+def test_batches_are_as_large_as_their_bounds_allow() -> None:
+    def sizes(lengths: list[int], **bounds: int) -> list[int]:
+        return [len(batch) for batch in batch_by_length([[8] * length for length in lengths], 6, **bounds)]
+
+    assert sizes([10] * 10, batch_tokens=64) == [4, 4, 2]
+    assert sizes([10] * 10, batch_tokens=63) == [3, 3, 3, 1]
+    assert sizes([10] * 10, max_rows=4) == [4, 4, 2]
+    # A quarter of the positions may be padding, no more: 12 of 16, then 31 of 44.
+    assert sizes([8, 4]) == [2]
+    assert sizes([8, 3]) == [1, 1]
+    # The longest first.
+    assert batch_by_length([[8] * 9, [8] * 12, [8] * 10], 6, max_rows=1) == [[1], [2], [0]]
+
+
 def test_the_padding_of_a_plan_is_what_the_model_reads() -> None:
     lm = tiny_lm()
     prompts = random_prompts(40, shortest=3, longest=80)

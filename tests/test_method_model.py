@@ -10,7 +10,7 @@ from method_toys import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewr
 from metatuner import method
 from metatuner.errors import UserError
 from metatuner.lm import PerQueryLoRA, generate, render, render_rewrite
-from metatuner.method import MetaTuner, MetaTunerConfig, ParameterDecoder, train_joint
+from metatuner.method import MetaTuner, MetaTunerConfig, ParameterDecoder, WarmUpConfig, train_joint
 from metatuner.method.objectives import joint_loss, prompt_loss, task_loss
 from metatuner.method.tuned import frozen_view, merged, to_train, trainable
 
@@ -305,9 +305,6 @@ def test_a_view_shares_memory_but_for_what_it_owns() -> None:
         ({"actor": "lora"}, r"actor lora .* carries none; give the actor that warm_up_actor returns, unmerged"),
         ({"target_modules": ("q_prj",)}, r"no target module 'q_prj'.*did you mean q_proj.*Known: "),
         ({"rank": 33}, r"rank 33 is not in 1\.\."),
-        ({"rank": 0}, r"rank must be at least 1"),
-        ({"scale": 0.0}, r"scale must be above 0"),
-        ({"warm_up_share": 1.0}, r"warm_up_share must be in \[0, 1\)"),
         ({"target_modules": ()}, r"target_modules is empty"),
         ({"parameter_branch": "none", "prompt_branch": False}, r"nothing to train .*; keep prompt_branch or param"),
         (
@@ -320,6 +317,38 @@ def test_a_view_shares_memory_but_for_what_it_owns() -> None:
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tuner(**settings)
+
+
+@pytest.mark.parametrize("kind", [MetaTunerConfig, WarmUpConfig])
+def test_a_setting_out_of_its_range_is_refused_by_its_name(kind: type[Any]) -> None:
+    at_least_1 = "batch_size accumulation".split()
+    at_least_0 = ["checkpoint_steps"]
+    positive = ["gradient_clip"]
+    if kind is MetaTunerConfig:
+        at_least_1 += "rank bottleneck alternation_steps evaluate_epochs".split()
+        at_least_0 += "epochs alpha prompt_temperature shared_layers".split()
+        positive += "scale hyper_learning_rate generator_learning_rate actor_learning_rate sync_epochs".split()
+        positive += "refresh_epochs gumbel_temperature gumbel_final_temperature d2_refresh_epochs".split()
+    else:
+        at_least_1 += "actor_rank generator_rank rollouts max_prompt_tokens".split()
+        at_least_0 += "actor_epochs generator_epochs".split()
+        positive += "actor_learning_rate generator_learning_rate rollout_temperature".split()
+    for name in at_least_1:
+        kind(**{name: 1})
+    for name in at_least_0:
+        kind(**{name: 0})
+    for name, value in (
+        *((name, 0) for name in at_least_1),
+        *((name, -1) for name in at_least_0),
+        *((name, value) for name in positive for value in (0.0, -1.0, float("nan"))),
+        *(("warm_up_share", value) for value in (-0.1, 1.0)),
+    ):
+        with pytest.raises(UserError, match=f"{name} must be"):
+            kind(**{name: value})
+    kind(warm_up_share=0.0)
+    kind(accumulation=4, batch_size=4)
+    with pytest.raises(UserError, match=r"accumulation 5 .*at most 4"):
+        kind(accumulation=5, batch_size=4)
 
 
 @pytest.mark.parametrize("settings", [{"objective": "gumbel"}, {"actor": "lora", "warmed": True}], ids=str)

@@ -1,7 +1,9 @@
 """Optimiser steps: parts of a batch add up to it, and saving memory changes no gradient."""
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -105,6 +107,52 @@ def test_gradients_are_clipped_by_their_common_norm_before_adam_sees_them(clip: 
     # The log has norms before clipping.
     norms = [norm for event in events for norm in (event["norm_a"], event["norm_b"])]
     assert norms == pytest.approx([abs(grad) for pair in grads for grad in pair])
+
+
+class Shared:
+    """Accelerate's face of one of several processes, which here are threads."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, process_index: int, num_processes: int, barrier: threading.Barrier, parts: dict[int, Tensor]):
+        self.process_index, self.num_processes, self.barrier, self.parts = process_index, num_processes, barrier, parts
+        self.is_main_process = process_index == 0
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        self.parts[self.process_index] = tensor
+        self.barrier.wait(timeout=120)
+        total = sum(self.parts.values())
+        self.barrier.wait(timeout=120)
+        return total
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_take_the_steps_of_one(processes: int) -> None:
+    # Of b there are fewer rows than processes, and in the last step none.
+    steps = [
+        {"a": ([(1.0, 1), (2.0, 3), (6.0, 10), (0.5, 2)], 1.0), "b": ([(4.0, 2)], 0.5)},
+        {"a": ([(-3.0, 5), (1.0, 1), (1.5, 1)], 1.0), "b": ([(1.0, 1), (7.0, 3)], 0.5)},
+        {"a": ([(2.0, 2)], 1.0), "b": ([], 0.5)},
+    ]
+    config = TrainingConfig(batch_size=4, accumulation=2)
+    alone = Regression(config, steps)
+    expected = events_of(alone)
+    barrier, parts = threading.Barrier(processes), dict[int, Tensor]()
+    phases = [Regression(config, steps) for _ in range(processes)]
+    logs: list[list[Event]] = [[] for _ in phases]
+
+    def run(rank: int) -> None:
+        one: Any = Shared(rank, processes, barrier, parts)
+        optimise(phases[rank], lambda **event: logs[rank].append(event), accelerator=one)
+
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(run, range(processes)))
+    for phase, log in zip(phases, logs, strict=True):
+        for name, weight in phase.weights.items():
+            assert weight.item() == pytest.approx(alone.weights[name].item(), rel=1e-12)
+        for one, other in zip(log, expected, strict=True):
+            assert one.pop("event") == other["event"]
+            assert one == pytest.approx({key: value for key, value in other.items() if key != "event"}, rel=1e-9)
 
 
 @pytest.mark.parametrize("settings", [{"accumulation": 2}, {"accumulation": 4}, {"activation_checkpointing": True}])

@@ -179,6 +179,7 @@ def test_best_and_threshold_choose_from_the_same_rollouts() -> None:
         kept[way], _ = collect_rewrites(lm, d1, reward, settings, seed=3, log=lambda **event: None)
     assert len(kept["threshold"]) > len(kept["best"]) > 0
     assert set(kept["best"]) <= set(kept["threshold"])
+    assert {row.query for row in kept["best"]} == {row.query for row in kept["threshold"]}
     assert all(len(row.rewrite) % 5 / 4 > 0.3 for row in kept["threshold"])
 
 

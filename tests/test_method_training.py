@@ -412,6 +412,13 @@ def test_alternating_without_d2_is_the_task_loss_alone() -> None:
     assert same(weights(one), weights(other))
 
 
+def test_terms_alternate_too_where_d2_comes_only_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    made = tuner(epochs=2, objective="alternating", d2_refresh_epochs=1.0)
+    joint(made, [], refresh=lambda: rewrites())
+    assert seen.terms == ["task", "task", "task", "prompt", "task", "prompt"]
+
+
 def test_a_prompt_term_of_weight_zero_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Seen(monkeypatch)
     events = joint(tuner(epochs=2, alpha=0.0, objective="alternating"), rewrites())
