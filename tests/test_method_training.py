@@ -122,10 +122,11 @@ def test_every_pass_over_d1_and_d2_has_an_order_of_its_own_drawn_from_the_seed(
     monkeypatch: pytest.MonkeyPatch, refreshed: bool
 ) -> None:
     d2 = rewrites(6)
-    settings = {"epochs": 4, "prompt_temperature": 0.0, "d2_refresh_epochs": 1.0 if refreshed else None}
+    settings = {"epochs": 4, "d2_refresh_epochs": 1.0 if refreshed else None}
     found = []
     for seed in (0, 0, 1):
-        seen = Seen(monkeypatch)
+        seen = Seen(monkeypatch, real=False)
+        monkeypatch.setattr(MetaTuner, "write_prompts", lambda self, prompts, queries, **options: list(prompts))
         joint(tuner(**settings), d2, seed, refresh=(lambda: list(d2)) if refreshed else None)
         found.append(orders(seen))
         monkeypatch.undo()
@@ -142,7 +143,7 @@ def test_a_row_gets_a_prompt_of_another_random_stream_at_every_interval(monkeypa
 
     def written(seed: int, **settings: Any) -> list[dict[str, str]]:
         """The prompt of each query in each of three passes, by a generator that stays as it is."""
-        seen = Seen(monkeypatch)
+        seen = Seen(monkeypatch, real=False)
         joint(tuner(epochs=3, **still, **settings), [], seed)
         monkeypatch.undo()
         queries = [row.query for rows in seen.d1 for row in rows]
@@ -191,7 +192,7 @@ def test_the_passes_of_the_generators_warm_up_have_orders_of_their_own_drawn_fro
     settings = replace(WARM_UP, generator_epochs=3)
     found = []
     for seed in (0, 0, 1):
-        seen = Seen(monkeypatch)
+        seen = Seen(monkeypatch, real=False)
         warm_up_generator(generator(), d2, settings, seed=seed, log=quiet)
         found.append(orders(seen)[1])
         monkeypatch.undo()
@@ -211,9 +212,8 @@ def test_the_passes_of_the_actors_warm_up_have_orders_and_rollouts_of_their_own_
 
     def completion_loss(lm: LM, batch: list[tuple[list[int], list[int]]], **options: Any) -> torch.Tensor:
         read.extend(batch)
-        return original(lm, batch, **options)
+        return next(iter(trainable(lm).values())).square().mean()
 
-    original = training.completion_loss
     monkeypatch.setattr(training, "completion_loss", completion_loss)
 
     def passes(seed: int) -> list[list[tuple[tuple[int, ...], tuple[int, ...]]]]:
@@ -338,9 +338,9 @@ def test_a_longer_list_of_seeds_begins_with_the_shorter_one() -> None:
 
 
 class Seen:
-    """The rows that each loss term is asked for, in order; the losses are the real ones."""
+    """The rows that each loss term is asked for, in order; the losses are the real ones, unless they do not matter."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, real: bool = True) -> None:
         self.terms: list[str] = []
         self.d1: list[list[Example]] = []
         self.d2: list[list[Rewrite]] = []
@@ -351,12 +351,12 @@ class Seen:
             self.terms.append("task")
             self.d1.append(rows)
             self.prompts += prompts
-            return task(made, rows, prompts)
+            return task(made, rows, prompts) if real else made.parameters["phi_s"][0].square().mean()
 
         def prompt_loss(lm: LM, rows: list[Rewrite], max_prompt_tokens: int) -> torch.Tensor:
             self.terms.append("prompt")
             self.d2.append(rows)
-            return prompt(lm, rows, max_prompt_tokens)
+            return prompt(lm, rows, max_prompt_tokens) if real else next(iter(trainable(lm).values())).square().mean()
 
         monkeypatch.setattr(objectives, "task_loss", task_loss)
         monkeypatch.setattr(objectives, "prompt_loss", prompt_loss)
