@@ -52,7 +52,7 @@ class Unasked(UserError):
     """A policy that answers without the ground's actor, so that writing and answering cannot be told apart."""
 
 
-class _Written(BaseException):
+class Written(BaseException):
     """Ends a policy's `respond` where it asks the actor."""
 
 
@@ -61,14 +61,14 @@ class TimedGround(Ground):
 
     answering: float = 0.0
     writing_only: bool = False
-    """Raise `_Written` in place of an answer, the first batch's adaptation entered."""
+    """Raise `Written` in place of an answer, the first batch's adaptation entered."""
 
     def answer(
         self, queries: Sequence[Query], prompts: str | Sequence[str], *, adapt: "Adapt | None" = None, **options: Any
     ) -> list[Response]:
         if self.writing_only:
             with nullcontext() if adapt is None else adapt(list(range(len(queries)))):
-                raise _Written
+                raise Written
         entering = 0.0
 
         def timed(batch: list[int]) -> AbstractContextManager[Any]:
@@ -142,7 +142,7 @@ def _line(shop: "Workshop", cell: Cell, queries: Sequence[Query]) -> dict[str, A
     ground.writing_only = True
 
     def write_all() -> None:
-        with suppress(_Written):
+        with suppress(Written):
             policy.respond(queries)
 
     devices = {lm.device for lm in (ground.actor, ground.generator) if lm is not None}

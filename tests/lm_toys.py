@@ -6,7 +6,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import (
@@ -27,7 +27,6 @@ from transformers import (
 )
 
 from metatuner.lm import LM, ModelSpec
-from metatuner.lm.model import _has_plain_head
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<q>", "<a>"]
 WORDS = [*SPECIAL, "<unk>", "\n", *(f"w{i}" for i in range(57))]
@@ -77,13 +76,15 @@ def tiny_model(architecture: str = "llama", *, seed: int = 0, **changes: object)
     return built
 
 
-def word_tokenizer(chat: str | None = CHAT) -> PreTrainedTokenizerFast:
-    """One token a word or line end; words are joined by spaces."""
+def word_tokenizer(chat: str | None = CHAT, *, begins: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word or line end; words are joined by spaces. `begins`: <s> comes before a plain text."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
     )
     words.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    if begins:
+        words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BEGIN)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
         pad_token="<pad>",
@@ -96,13 +97,19 @@ def word_tokenizer(chat: str | None = CHAT) -> PreTrainedTokenizerFast:
 
 
 def tiny_lm(
-    architecture: str = "llama", *, chat: str | None = CHAT, spec: ModelSpec | None = None, **changes: object
+    architecture: str = "llama",
+    *,
+    chat: str | None = CHAT,
+    begins: bool = False,
+    spec: ModelSpec | None = None,
+    **changes: object,
 ) -> LM:
     """A tiny model with the word tokenizer, not saved anywhere. A few words end a completion, so that some do."""
     model = tiny_model(architecture, **changes)
     model.generation_config.eos_token_id = ENDS
     window = model.config.max_position_embeddings
-    return LM(model, word_tokenizer(chat), window, spec or ModelSpec("tiny"), _has_plain_head(model))
+    tokenizer = word_tokenizer(chat, begins=begins)
+    return LM(model, tokenizer, window, spec or ModelSpec("tiny"), plain_head=architecture != "gemma2")
 
 
 class DoubleCasts(TorchFunctionMode):

@@ -1,6 +1,7 @@
 """metatuner bench at tiny shapes: arms agree before they are timed, and the report says what was measured."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -212,8 +213,9 @@ def test_a_rate_is_held_to_its_floors() -> None:
         measured.rates["a"] = Rate("a joint step", seconds, 421, "TFLOP/s", 790.0)
         assert str(bar.verdict(measured, cuda)).endswith(expected)
         assert measured.rates["a"].share == pytest.approx(0.5329 / seconds, rel=1e-3)
-    shown = "1400 ms a joint step, 301 TFLOP/s (421 TFLOP); floor 532.9 ms at 790 TFLOP/s: 38% of its rate"
-    assert str(measured.rates["a"]) == shown
+    shown = str(measured.rates["a"])
+    assert shown.startswith("1400 ms a joint step")
+    assert re.findall(r"[\d.]+", shown) == ["1400", "301", "421", "532.9", "790", "38"]
     measured.rates["a"] = Rate("a joint step", 1.3, 421, "TFLOP/s", None)
     assert str(bar.verdict(measured, cuda)).endswith("unmeasured (no floor known for this device)")
     assert str(measured.rates["a"]).endswith("floor unmeasured (no peak TFLOP/s known)")
@@ -312,6 +314,12 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "Bench", lambda *args: Bench(*args, least_seconds=0))
 
 
+@pytest.fixture
+def brief(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rounds in place of as many as a median needs."""
+    monkeypatch.setattr(report, "Bench", lambda device, dtype, repeats: Bench(device, dtype, 2, least_seconds=0))
+
+
 @pytest.mark.usefixtures("short")
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "times.json"
@@ -333,27 +341,27 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
         assert line.endswith((": met", ": missed") if bar.shape == "nano" else ": unmeasured (not asked for)")
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("brief")
 def test_bars_are_for_a_shapes_own_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     bench.run(device="cpu", shape="nano", only="generation", batch=2)
     assert "loop / per_query >= 10.00x: unmeasured (not at the shape's own sizes)" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("brief")
 def test_a_run_that_is_cut_off_leaves_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(*args: object) -> Measurement:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(MEASUREMENTS, "joint", cut)
+    monkeypatch.setitem(MEASUREMENTS, "generation", cut)
     file = tmp_path / "times.json"
     with pytest.raises(KeyboardInterrupt):
         bench.run(device="cpu", shape="nano", json_file=file)
     stored = json.loads(file.read_text(encoding="utf-8"))
-    assert [measured["name"] for measured in stored["measurements"]] == ["training", "generation"]
+    assert [measured["name"] for measured in stored["measurements"]] == ["training"]
     assert [path.name for path in tmp_path.iterdir()] == ["times.json"]
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("brief")
 def test_models_that_do_not_fit_leave_the_other_measurements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,16 +19,21 @@ from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.ground import Ground, Lab, to_query
 from metatuner.harness.method import make_settings
-from metatuner.harness.policy import Policy, load_policy
+from metatuner.harness.policy import Policy, Response, load_policy
 from metatuner.harness.registry import Registry
 from metatuner.harness.rows import Row
-from metatuner.lm import render
+from metatuner.lm import LM, render
+from metatuner.method import prompt_decoder
 from metatuner.method.config import MetaTunerConfig, WarmUpConfig
 from metatuner.method.saving import fingerprint
-from metatuner.method.tuned import frozen_view
+from metatuner.method.tuned import digest, frozen_view
 from metatuner.swaps import answers_under_swaps
 
-BENCHMARK = get_benchmark("gsm8k").with_overrides(initial_prompt=INITIAL, max_new_tokens=6)
+OTHER = "w3 w4 w5"
+BENCHMARKS = {
+    "gsm8k": get_benchmark("gsm8k").with_overrides(initial_prompt=INITIAL, max_new_tokens=6),
+    "hotpotqa": get_benchmark("hotpotqa").with_overrides(initial_prompt=OTHER, max_new_tokens=5),
+}
 WARM_UP = WarmUpConfig(
     actor_rank=2,
     actor_learning_rate=1e-2,
@@ -44,11 +49,13 @@ JOINT = MetaTunerConfig(
 
 
 def rows(count: int, seed: int) -> list[Row]:
+    """Rows of both benchmarks in turn."""
     draw = random.Random(seed)
     made = []
     for number in range(count):
         query, target = words(draw, 4, 12), words(draw, 2, 5)
-        made.append(Row(f"{seed}-{number}", "gsm8k", query, ("0.5",), target, "all", query))
+        benchmark = sorted(BENCHMARKS)[number % 2]
+        made.append(Row(f"{seed}-{number}", benchmark, query, ("0.5",), target, "all", f"group {number}"))
     return made
 
 
@@ -67,9 +74,9 @@ def lab(kind: type[Lab] = PraisingLab, **parts: Any) -> Lab:
     given = {
         "actor": actor(),
         "generator": generator(),
-        "benchmarks": {"gsm8k": BENCHMARK},
+        "benchmarks": BENCHMARKS,
         "train": TRAIN,
-        "trained_on": ("gsm8k",),
+        "trained_on": ("gsm8k", "hotpotqa"),
         "generator_name": "toy",
     }
     return kind(**(given | parts))
@@ -116,7 +123,7 @@ def test_static_lora_is_metatuner_with_one_lora_for_all_queries(fitted: Any, sta
     joint.fit(lab(prerequisites={"metatuner_warmup": fitted("metatuner_warmup")[1]})).save(tmp_path)
     assert digests(tmp_path) == digests(folder)
     assert digests(fitted("metatuner_j")[1]) != digests(folder)
-    ground = Ground(actor(), generator(), {"gsm8k": BENCHMARK})
+    ground = Ground(actor(), generator(), BENCHMARKS)
     assert load_policy(folder, ground).respond(TEST) == policy.respond(TEST)
     swapped = answers_under_swaps(policy, TEST)
     assert swapped["own", "own"] == swapped["own", "another query's"] == swapped["own", "mean of all"]
@@ -131,7 +138,7 @@ def test_static_lora_cannot_be_set_to_another_branch() -> None:
 @pytest.mark.parametrize("name", ["metatuner_warmup", "metatuner_j", "metatuner_i"])
 def test_a_saved_policy_answers_as_the_fitted_one(fitted: Any, name: str) -> None:
     policy, folder = fitted(name)
-    ground = Ground(actor(), generator(), {"gsm8k": BENCHMARK})
+    ground = Ground(actor(), generator(), BENCHMARKS)
     responses = policy.respond(TEST)
     assert load_policy(folder, ground).respond(TEST) == responses
     assert len({response.prompt for response in responses}) > 1
@@ -183,6 +190,96 @@ def test_the_same_seed_writes_the_same_bytes_and_another_one_does_not(fitted: An
             assert (digests(folder) == digests(fitted(name)[1])) is (seed == 0)
 
 
+class Restreamed(PraisingLab):
+    """The same lab, but for one of its random streams."""
+
+    other = ""
+
+    def stream(self, name: str) -> int:
+        return super().stream(name) + (name == self.other)
+
+
+def restreamed(name: str, **parts: Any) -> Lab:
+    changed = lab(Restreamed, **parts)
+    changed.other = name
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("actor_warm_up", {"actor.safetensors"}),
+        ("rollouts", {"d2.jsonl", "generator.safetensors"}),
+        ("generator_warm_up", {"generator.safetensors"}),
+    ],
+)
+def test_each_step_of_the_warm_up_draws_from_a_stream_of_its_own(
+    fitted: Any, tmp_path: Path, name: str, changes: set[str]
+) -> None:
+    MetaTunerWarmUp(WARM_UP).fit(restreamed(name)).save(tmp_path)
+    before, after = digests(fitted("metatuner_warmup")[1]), digests(tmp_path)
+    differing = {file for file in before if before[file] != after[file]}
+    assert differing >= changes
+    # What was made before the changed step stays: first the actor, then D2, then the generator.
+    made = ["actor.safetensors", "d2.jsonl", "generator.safetensors"]
+    earlier = made[: min(made.index(file) for file in changes)]
+    assert not differing & set(earlier)
+
+
+def test_each_part_of_joint_training_draws_from_a_stream_of_its_own(fitted: Any, tmp_path: Path) -> None:
+    _, warm = fitted("metatuner_warmup")
+
+    def made(name: str, number: int = 0, **settings: Any) -> dict[str, str]:
+        folder = tmp_path / f"{name}{number}"
+        ground = restreamed(name, prerequisites={"metatuner_warmup": warm})
+        MetaTunerJ(replace(JOINT, **settings)).fit(ground).save(folder)
+        return digests(folder)
+
+    start = made("", epochs=0)
+    assert made("joint", epochs=0) == start
+    drawn = made("parameter_decoder", epochs=0)
+    assert {file for file in start if start[file] != drawn[file]} == {"parameter_decoder.safetensors"}
+    trained, refreshed = made("", 1, epochs=1), made("", 2, d2_refresh_epochs=1.0)
+    assert made("joint", 1, epochs=1) != trained
+    assert made("rollouts anew", 1, epochs=1) == trained
+    assert made("rollouts anew", 2, d2_refresh_epochs=1.0) != refreshed
+    assert made("rollouts", 2, d2_refresh_epochs=1.0) == refreshed
+
+
+def test_d2_is_collected_anew_under_the_warmed_actors_reward(fitted: Any) -> None:
+    warm, folder = fitted("metatuner_warmup")
+    asked: list[str] = []
+
+    class Watching(PraisingLab):
+        def answer(self, *args: Any, **options: Any) -> list[Response]:
+            asked.append(digest(options["actor"].model.named_parameters()))
+            return super().answer(*args, **options)
+
+    ground = lab(Watching, prerequisites={"metatuner_warmup": folder})
+    MetaTunerJ(replace(JOINT, d2_refresh_epochs=1.0)).fit(ground)
+    assert asked == [digest(warm.actor.model.named_parameters())]
+    assert asked != [digest(ground.actor.model.named_parameters())]
+
+
+def test_each_row_is_trained_on_under_the_initial_prompt_of_its_benchmark(
+    fitted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, str]] = []
+
+    def render_rewrite(lm: LM, prompt: str, query: str, **options: Any) -> Any:
+        read.append((query, prompt))
+        return original(lm, prompt, query, **options)
+
+    original = prompt_decoder.render_rewrite
+    monkeypatch.setattr(prompt_decoder, "render_rewrite", render_rewrite)
+    _, warm = fitted("metatuner_warmup")
+    MetaTunerJ(replace(JOINT, epochs=1)).fit(lab(prerequisites={"metatuner_warmup": warm})).respond(TEST)
+    expected = {row.query: BENCHMARKS[row.benchmark].initial_prompt for row in TRAIN}
+    expected |= {query.text: BENCHMARKS[query.benchmark].initial_prompt for query in TEST}
+    assert dict(read) == expected
+    assert set(read) == set(expected.items())
+
+
 def test_fitting_and_answering_leave_the_grounds_models_as_they_were(fitted: Any) -> None:
     _, folder = fitted("metatuner_warmup")
     ground = lab(prerequisites={"metatuner_warmup": folder})
@@ -229,25 +326,25 @@ def test_the_budget_sees_the_training_of_private_copies(tmp_path: Path) -> None:
 
 def test_the_grounds_bound_on_batches_holds_wherever_text_is_generated(tmp_path: Path) -> None:
     def bounded(**parts: Any) -> tuple[Lab, list[int]]:
-        ground, rows = lab(batch_tokens=16, **parts), list[int]()
+        ground, rows = lab(batch_tokens=16, train=TRAIN[:4], **parts), list[int]()
         for model in (ground.actor, ground.need_generator()):
             model.traffic.listeners.append(lambda prompt, generated, sequences: rows.append(sequences))
         return ground, rows
 
     warm_up, rows = bounded()
-    warm = MetaTunerWarmUp(replace(WARM_UP, actor_prompts="rollouts")).fit(warm_up)
+    warm = MetaTunerWarmUp(replace(WARM_UP, actor_prompts="rollouts", rollouts=2)).fit(warm_up)
     warm.save(tmp_path)
-    warm.respond(TEST)
+    warm.respond(TEST[:2])
     assert set(rows) == {1}
-    for settings in ({}, {"shared_layers": 0}, {"prompt_branch": False}, {"actor": "lora", "d2_refresh_epochs": 1.0}):
+    for settings in ({"shared_layers": 0}, {"prompt_branch": False}, {"actor": "lora", "d2_refresh_epochs": 0.5}):
         joint, rows = bounded(prerequisites={"metatuner_warmup": tmp_path})
-        MetaTunerJ(replace(JOINT, **settings)).fit(joint).respond(TEST)
+        MetaTunerJ(replace(JOINT, epochs=1, batch_size=2, **settings)).fit(joint).respond(TEST[:2])
         assert set(rows) == {1}
 
 
 def test_a_fits_exported_adapter_is_for_the_original_actor(fitted: Any, tmp_path: Path) -> None:
     joint, folder = fitted("metatuner_j")
-    loaded = load_policy(folder, Ground(actor(), generator(), {"gsm8k": BENCHMARK}))
+    loaded = load_policy(folder, Ground(actor(), generator(), BENCHMARKS))
     query = TEST[0].text
     for number, policy in enumerate((joint, loaded)):
         prompt = policy.tuner.export_adapter(query, tmp_path / str(number), prompt=INITIAL)
@@ -296,7 +393,7 @@ def test_a_policy_is_read_with_the_warm_up_it_was_saved_with_not_with_the_defaul
     MetaTunerWarmUp(other).fit(lab()).save(tmp_path / "warm")
     joint = MetaTunerJ(JOINT).fit(lab(prerequisites={"metatuner_warmup": tmp_path / "warm"}))
     joint.save(tmp_path / "joint")
-    ground = Ground(actor(), generator(), {"gsm8k": BENCHMARK})
+    ground = Ground(actor(), generator(), BENCHMARKS)
     responses = load_policy(tmp_path / "joint", ground).respond(TEST)
     assert responses == joint.respond(TEST)
     assert all(len(response.prompt.split()) <= 3 for response in responses)
@@ -332,11 +429,13 @@ def test_swapped_prompts_and_loras_are_those_they_are_called(fitted: Any) -> Non
     written = [response.prompt for response in own]
     assert sorted(response.prompt for response in found["another query's", "own"]) == sorted(written)
     assert [response.prompt for response in found["another query's", "own"]] != written
-    assert {response.prompt for response in found["p~", "own"]} == {INITIAL}
+    initial = [BENCHMARKS[query.benchmark].initial_prompt for query in TEST]
+    assert [response.prompt for response in found["p~", "own"]] == initial
+    assert set(initial) == {INITIAL, OTHER}
     plain = policy.ground.answer(TEST, written, actor=policy.tuner.actor)
     assert found["own", "none"] == plain
     # One at a time, each under the one LoRA that is the mean of all.
-    mean = policy.tuner.factors([INITIAL] * len(TEST), [query.text for query in TEST]).mean(0, keepdim=True)
+    mean = policy.tuner.factors(initial, [query.text for query in TEST]).mean(0, keepdim=True)
     for query, prompt, response in zip(TEST, written, found["own", "mean of all"], strict=True):
         with policy.tuner.lora.applied(mean):
             (alone,) = policy.ground.answer([query], [prompt], actor=policy.tuner.actor)

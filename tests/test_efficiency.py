@@ -9,7 +9,7 @@ import pytest
 import torch
 from baseline_toys import NEW_TOKENS, sums, tiny_lm
 
-from metatuner.efficiency import TimedGround, _Written
+from metatuner.efficiency import TimedGround, Written
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.ground import Ground, to_query
 from metatuner.usage import peak_allocated
@@ -33,7 +33,7 @@ def test_making_a_batchs_adaptation_is_no_part_of_answering(tmp_path: Path) -> N
     plain = Ground(tiny_lm(), None, benchmarks).answer(QUERIES, "count")
     assert found == plain
     ground.writing_only = True
-    with pytest.raises(_Written):
+    with pytest.raises(Written):
         ground.answer(QUERIES, "count")
     entered = []
 
@@ -42,7 +42,7 @@ def test_making_a_batchs_adaptation_is_no_part_of_answering(tmp_path: Path) -> N
         entered.append(batch)
         yield
 
-    with pytest.raises(_Written):
+    with pytest.raises(Written):
         ground.answer(QUERIES, "count", adapt=noted)
     assert entered == [[0, 1, 2, 3]]
     ground.writing_only = False

@@ -10,11 +10,17 @@ from lm_toys import BEGIN, END, ENDS, FAMILIES, PAD, SLIDING, WORDS, random_prom
 from torch import Tensor
 
 from metatuner.errors import UserError
-from metatuner.lm import LM, Completion, generate
-from metatuner.lm.generation import MOST_PADDING, ROOM, batch_by_length, padding_share
+from metatuner.lm import LM, Completion, generate, generation
+from metatuner.lm.generation import MOST_PADDING, batch_by_length, padding_share
 
 PROMPTS = random_prompts(24)
-NEW = ROOM + 8  # so that the cache grows
+NEW = 14
+
+
+@pytest.fixture(autouse=True)
+def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache grows several times before the last token."""
+    monkeypatch.setattr(generation, "ROOM", 4)
 
 
 def ids(completions: list[Completion]) -> list[list[int]]:
@@ -75,6 +81,20 @@ def test_batches_by_length_hold_little_padding_and_many_rows(kind: str, count: i
     # A batch of arbitrary rows would be padding for the most part.
     arrived = [list(range(start, min(start + 64, count))) for start in range(0, count, 64)]
     assert padding_share(prompts, arrived) > 0.5
+
+
+def test_batches_are_as_large_as_their_bounds_allow() -> None:
+    def sizes(lengths: list[int], **bounds: int) -> list[int]:
+        return [len(batch) for batch in batch_by_length([[8] * length for length in lengths], 6, **bounds)]
+
+    assert sizes([10] * 10, batch_tokens=64) == [4, 4, 2]
+    assert sizes([10] * 10, batch_tokens=63) == [3, 3, 3, 1]
+    assert sizes([10] * 10, max_rows=4) == [4, 4, 2]
+    # A quarter of the positions may be padding, no more: 12 of 16, then 31 of 44.
+    assert sizes([8, 4]) == [2]
+    assert sizes([8, 3]) == [1, 1]
+    # The longest first.
+    assert batch_by_length([[8] * 9, [8] * 12, [8] * 10], 6, max_rows=1) == [[1], [2], [0]]
 
 
 def test_the_padding_of_a_plan_is_what_the_model_reads() -> None:
@@ -208,6 +228,36 @@ def test_a_stop_string_ends_a_completion_and_is_cut_off() -> None:
             assert len(completion.ids) < len(before.ids) or before.text.endswith(stop)
         else:
             assert completion == before
+
+
+def test_of_several_stop_strings_the_one_that_begins_first_cuts() -> None:
+    lm = tiny_lm()
+    plain = generate(lm, PROMPTS, max_new_tokens=NEW)
+    at, words = next(
+        (row, completion.text.split(" "))
+        for row, completion in enumerate(plain)
+        if len(set(completion.ids[:5])) == 5 and len(completion.ids) > 6
+    )
+    # All are complete with the same word, or one is known to be only when the other is.
+    for stops in ([words[4], " ".join(words[2:5]), " ".join(words[3:5])], [words[4], " ".join(words[:5])]):
+        earliest = min(completion_start(plain[at].text, stop) for stop in stops)
+        for ordered in (stops, stops[::-1]):
+            stopped = generate(lm, PROMPTS[at : at + 1], max_new_tokens=NEW, stops=ordered)[0]
+            assert stopped.text == plain[at].text[:earliest]
+            assert stopped.ids == plain[at].ids[:5]
+            assert not stopped.truncated
+
+
+def completion_start(text: str, stop: str) -> int:
+    """Where a stop string begins; it must be there."""
+    return text.index(stop)
+
+
+def test_a_stop_string_at_the_very_beginning_leaves_no_text() -> None:
+    lm = tiny_lm()
+    plain = generate(lm, PROMPTS[:1], max_new_tokens=4)[0]
+    (stopped,) = generate(lm, PROMPTS[:1], max_new_tokens=4, stops=[plain.text.split(" ")[0]])
+    assert (stopped.text, stopped.ids, stopped.truncated) == ("", plain.ids[:1], False)
 
 
 def test_lengths_are_counted_and_the_order_is_that_of_the_prompts() -> None:

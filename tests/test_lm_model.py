@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lm_toys import END, ENDS, WORDS, save_tiny, tiny_lm, tiny_model, word_tokenizer
+from lm_toys import BEGIN, END, ENDS, PAD, WORDS, save_tiny, tiny_lm, tiny_model, word_tokenizer
 
 from metatuner.errors import UserError
 from metatuner.lm import ModelSpec, load_lm
@@ -33,6 +33,7 @@ def test_dtype_and_window_are_as_asked(folder: Path) -> None:
     lm = load_lm(ModelSpec(str(folder), dtype="bfloat16", window=64))
     assert lm.head.weight.dtype == torch.bfloat16
     assert lm.window == 64
+    assert load_lm(ModelSpec(str(folder), window=128)).window == 128
 
 
 def test_a_model_that_changes_its_logits_after_the_head_is_found_out(tmp_path: Path, folder: Path) -> None:
@@ -60,6 +61,34 @@ def test_the_end_of_turn_is_what_the_chat_template_writes_after_an_answer() -> N
     assert tiny_lm(chat=None).end_of_turn == END
 
 
+def test_without_a_token_of_the_template_a_turn_ends_with_eos_wherever_that_is_named() -> None:
+    lm = tiny_lm(chat=None)
+    lm.tokenizer.eos_token = None
+    assert lm.end_of_turn == ENDS[0]
+    one = tiny_lm(chat=None)
+    one.tokenizer.eos_token = None
+    one.model.generation_config.eos_token_id = 33
+    assert (one.end_of_turn, one.eos_ids) == (33, {33})
+    none = tiny_lm(chat=None)
+    none.tokenizer.eos_token = None
+    none.model.generation_config.eos_token_id = None
+    with pytest.raises(UserError, match="no EOS token"):
+        _ = none.end_of_turn
+
+
+def test_padded_positions_hold_padding_or_else_the_end_of_turn() -> None:
+    assert tiny_lm().filler == PAD
+    lm = tiny_lm()
+    lm.tokenizer.pad_token = None
+    assert lm.filler == END
+
+
+def test_begin_tokens_are_those_that_the_tokenizer_itself_adds() -> None:
+    assert tiny_lm().begin_ids == []
+    assert tiny_lm(begins=True).begin_ids == [BEGIN]
+    assert tiny_lm(begins=True).encode("w1") == tiny_lm().encode("w1")
+
+
 def test_never_generated_are_padding_begin_the_suppressed_and_what_the_tokenizer_does_not_know() -> None:
     lm = tiny_lm(vocab_size=len(WORDS) + 2)
     lm.model.generation_config.suppress_tokens = [4, END]
@@ -78,7 +107,8 @@ def test_a_changed_model_runs_as_the_same_lm() -> None:
     [
         ({"dtype": "float8"}, "unknown dtype 'float8'; known: float32"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
-        ({"window": 4096}, "window 4096 is not in 2..128"),
+        ({"window": 129}, r"window 129 is not in 2\.\.128"),
+        ({"window": 1}, r"window 1 is not in 2\.\.128"),
     ],
 )
 def test_settings_that_cannot_be_met_are_refused(folder: Path, changes: dict[str, object], message: str) -> None:

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, PerQueryLoRA, completion_loss, generate
-from metatuner.lm.per_query_lora import _GroupedLoRA
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROMPTS = random_prompts(6)
-MANY = random_prompts(24, seed=5)
+MANY = random_prompts(12, seed=5)
 BATCH = list(zip(PROMPTS, [[*ids, END] for ids in random_prompts(6, shortest=1, seed=1)], strict=True))
 
 
@@ -123,7 +122,7 @@ def test_logits_of_each_step_of_a_decoding_are_those_of_a_row_alone_without_a_ca
             steps[index].append(output.logits[row, -1].clone())
 
     hook = lm.model.register_forward_hook(record)
-    completions = generate(lm, MANY, max_new_tokens=24, adapt=adapt)
+    completions = generate(lm, MANY, max_new_tokens=12, adapt=adapt)
     hook.remove()
     # Some rows left the batch while others went on, and prompts are padded and reach beyond sliding windows.
     assert len({len(logits) for logits in steps}) > 1
@@ -139,16 +138,16 @@ def test_generation_follows_each_rows_factors_through_batches_and_early_ends(arc
     lm = tiny_lm(architecture)
     lora = PerQueryLoRA(lm.model, rank=3)
     flat = factors(lora, len(MANY)).float().detach()
-    plain = generate(lm, MANY, max_new_tokens=16)
-    completions = generate(lm, MANY, max_new_tokens=16, max_rows=9, adapt=lambda rows: lora.applied(flat[rows]))
+    plain = generate(lm, MANY, max_new_tokens=10)
+    completions = generate(lm, MANY, max_new_tokens=10, max_rows=5, adapt=lambda rows: lora.applied(flat[rows]))
     alone = [
-        generate(replace(lm, model=materialised(lm.model, lora, one)), [prompt], max_new_tokens=16)[0]
+        generate(replace(lm, model=materialised(lm.model, lora, one)), [prompt], max_new_tokens=10)[0]
         for prompt, one in zip(MANY, flat, strict=True)
     ]
     assert completions == alone
     assert completions != plain
     assert {completion.truncated for completion in completions} == {True, False}
-    assert generate(lm, MANY, max_new_tokens=16) == plain
+    assert generate(lm, MANY, max_new_tokens=10) == plain
 
 
 def test_keeping_rows_reorders_their_factors() -> None:
@@ -160,21 +159,6 @@ def test_keeping_rows_reorders_their_factors() -> None:
         before = lm.model(ids).logits
         adapted.keep(torch.tensor([4, 1]))
         torch.testing.assert_close(lm.model(ids[:2]).logits, before[[4, 1]])
-
-
-@pytest.mark.parametrize("sites", [1, 3])
-def test_the_nodes_backward_is_its_forwards_derivative(sites: int) -> None:
-    draw = torch.Generator().manual_seed(0)
-
-    def leaf(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw, dtype=torch.double, requires_grad=True)
-
-    rows, positions, d_in, rank, d_out = 2, 3, 5, 2, 4
-    inputs = [leaf(rows, positions, d_in), leaf(rows, sites * rank, d_in)]
-    inputs += [leaf(d_out + i, d_in) for i in range(sites)]
-    inputs += [leaf(d_out + i) for i in range(sites)]
-    inputs += [leaf(rows, rank, d_out + i) for i in range(sites)]
-    assert torch.autograd.gradcheck(lambda *tensors: _GroupedLoRA.apply(0.5, *tensors), inputs)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

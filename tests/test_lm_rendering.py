@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lm_toys import CHAT, END, WORDS, tiny_lm
+from lm_toys import BEGIN, CHAT, END, WORDS, tiny_lm
 
 from metatuner.errors import UserError
-from metatuner.lm import LM, ModelSpec, completion_ids, render, render_rewrite
+from metatuner.lm import LM, ModelSpec, completion_ids, render, render_around, render_rewrite
 
 DEMOS = [("w10 w11", "w12"), ("w13 w14 w15", "w16")]
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHAT
@@ -54,6 +54,27 @@ def test_a_base_model_reads_plain_text(base: LM) -> None:
     text = "w1\n\nw10 w11\nw12\n\nw13 w14 w15\nw16\n\nw3 w4\n"
     assert render(base, "w1", "w3 w4", DEMOS).ids == base.encode(text)
     assert render(base, "", "w3").ids == base.encode("w3\n")
+
+
+def test_a_base_model_whose_tokenizer_begins_a_text_reads_that_begin_once() -> None:
+    lm = tiny_lm(chat=None, begins=True)
+    assert render(lm, "w1", "w3 w4", DEMOS[:1]).ids == [BEGIN, *lm.encode("w1\n\nw10 w11\nw12\n\nw3 w4\n")]
+    long = " ".join(f"w{i % 57}" for i in range(300))
+    cut = render(lm, "w1", long, reserve=20)
+    assert len(cut.ids) == lm.window - 20
+    assert cut.ids == [BEGIN, *lm.encode(f"w1\n\n{' '.join(long.split()[cut.cut_tokens :])}\n")]
+    # A chat template writes its own.
+    assert render(tiny_lm(begins=True), "w1", "w3").ids == render(tiny_lm(), "w1", "w3").ids
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("template", [CHAT, None, NO_SYSTEM])
+def test_a_prompt_that_is_no_text_has_the_surroundings_of_one_that_is(template: str | None, begins: bool) -> None:
+    lm, prompt = tiny_lm(chat=template, begins=begins), "w1 w2 w5"
+    for length, reserve in ((4, 0), (4, 60), (300, 0), (300, 31)):
+        query = " ".join(f"w{i % 57}" for i in range(length))
+        before, after = render_around(lm, query, reserve=reserve + 3)
+        assert [*before, *lm.encode(prompt), *after] == render(lm, prompt, query, reserve=reserve).ids
 
 
 def test_chat_can_be_switched_off_where_a_template_exists() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def alternating(log: Log, folder: Path | None) -> Tensors:
     return joint(log, folder, objective="alternating", alternation_steps=2, d2_refresh_epochs=1.0, accumulation=2)
 
 
+def gumbel(log: Log, folder: Path | None) -> Tensors:
+    return joint(log, folder, objective="gumbel", epochs=2)
+
+
+def quiet(**event: Any) -> None:
+    """A log that nobody reads."""
+
+
 class Killed(Exception):
     pass
 
@@ -79,13 +88,34 @@ def interrupt(phase: Callable[[Log, Path | None], Tensors], folder: Path, step: 
         phase(log, folder)
 
 
-@pytest.mark.parametrize("killed", [3, 4])
-@pytest.mark.parametrize("phase", [actor_warm_up, generator_warm_up, joint, alternating])
+@cache
+def uninterrupted(phase: Callable[[Log, Path | None], Tensors]) -> tuple[list[Event], Tensors]:
+    """The log and the result of a phase that nothing stopped."""
+    events: list[Event] = []
+    return events, run(phase, None, events)
+
+
+@pytest.mark.parametrize(
+    ("phase", "killed"),
+    [
+        (actor_warm_up, 3),
+        (actor_warm_up, 4),
+        (generator_warm_up, 5),
+        (joint, 3),
+        (joint, 4),
+        (joint, 7),
+        (alternating, 4),
+        (alternating, 11),
+        (gumbel, 3),
+    ],
+)
 def test_a_resumed_phase_is_the_uninterrupted_one(
     phase: Callable[[Log, Path | None], Tensors], killed: int, tmp_path: Path
 ) -> None:
-    whole: list[Event] = []
-    expected = run(phase, None, whole)
+    whole, expected = uninterrupted(phase)
+    if phase is alternating and killed == 11:  # D2 has been collected anew by then, and is used further
+        collected = [event["step"] for event in whole if event["event"] == "d2"]
+        assert collected[0] < 10 < 11 < collected[1]
     interrupt(phase, tmp_path, killed)
     rest: list[Event] = []
     found = run(phase, tmp_path, rest)
@@ -147,6 +177,36 @@ def test_a_checkpoint_of_another_start_is_refused(part: str, tmp_path: Path) -> 
     with pytest.raises(UserError, match="another configuration, data, seed or model"):
         trained(lambda **event: None, 1e-6)
     trained(lambda **event: None, 0.0)
+
+
+def test_a_checkpoint_of_other_data_or_of_another_seed_is_refused(tmp_path: Path) -> None:
+    def run_actor(log: Log, seed: int = 0, rows: int = 6, shift: float = 0.0) -> None:
+        writes = generator()
+        with torch.no_grad():
+            writes.head.weight[9] += shift
+        warm_up_actor(actor(), writes, examples(rows), WARM_UP, seed=seed, log=log, checkpoints=tmp_path)
+
+    def run_generator(log: Log, seed: int = 0, rows: int = 5) -> None:
+        warm_up_generator(generator(), rewrites(rows), WARM_UP, seed=seed, log=log, checkpoints=tmp_path)
+
+    def run_joint(log: Log, seed: int = 0, rows: int = 6, d2: int = 5, tokens: int = PROMPT_TOKENS) -> None:
+        made = tuner(epochs=3, batch_size=2, checkpoint_steps=2)
+        made.max_prompt_tokens = tokens
+        # As many steps: only what the rows hold differs.
+        d1 = [replace(row, target=row.target + " w1" * (rows - 6)) for row in D1]
+        rewritten = [replace(row, rewrite=row.rewrite + " w1" * (d2 - 5)) for row in D2]
+        train_joint(made, d1, rewritten, seed=seed, log=log, checkpoints=tmp_path)
+
+    for phase, changes in (
+        (run_actor, [{"seed": 1}, {"rows": 5}, {"shift": 1e-6}]),
+        (run_generator, [{"seed": 1}, {"rows": 6}]),
+        (run_joint, [{"seed": 1}, {"rows": 7}, {"d2": 6}, {"tokens": PROMPT_TOKENS + 1}]),
+    ):
+        interrupt(lambda log, folder, phase=phase: phase(log), tmp_path, 3)
+        for changed in changes:
+            with pytest.raises(UserError, match="a checkpoint of another"):
+                phase(quiet, **changed)
+        phase(quiet)
 
 
 def test_a_warm_up_from_another_model_of_the_same_name_is_refused(tmp_path: Path) -> None:

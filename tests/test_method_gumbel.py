@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from metatuner.errors import UserError
-from metatuner.lm import LM, completion_loss, render
+from metatuner.lm import LM, Completion, completion_loss, generate, render, render_rewrite
 from metatuner.method import MetaTuner, MetaTunerConfig, objectives
-from metatuner.method.data import draw_seeds
+from metatuner.method.data import Example, draw_seeds
 from metatuner.method.gumbel import gumbel_noise, prompt_embedding, soft_embeddings
 from metatuner.method.objectives import gumbel_loss, task_loss
 from metatuner.method.prompt_decoder import write_prompts
@@ -23,11 +23,13 @@ from metatuner.method.prompt_decoder import write_prompts
 D1 = examples()
 PROMPTS, QUERIES = [row.prompt for row in D1], [row.query for row in D1]
 SEED = 11
+WITH_SPECIAL = 27
+"""Under this seed one prompt holds a special token, and one is empty."""
 
 
-def sampled(made: MetaTuner) -> list[str]:
+def sampled(made: MetaTuner, seed: int = SEED) -> list[str]:
     """The prompts that `gumbel_loss` samples, as text."""
-    seed = draw_seeds(SEED, 2)[0]
+    seed = draw_seeds(seed, 2)[0]
     return write_prompts(
         made.generator, PROMPTS, QUERIES, max_prompt_tokens=made.max_prompt_tokens, temperature=1.0, seed=seed
     )
@@ -71,6 +73,86 @@ def test_its_value_is_the_task_loss_under_the_sampled_prompts(chat: str | None, 
     assert len(set(prompts)) > 3
     expected = task_loss(made, D1, prompts)
     assert gumbel_loss(made, D1, temperature=temperature, seed=SEED).item() == pytest.approx(expected.item(), rel=1e-10)
+
+
+def by_hand(made: MetaTuner, rows: list[Example], ids: list[list[int]], noise: torch.Tensor, temperature: float):
+    """The relaxed loss a row at a time, each token's logits from a forward of what stands before it: and those logits.
+
+    The actor reads embeddings; it has no LoRA.
+    """
+    table = made.actor.model.get_input_embeddings().weight  # both have the same words
+    special = set(made.generator.tokenizer.all_special_ids)
+    total, tokens, read, found = 0.0, 0, iter(noise), []
+    for row, written in zip(rows, ids, strict=True):
+        asked = render_rewrite(made.generator, row.prompt, row.query, reserve=PROMPT_TOKENS).ids
+        soft = []
+        for place, token in enumerate(written):
+            if token in special:
+                continue
+            before = torch.tensor([asked + written[:place]])
+            logits = made.generator.model(input_ids=before).logits[0, -1]
+            found.append(logits)
+            soft.append(((logits + next(read)) / temperature).softmax(-1) @ table)
+        target = [*made.actor.encode(row.target), made.actor.end_of_turn]
+        parts = made.actor.chat_text(
+            [{"role": "system", "content": "w0"}, {"role": "user", "content": row.query}]
+        ).partition("w0")
+        head, tail = made.actor.encode(parts[0]), made.actor.encode(parts[2])
+        embedded = torch.stack([*table[head], *soft, *table[tail + target]])
+        logits = made.actor.model(inputs_embeds=embedded[None]).logits[0, len(embedded) - len(target) - 1 : -1]
+        total += torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="sum")
+        tokens += len(target)
+    return total / tokens, torch.stack(found)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 2.5])
+def test_the_relaxed_loss_is_that_of_a_loop_over_rows_and_tokens(
+    monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    made = tuner(dtype=torch.float64, parameter_branch="none")
+    rows = D1[:4]
+    drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
+    written: list[list[list[int]]] = []
+
+    def noted_noise(logits: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
+        drawn.append((logits, gumbel_noise(logits, *args, **named)))
+        return drawn[-1][1]
+
+    def noted_ids(*args: Any, **named: Any) -> list[Completion]:
+        completions = generate(*args, **named)
+        written.append([completion.ids for completion in completions])
+        return completions
+
+    monkeypatch.setattr(objectives, "gumbel_noise", noted_noise)
+    monkeypatch.setattr(objectives, "generate", noted_ids)
+    loss = gumbel_loss(made, rows, temperature=temperature, seed=WITH_SPECIAL, straight_through=False)
+    ((logits, noise),), (ids,) = drawn, written
+    prompts = [row[:-1] if row[-1] in made.generator.eos_ids else row for row in ids]
+    # Prompts are of several lengths, and one has a special token inside, which the actor does not read.
+    assert len({len(prompt) for prompt in prompts}) > 2
+    special = set(made.generator.tokenizer.all_special_ids)
+    assert any(special & set(prompt[:-1]) for prompt in prompts)
+    assert [] in prompts
+    expected, expected_logits = by_hand(made, rows, prompts, noise, temperature)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_seed_draws_the_prompts_and_the_noise() -> None:
+    made = tuner(dtype=torch.float64)
+    assert len({tuple(sampled(made, seed)) for seed in range(4)}) == 4
+    values = [gumbel_loss(made, D1, temperature=0.5, seed=seed).item() for seed in (0, 0, 1, 2)]
+    assert values[0] == values[1]
+    assert len(set(values)) == 3
+    # A generator that is all but certain writes the same under every seed: what differs is the noise.
+    with torch.no_grad():
+        made.generator.head.weight.mul_(1000)
+    assert len({tuple(sampled(made, seed)) for seed in range(4)}) == 1
+    relaxed = [
+        gumbel_loss(made, D1, temperature=4000.0, seed=seed, straight_through=False).item() for seed in (0, 0, 1, 2)
+    ]
+    assert relaxed[0] == relaxed[1]
+    assert len(set(relaxed)) == 3
 
 
 def test_the_relaxation_tends_to_the_sampled_tokens_as_its_temperature_falls() -> None:

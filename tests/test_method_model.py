@@ -10,7 +10,7 @@ from method_toys import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewr
 from metatuner import method
 from metatuner.errors import UserError
 from metatuner.lm import PerQueryLoRA, generate, render, render_rewrite
-from metatuner.method import MetaTuner, MetaTunerConfig, ParameterDecoder, train_joint
+from metatuner.method import MetaTuner, MetaTunerConfig, ParameterDecoder, WarmUpConfig, train_joint
 from metatuner.method.objectives import joint_loss, prompt_loss, task_loss
 from metatuner.method.tuned import frozen_view, merged, to_train, trainable
 
@@ -66,6 +66,39 @@ def test_a_factors_start_at_the_scale_of_a_plain_lora_and_b_factors_at_zero() ->
     for site in lora.sites:
         assert torch.all(emitted[:, site.b] == 0)
         assert emitted[:, site.a].var().item() == pytest.approx(1 / (3 * site.d_in), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"decoder": "layer_shared"}, {"parameter_branch": "static"}, {"shared_layers": 0}], ids=str
+)
+def test_the_seed_draws_the_first_factors(settings: dict[str, Any]) -> None:
+    first = [
+        MetaTuner(
+            generator(),
+            actor(),
+            MetaTunerConfig(rank=3, bottleneck=8, **settings),
+            max_prompt_tokens=PROMPT_TOKENS,
+            seed=seed,
+        )
+        for seed in (0, 0, 1, 2)
+    ]
+    flat = [made.factors(PROMPTS, QUERIES).detach() for made in first]
+    assert torch.equal(flat[0], flat[1])
+    for site in first[0].lora.sites:
+        for one, other in ((0, 2), (0, 3), (2, 3)):
+            assert (flat[one][:, site.a] - flat[other][:, site.a]).abs().max() > 0.1 * flat[one][:, site.a].std()
+
+
+def test_a_new_lora_is_drawn_by_its_seed_and_leaves_the_global_stream_as_it_was() -> None:
+    base = actor()
+    torch.manual_seed(123)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    drawn = [trainable(to_train(base, "lora", rank=2, seed=seed)) for seed in (5, 5, 6)]
+    assert torch.equal(torch.rand(3), expected)
+    for name, first in drawn[0].items():
+        assert torch.equal(first, drawn[1][name])
+        assert torch.equal(first, drawn[2][name]) is ("lora_B" in name)
 
 
 @pytest.mark.parametrize("k", [1, 3, 4])
@@ -197,6 +230,20 @@ def test_the_frozen_copy_keeps_its_prompt_decoder_and_follows_the_shared_layers(
     assert all(torch.equal(live[name], copied[name]) for name in live)
 
 
+def test_the_frozen_copy_writes_prompts_as_at_the_last_sync() -> None:
+    made = tuner()
+    before = made.write_prompts(PROMPTS, QUERIES)
+    stream = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in made.parameters["phi_p"]:
+            parameter += 0.3 * torch.randn(parameter.shape, generator=stream)
+    live = made.write_prompts(PROMPTS, QUERIES)
+    assert live != before
+    assert made.write_prompts(PROMPTS, QUERIES, frozen=True) == before
+    made.sync()
+    assert made.write_prompts(PROMPTS, QUERIES, frozen=True) == live
+
+
 def test_save_and_load_give_the_same_answers(tmp_path: Path) -> None:
     first = tuner()
     first.save(tmp_path)
@@ -258,9 +305,6 @@ def test_a_view_shares_memory_but_for_what_it_owns() -> None:
         ({"actor": "lora"}, r"actor lora .* carries none; give the actor that warm_up_actor returns, unmerged"),
         ({"target_modules": ("q_prj",)}, r"no target module 'q_prj'.*did you mean q_proj.*Known: "),
         ({"rank": 33}, r"rank 33 is not in 1\.\."),
-        ({"rank": 0}, r"rank must be at least 1"),
-        ({"scale": 0.0}, r"scale must be above 0"),
-        ({"warm_up_share": 1.0}, r"warm_up_share must be in \[0, 1\)"),
         ({"target_modules": ()}, r"target_modules is empty"),
         ({"parameter_branch": "none", "prompt_branch": False}, r"nothing to train .*; keep prompt_branch or param"),
         (
@@ -273,6 +317,38 @@ def test_a_view_shares_memory_but_for_what_it_owns() -> None:
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tuner(**settings)
+
+
+@pytest.mark.parametrize("kind", [MetaTunerConfig, WarmUpConfig])
+def test_a_setting_out_of_its_range_is_refused_by_its_name(kind: type[Any]) -> None:
+    at_least_1 = "batch_size accumulation".split()
+    at_least_0 = ["checkpoint_steps"]
+    positive = ["gradient_clip"]
+    if kind is MetaTunerConfig:
+        at_least_1 += "rank bottleneck alternation_steps evaluate_epochs".split()
+        at_least_0 += "epochs alpha prompt_temperature shared_layers".split()
+        positive += "scale hyper_learning_rate generator_learning_rate actor_learning_rate sync_epochs".split()
+        positive += "refresh_epochs gumbel_temperature gumbel_final_temperature d2_refresh_epochs".split()
+    else:
+        at_least_1 += "actor_rank generator_rank rollouts max_prompt_tokens".split()
+        at_least_0 += "actor_epochs generator_epochs".split()
+        positive += "actor_learning_rate generator_learning_rate rollout_temperature".split()
+    for name in at_least_1:
+        kind(**{name: 1})
+    for name in at_least_0:
+        kind(**{name: 0})
+    for name, value in (
+        *((name, 0) for name in at_least_1),
+        *((name, -1) for name in at_least_0),
+        *((name, value) for name in positive for value in (0.0, -1.0, float("nan"))),
+        *(("warm_up_share", value) for value in (-0.1, 1.0)),
+    ):
+        with pytest.raises(UserError, match=f"{name} must be"):
+            kind(**{name: value})
+    kind(warm_up_share=0.0)
+    kind(accumulation=4, batch_size=4)
+    with pytest.raises(UserError, match=r"accumulation 5 .*at most 4"):
+        kind(accumulation=5, batch_size=4)
 
 
 @pytest.mark.parametrize("settings", [{"objective": "gumbel"}, {"actor": "lora", "warmed": True}], ids=str)
@@ -291,13 +367,20 @@ def test_models_on_two_devices_are_refused() -> None:
         MetaTuner(generator(), elsewhere, MetaTunerConfig())
 
 
-@pytest.mark.parametrize("name", method.__all__)
-def test_every_public_name_is_there(name: str) -> None:
-    assert getattr(method, name).__name__ == name
+def test_every_public_name_is_there() -> None:
+    assert [getattr(method, name).__name__ for name in method.__all__] == method.__all__
 
 
 def test_depth_is_an_integer_or_a_share_of_the_layers() -> None:
-    assert [MetaTunerConfig(shared_layers=share).depth(8) for share in (0, 1, 8, 0.25, 0.75, 1.0)] == [0, 1, 8, 2, 6, 8]
+    assert [MetaTunerConfig(shared_layers=share).depth(8) for share in (0, 1, 8, 0.25, 0.45, 0.75, 1.0)] == [
+        0,
+        1,
+        8,
+        2,
+        4,
+        6,
+        8,
+    ]
     depths = [
         MetaTunerConfig(shared_layers=k, encoder_layers=e).encoder_depth(8) for k in (0, 6) for e in (None, 2, 1.0)
     ]

@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", joint_processes.RUNS)
 def test_two_processes_train_what_one_trains(folder: Path, name: str) -> None:
     expected, events = joint_processes.train(name, None)

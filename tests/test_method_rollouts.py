@@ -86,6 +86,54 @@ def test_rollouts_are_the_generators_own_and_nested() -> None:
     assert events[0]["d2"] == len(d1)
 
 
+def test_the_seed_draws_among_equally_good_rollouts() -> None:
+    d1, lm = examples(), generator()
+
+    def places(seed: int) -> list[int]:
+        """Where among a query's distinct rollouts the one that was kept stands, all being equally good."""
+        asked: dict[int, list[str]] = {}
+
+        def reward(indices: list[int], prompts: list[str]) -> list[float]:
+            for index, prompt in zip(indices, prompts, strict=True):
+                asked.setdefault(index, []).append(prompt)
+            return [1.0] * len(prompts)
+
+        settings = WarmUpConfig(rollouts=6, max_prompt_tokens=6)
+        kept, _ = collect_rewrites(lm, d1, reward, settings, seed=seed, log=lambda **event: None)
+        return [asked[index].index(row.rewrite) for index, row in enumerate(kept)]
+
+    found = [places(seed) for seed in range(4)]
+    assert found[0] == places(0)
+    assert len({tuple(one) for one in found}) == 4
+    # Queries draw apart, too.
+    assert all(len(set(one)) > 1 for one in found)
+
+
+def test_rollouts_are_sampled_at_the_temperature_that_is_set() -> None:
+    d1, lm = examples(), generator()
+    greedy = write_prompts(lm, [row.prompt for row in d1], [row.query for row in d1], max_prompt_tokens=6)
+
+    def distinct(temperature: float) -> list[tuple[int, str]]:
+        asked: list[tuple[int, str]] = []
+
+        def reward(indices: list[int], prompts: list[str]) -> list[float]:
+            asked.extend(zip(indices, prompts, strict=True))
+            return [1.0] * len(prompts)
+
+        settings = WarmUpConfig(rollouts=3, max_prompt_tokens=6, rollout_temperature=temperature)
+        collect_rewrites(lm, d1, reward, settings, seed=0, log=lambda **event: None)
+        return asked
+
+    assert distinct(1e-4) == list(enumerate(greedy))
+    assert len(distinct(1.0)) > 2 * len(d1)
+
+
+def test_equal_queries_are_rewritten_from_random_streams_of_their_own() -> None:
+    asked = ["w1 w2"] * 6, ["w5 w6 w7"] * 6
+    written = write_prompts(generator(), *asked, max_prompt_tokens=6, temperature=1.0, seed=3)
+    assert len(set(written)) > 3
+
+
 def test_above_a_threshold_every_distinct_rewrite_of_a_query_is_kept() -> None:
     kept, statistics = select_above(
         ["p", "q", "r"],
@@ -131,6 +179,7 @@ def test_best_and_threshold_choose_from_the_same_rollouts() -> None:
         kept[way], _ = collect_rewrites(lm, d1, reward, settings, seed=3, log=lambda **event: None)
     assert len(kept["threshold"]) > len(kept["best"]) > 0
     assert set(kept["best"]) <= set(kept["threshold"])
+    assert {row.query for row in kept["best"]} == {row.query for row in kept["threshold"]}
     assert all(len(row.rewrite) % 5 / 4 > 0.3 for row in kept["threshold"])
 
 

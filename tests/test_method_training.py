@@ -1,7 +1,7 @@
 """Training: what is minimised falls, the same seeds give the same weights, and failures say what to change."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -12,17 +12,17 @@ from metatuner.errors import UserError
 from metatuner.lm import LM
 from metatuner.method import (
     MetaTuner,
-    MetaTunerConfig,
     WarmUpConfig,
     objectives,
     train_joint,
+    training,
     warm_up_actor,
     warm_up_generator,
 )
 from metatuner.method.data import Example, Rewrite, draw_seeds, shuffled_batches
 from metatuner.method.optimising import cosine_with_warm_up
 from metatuner.method.prompt_decoder import write_prompts
-from metatuner.method.tuned import to_train, trainable
+from metatuner.method.tuned import trainable
 
 D1 = examples()
 WARM_UP = WarmUpConfig(
@@ -44,6 +44,10 @@ def joint(made: MetaTuner, d2: list[Rewrite], seed: int = 0, **options: Any) -> 
     return events
 
 
+def quiet(**event: Any) -> None:
+    """A log that nobody reads."""
+
+
 def weights(made: MetaTuner) -> dict[str, torch.Tensor]:
     named = {name: parameter.detach().clone() for name, parameter in trainable(made.generator).items()}
     return named | {name: parameter.detach().clone() for name, parameter in made.parameter_decoder.named_parameters()}
@@ -58,8 +62,24 @@ def test_joint_training_lowers_both_terms() -> None:
     assert [event["step"] for event in events] == list(range(24))
     assert events[-1]["task"] < 0.8 * events[0]["task"]
     assert events[-1]["prompt"] < 0.5 * events[0]["prompt"]
-    assert all(event["loss"] == pytest.approx(event["task"] + event["prompt"]) for event in events)
     assert {"norm_phi_s", "norm_phi_p", "norm_phi_q"} <= events[0].keys()
+
+
+@pytest.mark.parametrize("objective", ["joint", "alternating"])
+def test_alpha_weighs_the_prompt_term_of_every_step(objective: str) -> None:
+    for alpha in (0.25, 3.0):
+        made, other = (tuner(epochs=1, alpha=weight, objective=objective, **FAST) for weight in (alpha, 1.0))
+        events, plain = joint(made, rewrites()), joint(other, rewrites())
+        for event in events:
+            weighted = event.get("task", 0.0) + alpha * event.get("prompt", 0.0)
+            assert event["loss"] == pytest.approx(weighted, rel=1e-6)
+            assert event["loss"] > 0
+        # Only the prompt term reaches phi_p: at the start its gradient is alpha times that of weight 1.
+        first = next(step for step, event in enumerate(events) if "prompt" in event)
+        assert events[0].keys() == plain[0].keys()
+        if first == 0:
+            assert events[0]["norm_phi_p"] == pytest.approx(alpha * plain[0]["norm_phi_p"], rel=1e-4)
+            assert events[0]["norm_phi_q"] == pytest.approx(plain[0]["norm_phi_q"], rel=1e-4)
 
 
 @pytest.mark.parametrize("shared", [1, 0])
@@ -87,6 +107,128 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not() -> None
         runs.append(weights(made))
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
+
+
+def orders(events: "Seen") -> tuple[list[list[str]], list[list[str]]]:
+    """The queries of D1 and of D2 in the order in which each of the passes visits them (6 rows each, batches of 3)."""
+    return tuple(  # type: ignore[return-value]
+        [[row.query for batch in batches[start : start + 2] for row in batch] for start in range(0, len(batches), 2)]
+        for batches in (events.d1, events.d2)
+    )
+
+
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_every_pass_over_d1_and_d2_has_an_order_of_its_own_drawn_from_the_seed(
+    monkeypatch: pytest.MonkeyPatch, refreshed: bool
+) -> None:
+    d2 = rewrites(6)
+    settings = {"epochs": 4, "d2_refresh_epochs": 1.0 if refreshed else None}
+    found = []
+    for seed in (0, 0, 1):
+        seen = Seen(monkeypatch, real=False)
+        monkeypatch.setattr(MetaTuner, "write_prompts", lambda self, prompts, queries, **options: list(prompts))
+        joint(tuner(**settings), d2, seed, refresh=(lambda: list(d2)) if refreshed else None)
+        found.append(orders(seen))
+        monkeypatch.undo()
+    assert found[0] == found[1]
+    for rows, passes, others in ((D1, found[0][0], found[2][0]), (d2, found[0][1], found[2][1])):
+        assert len(passes) == 4
+        assert all(sorted(one) == sorted(row.query for row in rows) for one in passes)
+        # Eight orders out of 720.
+        assert len({tuple(one) for one in passes + others}) == 8
+
+
+def test_a_row_gets_a_prompt_of_another_random_stream_at_every_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    still = {"hyper_learning_rate": 1e-12, "generator_learning_rate": 1e-12}
+
+    def written(seed: int, **settings: Any) -> list[dict[str, str]]:
+        """The prompt of each query in each of three passes, by a generator that stays as it is."""
+        seen = Seen(monkeypatch, real=False)
+        joint(tuner(epochs=3, **still, **settings), [], seed)
+        monkeypatch.undo()
+        queries = [row.query for rows in seen.d1 for row in rows]
+        pairs = list(zip(queries, seen.prompts, strict=True))
+        return [dict(pairs[start : start + 6]) for start in range(0, 18, 6)]
+
+    def shared(one: dict[str, str], other: dict[str, str]) -> int:
+        return sum(one[query] == other[query] for query in one)
+
+    sampled = written(0, prompt_temperature=1.0)
+    assert sampled == written(0, prompt_temperature=1.0)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert shared(sampled[one], sampled[other]) <= 1
+    assert shared(sampled[0], written(1, prompt_temperature=1.0)[0]) <= 1
+    # Two passes an interval: the second reads what was written for the first.
+    first, second, third = written(0, prompt_temperature=1.0, refresh_epochs=2.0)
+    assert first == second
+    assert shared(first, third) <= 1
+    greedy = written(0, prompt_temperature=0.0)
+    assert greedy[0] == greedy[1] == written(1, prompt_temperature=0.0)[2]
+
+
+def changes(one: LM, other: LM) -> int:
+    """How many of two models' trained tensors differ."""
+    pairs = zip(trainable(one).values(), trainable(other).values(), strict=True)
+    return sum(not torch.equal(first, second) for first, second in pairs)
+
+
+def test_a_warm_ups_seed_draws_its_lora() -> None:
+    # No epochs: what is drawn is the LoRA's A.
+    none = replace(WARM_UP, actor_epochs=0, generator_epochs=0)
+    for warm in (
+        lambda seed, settings: warm_up_actor(actor(), generator(), D1, settings, seed=seed, log=quiet),
+        lambda seed, settings: warm_up_generator(generator(), rewrites(), settings, seed=seed, log=quiet),
+    ):
+        start = [warm(seed, none) for seed in (0, 0, 1)]
+        assert changes(start[0], start[1]) == 0
+        assert changes(start[0], start[2]) == len(trainable(start[0])) / 2
+        assert changes(warm(0, WARM_UP), warm(0, WARM_UP)) == 0
+
+
+def test_the_passes_of_the_generators_warm_up_have_orders_of_their_own_drawn_from_the_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    d2 = rewrites(6)
+    settings = replace(WARM_UP, generator_epochs=3)
+    found = []
+    for seed in (0, 0, 1):
+        seen = Seen(monkeypatch, real=False)
+        warm_up_generator(generator(), d2, settings, seed=seed, log=quiet)
+        found.append(orders(seen)[1])
+        monkeypatch.undo()
+    assert found[0] == found[1]
+    assert all(sorted(one) == sorted(row.query for row in d2) for one in found[0])
+    assert len({tuple(one) for one in found[0] + found[2]}) == 6
+
+
+@pytest.mark.parametrize("source", ["initial", "rollouts", "cold rollouts"])
+def test_the_passes_of_the_actors_warm_up_have_orders_and_rollouts_of_their_own_drawn_from_the_seed(
+    monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    settings = replace(WARM_UP, actor_prompts=source.removeprefix("cold "), actor_epochs=3)
+    if source == "cold rollouts":  # so cold that they are the greedy ones
+        settings = replace(settings, rollout_temperature=1e-4)
+    read: list[tuple[list[int], list[int]]] = []
+
+    def completion_loss(lm: LM, batch: list[tuple[list[int], list[int]]], **options: Any) -> torch.Tensor:
+        read.extend(batch)
+        return next(iter(trainable(lm).values())).square().mean()
+
+    monkeypatch.setattr(training, "completion_loss", completion_loss)
+
+    def passes(seed: int) -> list[list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+        read.clear()
+        warm_up_actor(actor(), generator(), D1, settings, seed=seed, log=quiet)
+        return [[(tuple(target), tuple(asked)) for asked, target in read[start : start + 6]] for start in (0, 6, 12)]
+
+    found, other = passes(0), passes(1)
+    assert passes(0) == found
+    assert len({tuple(target for target, _ in one) for one in found + other}) == 6
+    asked = [dict(one) for one in found + other]
+    assert all(one.keys() == asked[0].keys() and len(one) == 6 for one in asked)
+    for one, following in combinations(asked, 2):
+        same_input = sum(one[target] == following[target] for target in one)
+        assert same_input <= 1 if source == "rollouts" else same_input == 6
 
 
 def test_without_d2_only_the_task_loss_is_minimised() -> None:
@@ -177,8 +319,9 @@ def test_no_epochs_leave_the_model_as_it_is() -> None:
 def test_a_target_longer_than_half_the_window_is_cut() -> None:
     long = replace(D1[0], target=" ".join(["w1"] * 500))
     events: list[dict[str, Any]] = []
-    train_joint(tuner(epochs=1), [long], [], seed=0, log=lambda **event: events.append(event))
-    assert len(events) == 1
+    made = tuner(epochs=1)
+    train_joint(made, [long], [], seed=0, log=lambda **event: events.append(event))
+    assert [event["tokens"] for event in events] == [made.actor.window // 2] == [64]
 
 
 def test_every_pass_visits_every_row_once_in_an_order_of_its_own() -> None:
@@ -195,9 +338,9 @@ def test_a_longer_list_of_seeds_begins_with_the_shorter_one() -> None:
 
 
 class Seen:
-    """The rows that each loss term is asked for, in order; the losses are the real ones."""
+    """The rows that each loss term is asked for, in order; the losses are the real ones, unless they do not matter."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, real: bool = True) -> None:
         self.terms: list[str] = []
         self.d1: list[list[Example]] = []
         self.d2: list[list[Rewrite]] = []
@@ -208,12 +351,12 @@ class Seen:
             self.terms.append("task")
             self.d1.append(rows)
             self.prompts += prompts
-            return task(made, rows, prompts)
+            return task(made, rows, prompts) if real else made.parameters["phi_s"][0].square().mean()
 
         def prompt_loss(lm: LM, rows: list[Rewrite], max_prompt_tokens: int) -> torch.Tensor:
             self.terms.append("prompt")
             self.d2.append(rows)
-            return prompt(lm, rows, max_prompt_tokens)
+            return prompt(lm, rows, max_prompt_tokens) if real else next(iter(trainable(lm).values())).square().mean()
 
         monkeypatch.setattr(objectives, "task_loss", task_loss)
         monkeypatch.setattr(objectives, "prompt_loss", prompt_loss)
@@ -267,6 +410,13 @@ def test_alternating_without_d2_is_the_task_loss_alone() -> None:
     one, other = tuner(epochs=2, **FAST), tuner(epochs=2, objective="alternating", **FAST)
     assert joint(one, []) == joint(other, [])
     assert same(weights(one), weights(other))
+
+
+def test_terms_alternate_too_where_d2_comes_only_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(monkeypatch)
+    made = tuner(epochs=2, objective="alternating", d2_refresh_epochs=1.0)
+    joint(made, [], refresh=lambda: rewrites())
+    assert seen.terms == ["task", "task", "task", "prompt", "task", "prompt"]
 
 
 def test_a_prompt_term_of_weight_zero_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,18 +495,30 @@ def test_d2_is_collected_anew_at_the_intervals_that_are_set(monkeypatch: pytest.
         joint(tuner(d2_refresh_epochs=1.0), rewrites())
 
 
-def test_the_actors_lora_is_trained_by_the_task_loss_at_its_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = MetaTunerConfig(rank=3, bottleneck=8, batch_size=3, epochs=2, actor="lora", actor_learning_rate=1e-2)
-    trained = to_train(generator(), "full", rank=2, seed=3)
-    made = MetaTuner(trained, to_train(actor(), "lora", rank=2, seed=5), config, max_prompt_tokens=PROMPT_TOKENS)
-    lora = [parameter for name, parameter in made.actor.model.named_parameters() if ".lora_" in name]
-    for parameter in lora:
-        parameter.requires_grad_(True)
-    parameters = made.parameters | {"actor": lora}
-    monkeypatch.setattr(MetaTuner, "parameters", parameters)
-    before = [parameter.detach().clone() for parameter in lora]
-    events = joint(made, rewrites())
-    moved = max((new - old).abs().max().item() for new, old in zip(lora, before, strict=True))
-    # AdamW moves an element by at most about its learning rate a step.
-    assert 1e-3 < moved < 4 * 1e-2 * 1.5
-    assert all(event["norm_actor"] > 0 for event in events)
+def moved(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    """How far the parameter that moved farthest went."""
+    return max((new - old).abs().max().item() for new, old in zip(after, before, strict=True))
+
+
+def test_every_part_is_trained_at_its_own_rate() -> None:
+    rates = {"generator_learning_rate": 1e-4, "hyper_learning_rate": 1e-3, "actor_learning_rate": 1e-2}
+    layers = {"shared_layers": 1, "encoder_layers": 3}
+    made = tuner(actor="lora", warmed=True, epochs=1, batch_size=6, warm_up_share=0.0, **layers, **rates)
+    before = {name: [parameter.detach().clone() for parameter in part] for name, part in made.parameters.items()}
+    (event,) = joint(made, rewrites())
+    assert event["rate"] == 1
+    # Adam's first step moves each element by its rate, whatever its gradient.
+    found = {name: moved(before[name], part) for name, part in made.parameters.items()}
+    expected = {"phi_s": 1e-4, "phi_p": 1e-4, "private": 1e-4, "phi_q": 1e-3, "actor": 1e-2}
+    assert found == pytest.approx(expected, rel=0.02)
+    assert all(event[f"norm_{name}"] > 0 for name in expected)
+
+
+def test_each_warm_up_is_trained_at_its_own_rate() -> None:
+    rates = {"actor_learning_rate": 1e-2, "generator_learning_rate": 1e-3}
+    settings = replace(WARM_UP, batch_size=6, warm_up_share=0.0, **rates)
+    none = replace(settings, actor_epochs=0, generator_epochs=0)
+    one, start = (warm_up_actor(actor(), generator(), D1, each, seed=0, log=quiet) for each in (settings, none))
+    assert moved(list(trainable(start).values()), list(trainable(one).values())) == pytest.approx(1e-2, rel=0.02)
+    one, start = (warm_up_generator(generator(), rewrites(), each, seed=0, log=quiet) for each in (settings, none))
+    assert moved(list(trainable(start).values()), list(trainable(one).values())) == pytest.approx(1e-3, rel=0.02)

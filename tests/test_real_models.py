@@ -3,16 +3,21 @@ real schema, the DAG of the `paper` preset."""
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from test_dag import project
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
+from metatuner import cli
+from metatuner.dag import Dag
+from metatuner.harness.config import load_config
+from metatuner.hashing import ROOT
 from metatuner.lm import ModelSpec, load_lm, render, render_rewrite
 
 TEMPLATE = (
@@ -81,37 +86,86 @@ def test_inputs_are_the_templates_own(folders):
     assert "1 + 1?" in lm.tokenizer.decode(rewrite)
 
 
-def test_the_paper_preset_runs_to_its_table_on_local_folders(folders, tmp_path):
-    folder = project(tmp_path / "paper")
-    rows = folder / "rows" / "gsm8k"
-    rows.mkdir(parents=True)
+def project(folder: Path) -> Path:
+    """A folder with the workflow and nothing computed."""
+    folder.mkdir()
+    for name in ("workflow", "config", "envs"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "Snakefile", folder)
+    return folder
+
+
+def write_rows(folder: Path) -> None:
+    """Rows of GSM8K in its real schema."""
+    folder.mkdir(parents=True)
     for split in ("train", "test"):
         lines = [
             json.dumps({"id": f"{split}-{i}", "question": f"{split}: {i} + 1?", "answer": f"one more\n#### {i + 1}"})
             for i in range(30)
         ]
-        (rows / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    small = "{window: 512, device: cpu, path: %s}"
-    sizes = "{train: 8, dev: 4, tune: 4, test: 6}"
-    overrides = [
-        f"models={{actor: {small % folders[0]}, generators: {{large: {small % folders[1]}}}}}",
-        f"benchmarks={{gsm8k: {{source: local, path: rows, max_new_tokens: 4, sizes: {sizes}}}}}",
-        "run=main",
-        "experiments={main: {methods: [few_shot, sft, metatuner_j], benchmarks: [gsm8k], seeds: [0]}}",
-        "methods={metatuner_warmup: {settings: {rollouts: 2, max_prompt_tokens: 8}}}",
-    ]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def overrides(actor: Path, generator: Path, methods: list[str]) -> dict[str, Any]:
+    """What makes the paper's preset small, and local."""
+    small = {"window": 512, "device": "cpu"}
+    sizes = {"train": 8, "dev": 4, "tune": 4, "test": 6}
+    return {
+        "models": {"actor": small | {"path": str(actor)}, "generators": {"large": small | {"path": str(generator)}}},
+        "benchmarks": {"gsm8k": {"source": "local", "path": "rows", "max_new_tokens": 4, "sizes": sizes}},
+        "run": ["main"],
+        "experiments": {"main": {"methods": methods, "benchmarks": ["gsm8k"], "seeds": [0]}},
+        "methods": {"metatuner_warmup": {"settings": {"rollouts": 2, "max_prompt_tokens": 8}}},
+    }
+
+
+def check_results(results: Path, folders: tuple[Path, Path], methods: list[str]) -> None:
+    """Every policy was scored on all test rows, and the table names the models."""
+    with open(results / "scores.csv", newline="") as lines:
+        scores = list(csv.DictReader(lines))
+    assert {row["method"] for row in scores} == set(methods)
+    assert {row["status"] for row in scores} == {"ok"}
+    assert {row["n"] for row in scores} == {"6"}
+    table = (results / "tables" / "table_1.md").read_text()
+    assert str(folders[0]) in table
+    assert str(folders[1]) in table
+    assert "local files" in table
+
+
+def test_the_paper_presets_steps_run_to_the_table_on_local_folders(folders, tmp_path, monkeypatch):
+    methods = ["metatuner_j"]
+    monkeypatch.chdir(project(tmp_path / "paper"))
+    write_rows(Path("rows/gsm8k"))
+    dag = Dag(load_config("paper", overrides(*folders, methods)))
+    dag.write_config()
+
+    def step(*words: str) -> None:
+        assert cli.main([words[0], "--config", dag.config_file, *words[1:]]) == 0
+
+    step("data", "--benchmark", "gsm8k")
+    fitted: set[str] = set()
+    while left := {name: pack for name, pack in dag.plan.fit_packs.items() if name not in fitted}:
+        name = next(name for name, pack in left.items() if fitted.issuperset(pack.needs))
+        step("fit", "--pack", name)
+        fitted.add(name)
+    for name in dag.plan.evaluate_packs:
+        step("evaluate", "--pack", name)
+    step("scores")
+    step("table", "--name", "table_1")
+    check_results(dag.layout.root, folders, methods)
+
+
+@pytest.mark.slow
+def test_the_paper_preset_runs_to_its_table_on_local_folders(folders, tmp_path):
+    folder, methods = project(tmp_path / "paper"), ["few_shot", "sft", "metatuner_j"]
+    write_rows(folder / "rows" / "gsm8k")
+    words = [f"{key}={json.dumps(value)}" for key, value in overrides(*folders, methods).items()]
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "preset=paper", *overrides],
+        [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "preset=paper", *words],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    with open(folder / "results" / "paper" / "scores.csv", newline="") as lines:
-        scores = list(csv.DictReader(lines))
-    assert {row["method"] for row in scores} == {"few_shot", "sft", "metatuner_j"}
-    assert {row["status"] for row in scores} == {"ok"}
-    assert {row["n"] for row in scores} == {"6"}
-    table = (folder / "results" / "paper" / "tables" / "table_1.md").read_text()
-    assert f"Actor {folders[0]}, generator {folders[1]}, on rows from local files" in table
+    check_results(folder / "results" / "paper", folders, methods)
