@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy
@@ -242,7 +243,7 @@ def test_rows_of_several_benchmarks_come_in_one_mixed_stream_redrawn_by_the_seed
             assert sorted(row for row in rows if row[0] == name) == sorted(alone[name][index])
     assert {id for _, id in alone["gsm8k"][0]} != {id for _, id in alone["math"][0]}  # each has a draw of its own
     labels = [name for name, _ in train]
-    changes = sum(left != right for left, right in zip(labels, labels[1:], strict=False))
+    changes = sum(left != right for left, right in pairwise(labels))
     assert changes > len(train) / 3  # one benchmark after the other: 2
     torch.rand(3)
     random.random()

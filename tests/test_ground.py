@@ -178,7 +178,7 @@ def test_without_a_generator_and_for_a_foreign_benchmark_the_error_names_the_rem
     made = Ground(tiny_lm(), None, {"gsm8k": BENCHMARKS["gsm8k"]})
     with pytest.raises(UserError, match=r"models\.generators"):
         made.rewrite(QUERIES[:1], "w1")
-    with pytest.raises(UserError, match="'gsm8'.*did you mean gsm8k"):
+    with pytest.raises(UserError, match=r"'gsm8'.*did you mean gsm8k"):
         made.answer([Query("a", "gsm8", "w1")], "w1")
 
 
