@@ -320,7 +320,7 @@ def test_a_wrong_variant_is_named_with_its_place(variant, words):
         ({"methods.sft.settings.rnk": 2}, ("methods.sft.settings", "'rnk'", "did you mean rank?")),
         ({"methods.sft.settings.rank": "two"}, ("methods.sft.settings.rank", "integer", "'two'")),
         ({"methods.sft.settings.learning_rate": -1.0}, ("methods.sft.settings.learning_rate", "greater", "-1.0")),
-        ({"methods.metatuner_j.settings.rank": 0}, ("methods.metatuner_j.settings", "rank")),
+        ({"methods.metatuner_j.settings.rank": 0}, ("rank", "0")),
         ({"methods.sft.search.rnk": {"values": [1]}}, ("methods.sft.search", "'rnk'")),
         ({"methods.metatuner_warmup.search.rollouts": {"values": [1]}}, ("methods.metatuner_warmup.search", "tuned")),
         (

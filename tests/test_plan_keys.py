@@ -269,9 +269,8 @@ def test_draws_fill_their_range_evenly_on_its_scale():
 # ---- code ----------------------------------------------------------------------------------------------------------
 
 CODE = r"""
-import json, sys
+import json, multiprocessing, sys
 from pathlib import Path
-from metatuner import hashing
 from metatuner.harness.config import load_config
 from metatuner.plan import Plan
 
@@ -280,7 +279,6 @@ main = {"experiments.main.methods": methods, "experiments.main.benchmarks": ["gs
 config = load_config("nano", {"tuning.winners": None, "run": "main", **main})
 
 def keys():
-    hashing._parsed.cache_clear()
     made = Plan(config)
     told = {f"fit {fit.method} {fit.train[0]} {fit.seed}": key for key, fit in made.fits.items()}
     told |= {f"cell {cell.fit.method} {cell.benchmark} {cell.fit.seed}": key for key, cell in made.cells.items()}
@@ -291,15 +289,17 @@ def keys():
     told["world"] = made.world_key
     return told
 
-before, found = keys(), {}
+# In a fork of this process each, as a file is read once a process.
+fork = multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1)
+before, found = fork.apply(keys), {}
 for name in json.loads(sys.argv[1]):
     path = Path(name)
     text = path.read_text()
     path.write_text(text + ("\n# of no effect: true\n" if name.endswith(".yaml") else "\nCHANGED_HERE = 1\n"))
-    after = keys()
+    after = fork.apply(keys)
     path.write_text(text)
     found[name] = sorted({" ".join(each.split()[:2]) for each in before if before[each] != after[each]})
-assert keys() == before
+assert fork.apply(keys) == before
 print(json.dumps(found))
 """
 EVERY_FIT = {f"{what} {method}" for what in ("fit", "cell") for method in ("zero_shot", "sft", "dpo", "opro")}
