@@ -5,7 +5,7 @@ import json
 import random
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from lm_toys import tiny_lm
 
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
-from metatuner.harness.budget import Budget
+from metatuner.harness.budget import Budget, Usage
 from metatuner.harness.fitting import FitTask, Outcome, complete_folder, run_fit
 from metatuner.harness.ground import Ground, derive_seed, to_query
 from metatuner.harness.method import Method
@@ -192,6 +192,24 @@ def test_what_a_prerequisite_cost_is_counted(fit, tmp_path):
     assert {name: cost[name] for name in spent} == spent
     assert cost["flops"] == 5_000
     assert cost["by_model"]["actor"] == by_model["actor"]
+
+
+def test_the_lab_is_told_what_the_fit_is_of(fit, tmp_path):
+    before = tmp_path / "before"
+    before.mkdir()
+    (before / "cost.json").write_text(json.dumps({**asdict(Usage()), "flops": 0, "by_model": {}}))
+    seen = {}
+
+    def act(lab):
+        (lab.workdir / "scratch").write_text("x")
+        lab.log(event="proposer" if lab.proposer else "none")
+        seen["lab"] = (lab.trained_on, lab.generator_name, lab.seed, lab.batch_tokens, lab.required("warm_up"))
+        return zero(lab)
+
+    changes = {"train": ("math", "gsm8k"), "generator": "large", "seed": 5, "prerequisites": {"warm_up": before}}
+    assert fit(act, **changes).status == "ok"
+    assert seen["lab"] == (("math", "gsm8k"), "large", 5, 512, before / "policy")
+    assert json.loads((fit.folder / "fit.json").read_text()) == {"method": "toy"}
 
 
 def test_a_hung_method_fails_with_the_key_to_raise(fit):

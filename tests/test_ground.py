@@ -16,7 +16,8 @@ from lm_toys import random_prompts, tiny_lm
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import Benchmark, get_benchmark
 from metatuner.harness.ground import Ground, Lab, derive_seed, to_query
-from metatuner.harness.policy import Query, Response
+from metatuner.harness.policies import Adapter, FixedPrompt
+from metatuner.harness.policy import Query, Response, load_policy
 from metatuner.harness.rows import Row
 from metatuner.lm import Completion, PerQueryLoRA, generate, render, render_rewrite
 
@@ -180,6 +181,34 @@ def test_without_a_generator_and_for_a_foreign_benchmark_the_error_names_the_rem
         made.rewrite(QUERIES[:1], "w1")
     with pytest.raises(UserError, match=r"'gsm8'.*did you mean gsm8k"):
         made.answer([Query("a", "gsm8", "w1")], "w1")
+
+
+def test_policies_have_a_prompt_demonstrations_and_an_adapter_a_benchmark_also_when_loaded(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    prompts = {name: f"w{index} w3" for index, name in enumerate(NAMES)}
+    demos = {"gsm8k": [("w1", "w2")], "cosmosqa": [("w5", "w6"), ("w7", "w8")]}
+    made = ground()
+    fixed = FixedPrompt(made, prompts, demos)
+    model = get_peft_model(copy.deepcopy(made.actor.model), LoraConfig(r=2, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    adapter = Adapter(made, replace(made.actor, model=model.eval()), prompts)  # type: ignore[arg-type]
+    for kind, policy, shown, lm in (("fixed", fixed, demos, made.actor), ("adapter", adapter, {}, adapter.actor)):
+        policy.save(tmp_path / kind)
+        loaded = load_policy(tmp_path / kind, ground())
+        for each in (policy, loaded):
+            found = each.respond(QUERIES)
+            for query, response in zip(QUERIES, found, strict=True):
+                (one,) = made.answer(
+                    [query], prompts[query.benchmark], demos=[shown.get(query.benchmark, [])], actor=lm
+                )
+                assert response == one
+    assert [each.completion for each in fixed.respond(QUERIES)] != [
+        each.completion for each in adapter.respond(QUERIES)
+    ]
 
 
 # ---- the lab -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tempfile
 
 import pytest
 
@@ -87,16 +86,29 @@ def test_a_file_that_is_written_again_is_read_again(tmp_path):
         assert hashing.hash_file(path) == hashlib.sha256(content).hexdigest()
 
 
-def test_where_a_checkout_lies_changes_no_hash():
-    code = "from metatuner.hashing import ROOT, hash_code; print(hash_code(ROOT / 'metatuner/harness/rows.py'))"
+RELATIVE = """
+from . import layout
+from .metrics.text import exact_match
+from .. import swaps
+def late():
+    from ..files import write_text
+"""
+IN_A_COPY = """
+from metatuner.hashing import ROOT, hash_code, import_closure
+print(hash_code(ROOT / "metatuner/harness/rows.py"))
+print(*(path.relative_to(ROOT) for path in import_closure(ROOT / "metatuner/harness/relative.py")))
+"""
 
-    def hash_in(folder):
-        done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-        return done.stdout
 
-    with tempfile.TemporaryDirectory() as name:
-        shutil.copytree(hashing.ROOT / "metatuner", f"{name}/metatuner", ignore=shutil.ignore_patterns("weights"))
-        assert hash_in(name) == hash_in(hashing.ROOT)
+def test_where_a_checkout_lies_changes_no_hash_and_relative_imports_are_followed(tmp_path):
+    shutil.copytree(hashing.ROOT / "metatuner", tmp_path / "metatuner", ignore=shutil.ignore_patterns("weights"))
+    (tmp_path / "metatuner" / "harness" / "relative.py").write_text(RELATIVE)
+    done = subprocess.run([sys.executable, "-c", IN_A_COPY], cwd=tmp_path, capture_output=True, text=True, check=True)
+    there, closure = done.stdout.splitlines()
+    assert there == hashing.hash_code(hashing.ROOT / "metatuner" / "harness" / "rows.py")
+    named = {"metatuner/swaps.py", *(f"metatuner/harness/{name}.py" for name in ("relative", "layout", "metrics/text"))}
+    assert named | {"metatuner/files.py", "metatuner/harness/metrics/__init__.py"} <= set(closure.split())
+    assert "metatuner/guard.py" not in closure
 
 
 def test_equal_values_hash_alike_whatever_their_order():
