@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from lm_toys import tiny_lm
+from lm_toys import save_tiny, tiny_lm
 
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
@@ -24,7 +24,7 @@ from metatuner.harness.models import ModelPool
 from metatuner.harness.policies import FixedPrompt
 from metatuner.harness.policy import load_policy
 from metatuner.harness.rows import Row, rows_to_text
-from metatuner.lm import ModelSpec
+from metatuner.lm import ModelSpec, generate
 
 
 def rows_of(benchmark: str) -> list[Row]:
@@ -372,3 +372,23 @@ def test_the_pools_spec_says_what_to_load(tmp_path):
     pool = ModelPool({"actor": ModelSpec(str(tmp_path / "none"))})
     with pytest.raises(UserError, match="no such folder"):
         pool.get("actor", share=False)
+
+
+def test_each_fit_gets_a_model_that_no_other_has_changed_or_meters(tmp_path):
+    save_tiny(tmp_path / "model")
+    pool = ModelPool({"actor": ModelSpec(str(tmp_path / "model"))})
+    prompts = [[7, 8, 9], [10, 11]]
+
+    def answers(lm):
+        return [each.ids for each in generate(lm, prompts, max_new_tokens=4)]
+
+    heard, found = [], []
+    for share in (False, False, True, True):
+        lm = pool.get("actor", share=share)
+        found.append(answers(lm))
+        lm.traffic.listeners.append(lambda *counts: heard.append(counts))
+        with torch.no_grad():
+            lm.model.get_input_embeddings().weight.zero_()
+        assert answers(lm) != found[0]
+    assert found == [found[0]] * 4
+    assert len(heard) == 4  # each once, by its own meter: in the second answers
