@@ -227,7 +227,7 @@ class Saying(Scripted):
         ([], "one. two\n\nthree\nfour"),
         (None, "one. two\n\nthree\nfour"),
         (["\n\n"], "one. two"),
-        ("\n\n", "one. two"),
+        (" two", "one."),
         (["\n"], "one. two"),
         (["four", "."], "one"),
         ([".", "four"], "one"),

@@ -266,7 +266,9 @@ def test_rows_of_several_benchmarks_come_in_one_mixed_stream_redrawn_by_the_seed
     torch.rand(3)
     random.random()
     assert drawn(train=names, sizes=sizes) == (train, dev)
-    other = [name for name, _ in drawn(train=names, sizes=sizes, seed=1)[0]]
+    redrawn = drawn(train=names, sizes=sizes, seed=1)[0]
+    assert set(redrawn) != set(train)
+    other = [name for name, _ in redrawn]
     assert sorted(other) == sorted(labels)
     assert other != labels
 

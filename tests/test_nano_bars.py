@@ -88,6 +88,7 @@ def scripted(tmp_path, monkeypatch):
     for name, value in {"RATES": (8e-3,), "EPOCHS": 1, "RANK": 1, "ROLLOUT_ROWS": 10}.items():
         monkeypatch.setattr(bars, name, value)
     write_rows(World(), tmp_path / "rows", {name: {"train": 40, "audit": 20} for name in TWO})
+    sound = {path: path.read_text() for path in (tmp_path / "rows").rglob("*.jsonl")}
     rows = {}
     for name in TWO:
         for split in ("train", "audit"):
@@ -115,10 +116,10 @@ def scripted(tmp_path, monkeypatch):
     monkeypatch.setattr(bars, "generate", generate)
 
     def run(wrong=""):
-        """`wrong`: the split whose files state wrong answers from now on, whatever is written."""
-        for path in (tmp_path / "rows").rglob(f"{wrong}.jsonl"):
-            texts = [json.loads(line) for line in path.read_text().splitlines()]
-            for row in texts:
+        """`wrong`: the split whose files state wrong answers, whatever is written."""
+        for path, text in sound.items():
+            texts = [json.loads(line) for line in text.splitlines()]
+            for row in texts if path.stem == wrong else ():
                 if "label" in row:
                     row["label"] = (row["label"] + 1) % 4
                 else:

@@ -87,6 +87,10 @@ def test_tune_rows_of_their_own_are_used_where_there_are_any() -> None:
     splits = draw_splits("gsm8k", TRAIN, TEST, tune_rows=own, tune=12, test=None, seed=0)
     assert ids(splits.tune) == ids(own)
     assert ids(splits.pool) == ids(TRAIN)
+    # Rows that stand in both files are left out of the pool, and counted as lost to it.
+    same = draw_splits("gsm8k", TRAIN, TEST, tune_rows=TRAIN[:12], tune=12, test=None, seed=0)
+    assert same.dropped == {"test": 0, "tune": 12}
+    assert ids(same.pool) == ids(TRAIN[12:])
 
 
 @pytest.mark.parametrize(
