@@ -80,6 +80,9 @@ def test_a_benchmarks_rows_and_rules_are_part_of_its_own_cells_keys(key: str, va
     changed = [cell for name, cell in before.cells.items() if name not in after.cells]
     assert {cell.benchmark for cell in changed} == ({"gsm8k"} if changes else set())
     assert len(changed) == (6 if changes else 0)  # two methods, three seeds
+    fits = [fit for name, fit in before.fits.items() if name not in after.fits]
+    assert {fit.train for fit in fits} == ({("gsm8k",)} if changes else set())
+    assert len(fits) == len(changed)
     for each in ("gsm8k", "math"):
         assert (before.data_key(each) == after.data_key(each)) is not (changes and each == "gsm8k")
 
@@ -99,9 +102,9 @@ def test_a_cell_depends_on_the_rows_it_is_tested_on_though_its_fit_does_not():
 
 def test_a_fits_cells_differ_by_benchmark_seed_and_generator():
     made = plan()
-    assert len({(cell.fit.key, cell.benchmark) for cell in made.cells.values()}) == len(made.cells)
+    assert len({row.cell for row in made.rows}) == len({row.fit for row in made.rows}) == len(made.rows) == 19 * 4 * 3
     told = {(fit.method, fit.settings, fit.train, fit.generator, fit.seed) for fit in made.fits.values()}
-    assert len(told) == len(made.fits)
+    assert len(told) == len(made.fits) == (19 + 1) * 4 * 3  # the warm-up is fitted and not tested
     used = {method: {fit.generator for fit in made.fits.values() if fit.method == method} for method in ALL}
     assert {method for method, generators in used.items() if generators == {"large"}} == GENERATED
     assert {method for method, generators in used.items() if generators == {""}} == ALL - GENERATED
