@@ -59,11 +59,10 @@ def _parsed(path: Path) -> tuple[str, tuple[tuple[str, int, tuple[str, ...]], ..
     return hash_value(_plain(tree), 64), tuple(imports)
 
 
-@cache
-def _locate(module: str) -> tuple[Path, ...]:
+def _locate(module: str) -> list[Path]:
     """The files that importing a dotted first-party module runs: its packages' __init__ and itself."""
     if module.split(".")[0] not in FIRST_PARTY:
-        return ()
+        return []
     found, here = [], ROOT
     for part in module.split("."):
         here = here / part
@@ -71,7 +70,7 @@ def _locate(module: str) -> tuple[Path, ...]:
             found.append(here / "__init__.py")
         elif here.with_suffix(".py").is_file():
             found.append(here.with_suffix(".py"))
-    return tuple(found)
+    return found
 
 
 def _direct_imports(path: Path) -> set[Path]:
