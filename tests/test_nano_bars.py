@@ -1,12 +1,17 @@
 """The bars: judged as docs/nano.md says, on rows that choosing does not see, and reported as measured."""
 
 import json
+import re
 
 import pytest
+from peft import PeftModel
 
-from metatuner.nano import World, measure, pretrain, write_rows
+from metatuner.harness.benchmarks import get_benchmark, load_rows
+from metatuner.lm import Completion
+from metatuner.nano import World, bars, measure, pretrain, write_rows
 from metatuner.nano.bars import STANDING, Bar, judge, report
-from metatuner.nano.problems import BENCHMARKS
+from metatuner.nano.given import FOLDER
+from metatuner.nano.problems import BENCHMARKS, KINDS
 
 GOOD = {
     "zero_shot": 30.0,
@@ -68,6 +73,91 @@ def test_the_report_says_what_was_missed_and_what_the_world_is_no_evidence_of():
     assert "gsm8k 300 rows, math 299 rows" in page
     assert "seed 7" in page
     assert "do not apply" in report(World(), bars, trained=False, counts={})
+
+
+TWO = ("math", "cosmosqa")
+HANDLES = {"initial": {0}, "step": {0, 1}, "check": {2}, "other": set(), "tuned": {0, 1, 2}, "few": {0}, "many": {0, 2}}
+"""The kinds of query that the scripted actor answers: under an instruction of a family, fine-tuned, or when shown two
+or four demonstrations."""
+
+
+@pytest.fixture
+def scripted(tmp_path, monkeypatch):
+    """A measurement of the package's models, whose answers follow HANDLES instead of what they would write."""
+    monkeypatch.setattr(bars, "BENCHMARKS", TWO)
+    for name, value in {"RATES": (8e-3,), "EPOCHS": 1, "RANK": 1, "ROLLOUT_ROWS": 10}.items():
+        monkeypatch.setattr(bars, name, value)
+    write_rows(World(), tmp_path / "rows", {name: {"train": 40, "audit": 20} for name in TWO})
+    sound = {path: path.read_text() for path in (tmp_path / "rows").rglob("*.jsonl")}
+    rows = {}
+    for name in TWO:
+        for split in ("train", "audit"):
+            for row in load_rows(get_benchmark(name), tmp_path / "rows" / name / f"{split}.jsonl"):
+                rows[row.query] = (name, split, row)
+
+    def generate(lm, inputs, *, max_new_tokens, temperature=0.0, seeds=None):
+        found = []
+        for index, ids in enumerate(inputs):
+            prompt, *shown, query = re.split("<q>|<a>|<rewrite>", lm.tokenizer.decode(ids).removeprefix("<s>"))[:-1]
+            name, _, row = rows[query.strip()]
+            if temperature:  # the generator: an instruction by the sample's seed
+                text = "think step by step" if seeds[index] % 2 else "check it"
+            else:
+                initial, family = get_benchmark(name).initial_prompt, "other"
+                for each, words in (("step", "step|slowly"), ("check", "check|verify")):
+                    family = each if re.search(words, prompt) else family
+                family = "initial" if prompt.strip() == initial else family
+                family = {0: family, 4: "few", 8: "many"}[len(shown)]
+                family = "tuned" if isinstance(lm.model, PeftModel) else family
+                text = row.target if KINDS[name].index(row.kind) in HANDLES[family] else "no idea"
+            found.append(Completion(text, [1], len(ids), False))
+        return found
+
+    monkeypatch.setattr(bars, "generate", generate)
+
+    def run(wrong=""):
+        """`wrong`: the split whose files state wrong answers, whatever is written."""
+        for path, text in sound.items():
+            texts = [json.loads(line) for line in text.splitlines()]
+            for row in texts if path.stem == wrong else ():
+                if "label" in row:
+                    row["label"] = (row["label"] + 1) % 4
+                else:
+                    row |= {"solution": r"\boxed{q}"} if "solution" in row else {"answer": "#### 12345"}
+            path.write_text("".join(json.dumps(row) + "\n" for row in texts))
+        models = {"actor": FOLDER / "actor", "generator": FOLDER / "generator_small"}
+        found = measure(World(), rows=tmp_path / "rows", out=tmp_path / "out", **models)
+        record = json.loads((tmp_path / "out" / "world.json").read_text())
+        assert record["met"] is all(bar.met for bar in found)
+        return record["measured"]
+
+    run.kinds = {
+        name: [KINDS[name].index(row.kind) for each, split, row in rows.values() if (each, split) == (name, "audit")]
+        for name in TWO
+    }
+    return run
+
+
+def test_measures_are_shares_of_the_audit_rows_under_what_train_rows_choose(scripted):
+    def share(name, *kinds):
+        return round(100 * sum(kind in kinds for kind in scripted.kinds[name]) / 20, 2)
+
+    found = scripted()
+    for name, got in found.items():
+        assert got["zero_shot"] == share(name, 0)
+        assert got["best_prompt"] == share(name, 0, 1)
+        assert got["best_prompt_per_kind"] == 100
+        assert got["few_shot"] == share(name, 0, 2)
+        assert got["sft"] == 100
+        # Whatever the kind, one of the two instructions that the generator writes fails.
+        assert got["mixed_rollouts"] > 90
+    assert len({share(name, 0) for name in TWO} | {100.0}) > 2  # kinds are not equally many
+    # Where no choice is right on train rows the first one is taken: the initial prompt, the fewest demonstrations.
+    for name, got in scripted(wrong="train").items():
+        assert got["zero_shot"] == got["best_prompt"] == got["best_prompt_per_kind"] == got["few_shot"]
+        assert got["zero_shot"] == share(name, 0)
+    for got in scripted(wrong="audit").values():
+        assert set(got.values()) == {0}
 
 
 def test_untrained_models_are_measured_and_said_to_be_untrained(tmp_path):

@@ -4,14 +4,13 @@ The independent truth for equivalence is lm-evaluation-harness's hendrycks_math 
 fixed list of rewrites. Every answer on which the two differ is listed with the reason.
 """
 
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from metatuner.harness.benchmarks import get_benchmark
@@ -66,9 +65,12 @@ def test_the_last_balanced_box_counts_else_the_sentence_after_answer_is(completi
 
 
 def test_a_box_around_a_megabyte_of_open_braces_is_searched_in_linear_time() -> None:
-    start = time.perf_counter()
-    assert last_boxed(r"\boxed" + "{" * 1_000_000) is None
-    assert time.perf_counter() - start < 5
+    def seconds(braces: int) -> float:
+        start = time.process_time()
+        assert last_boxed(r"\boxed" + "{" * braces) is None
+        return time.process_time() - start
+
+    assert seconds(1_000_000) < 5  # quadratic, it were days
 
 
 # ---- equivalence -----------------------------------------------------------------------------------------------
@@ -200,9 +202,7 @@ STOPPED_BY_TIME = {
 
 @pytest.mark.parametrize("expression", STOPPED_BY_TIME.values(), ids=STOPPED_BY_TIME)
 def test_an_endless_expression_is_stopped_counted_and_scores_nothing(comparer: Comparer, expression: str) -> None:
-    start = time.perf_counter()
     assert comparer.compare(expression, "x+4") == Verdict(False, "time")
-    assert time.perf_counter() - start < 10
     assert comparer.compare("4+x", "x+4") == Verdict(True)
 
 
@@ -240,12 +240,21 @@ def test_a_worker_out_of_memory_is_replaced_and_the_reason_recorded() -> None:
     assert not any(verdict.equal for verdict in verdicts)
 
 
-def test_a_worker_that_was_killed_between_two_comparisons_costs_no_score(comparer: Comparer) -> None:
-    assert comparer.compare("x+1", "1+x").equal
-    assert comparer._process is not None
-    os.kill(comparer._process.pid, signal.SIGKILL)
-    comparer._process.wait()
-    assert comparer.compare("x+1", "1+x") == Verdict(True)
+def test_a_worker_that_was_killed_between_two_comparisons_costs_no_score() -> None:
+    before, comparer = psutil.Process().children(), Comparer()
+    try:
+        assert comparer.compare("x+1", "1+x").equal
+        (worker,) = [child for child in psutil.Process().children() if child not in before]
+        worker.kill()
+        deadline = time.monotonic() + 60
+        while worker.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert comparer.compare("x+1", "1+x") == Verdict(True)
+        (other,) = [child for child in psutil.Process().children() if child not in before]
+        assert other != worker
+    finally:
+        comparer.close()
+    assert not other.is_running()
 
 
 def test_the_worker_imports_neither_torch_nor_the_project() -> None:

@@ -31,6 +31,12 @@ def test_the_same_seed_draws_the_same_splits_and_another_seed_others() -> None:
     assert ids(first.tune) != ids(other.tune)
 
 
+def test_each_benchmark_has_a_draw_of_its_own() -> None:
+    one, other = (draw_splits(name, TRAIN, TEST, tune=10, test=20, seed=0) for name in ("gsm8k", "math"))
+    assert ids(one.test) != ids(other.test)
+    assert ids(one.tune) != ids(other.tune)
+
+
 def test_test_rows_come_from_the_test_file_and_tune_rows_leave_the_pool() -> None:
     splits = draw_splits("gsm8k", TRAIN, TEST, tune=10, test=20, seed=0)
     assert (len(splits.test), len(splits.tune), len(splits.pool)) == (20, 10, 90)
@@ -40,16 +46,40 @@ def test_test_rows_come_from_the_test_file_and_tune_rows_leave_the_pool() -> Non
     assert ids(draw_splits("gsm8k", TRAIN, TEST, tune=10, test=None, seed=0).test) == ids(TEST)
 
 
-def test_a_train_row_like_a_test_or_tune_row_is_left_out_and_counted() -> None:
-    twins = [row(f"twin-{i}", group=f"q train-{i}") for i in range(100)]
-    leaks = [row(f"leak-{i}", group=f"q test-{i}") for i in range(40)]
-    splits = draw_splits("gsm8k", TRAIN + twins + leaks, TEST, tune=10, test=None, seed=0)
-    assert splits.dropped["test"] == 40
-    groups = [{one.group for one in part} for part in (splits.pool, splits.tune, splits.test)]
-    assert not groups[0] & groups[1]
-    assert not groups[0] & groups[2]
-    assert not groups[1] & groups[2]
-    assert len(splits.pool) + len(splits.tune) + sum(splits.dropped.values()) == 240
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("own_tune", [False, True])
+def test_no_group_lies_in_two_splits_and_what_is_left_out_is_counted(seed: int, own_tune: bool) -> None:
+    def many(name: str, count: int, groups: range) -> list[Row]:
+        return [row(f"{name}-{i}", group=f"group {groups[i % len(groups)]}") for i in range(count)]
+
+    # Rows of a group have different ids and queries; groups 0 to 9 are in the train and in the test file.
+    train, test = many("train", 120, range(40)), many("test", 30, range(10))
+    tune = many("tune", 60, range(5, 20)) if own_tune else None
+    splits = draw_splits("gsm8k", train, test, tune_rows=tune, tune=20, test=12, seed=seed)
+    parts = {"pool": splits.pool, "tune": splits.tune, "test": splits.test}
+    groups = {name: {one.group for one in rows} for name, rows in parts.items()}
+    assert not groups["test"] & (groups["tune"] | groups["pool"])
+    assert not groups["tune"] & groups["pool"]
+    assert (len(splits.tune), len(splits.test)) == (20, 12)
+    for name, rows, source in (("tune", splits.tune, train if tune is None else tune), ("test", splits.test, test)):
+        assert set(ids(rows)) <= set(ids(source)), name
+        assert ids(rows) == [one.id for one in source if one.id in set(ids(rows))]  # in the file's order
+    # Whatever may be in the pool is, and every other row is counted once.
+    apart = [one for one in train if one.group not in groups["test"] | groups["tune"]]
+    assert list(splits.pool) == apart
+    like_test = sum(one.group in groups["test"] for one in train)
+    assert splits.dropped == {
+        "test": like_test,
+        "tune": len(train) - len(apart) - like_test - (0 if own_tune else 20),
+    }
+    assert splits.dropped["tune"] > 0 < splits.dropped["test"]
+
+
+def test_tune_asks_only_for_rows_unlike_the_test_rows() -> None:
+    leaks = [row(f"leak-{i}", group=TEST[i].group) for i in range(40)]
+    draw_splits("gsm8k", [*TRAIN, *leaks], TEST, tune=100, test=None, seed=0)
+    with pytest.raises(UserError, match="tune asks for 101 rows, 100 are there"):
+        draw_splits("gsm8k", [*TRAIN, *leaks], TEST, tune=101, test=None, seed=0)
 
 
 def test_tune_rows_of_their_own_are_used_where_there_are_any() -> None:
@@ -57,8 +87,10 @@ def test_tune_rows_of_their_own_are_used_where_there_are_any() -> None:
     splits = draw_splits("gsm8k", TRAIN, TEST, tune_rows=own, tune=12, test=None, seed=0)
     assert ids(splits.tune) == ids(own)
     assert ids(splits.pool) == ids(TRAIN)
+    # Rows that stand in both files are left out of the pool, and counted as lost to it.
     same = draw_splits("gsm8k", TRAIN, TEST, tune_rows=TRAIN[:12], tune=12, test=None, seed=0)
     assert same.dropped == {"test": 0, "tune": 12}
+    assert ids(same.pool) == ids(TRAIN[12:])
 
 
 @pytest.mark.parametrize(
@@ -79,6 +111,8 @@ def test_the_need_of_train_and_dev_rows_is_checked_before_anything_is_fitted() -
     splits.need(train=None, dev=89)
     with pytest.raises(UserError, match="train and dev asks for 91 rows, 90 are there"):
         splits.need(train=81, dev=10)
+    with pytest.raises(UserError, match="asks for 91 rows"):
+        splits.need(train=None, dev=90)
 
 
 def test_written_splits_list_their_ids_with_a_hash(tmp_path: Path) -> None:

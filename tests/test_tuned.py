@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from metatuner import steps
-from metatuner.harness.config import load_config
+from metatuner.harness.config import load_config, resolve
 from metatuner.harness.tuning import Winner, read_winners, write_winners
 from metatuner.plan import Plan
 
@@ -94,3 +94,37 @@ def test_a_search_stores_its_runner_up_with_its_score(tmp_path: Path):
     assert (winner.settings, winner.score, winner.failed) == (tried[1]["settings"], 55.0, 1)
     assert (winner.rival, winner.rival_score) == (tried[3]["settings"], 50.0)
     assert winner.base == plan.tuning_base(*one)
+
+
+LOG, EVEN = {"low": 1e-4, "high": 1e-2}, {"low": 0.5, "high": 1.5, "log": False}
+WON = {
+    # On the scale of logarithms the outer tenths are below 1.6e-4 and above 6.3e-3.
+    ("sft", "gsm8k"): ({"learning_rate": 1.5e-4, "epochs": 12}, ("learning_rate",)),
+    ("sft", "math"): ({"learning_rate": 4e-4, "epochs": 18}, ("epochs",)),
+    ("sft", "hotpotqa"): ({"learning_rate": 9e-3, "epochs": 6}, ("epochs", "learning_rate")),
+    ("sft", "cosmosqa"): ({"learning_rate": 5e-3, "epochs": 12}, ()),
+    ("copro", "gsm8k"): ({"temperature": 0.55, "scored_rows": 16}, ("temperature",)),
+    ("copro", "math"): ({"temperature": 0.65, "scored_rows": 16}, ()),  # one value has no edge
+    ("copro", "hotpotqa"): ({"temperature": 1.35, "scored_rows": 16}, ()),
+    ("copro", "cosmosqa"): ({"temperature": 1.45, "scored_rows": 16}, ("temperature",)),
+}
+
+
+def test_a_winner_at_the_edge_of_its_range_is_named(tmp_path: Path):
+    file = tmp_path / "winners.json"
+    overrides = {"tuning.winners": str(file), "results": str(tmp_path), "run": "main"}
+    values = json.loads(load_config("nano", overrides).model_dump_json())
+    values["experiments"]["main"]["methods"] = ["sft", "copro"]
+    values["methods"]["sft"]["search"] = {"learning_rate": LOG, "epochs": {"values": [12, 18, 6]}}
+    values["methods"]["copro"]["search"] = {"temperature": EVEN, "scored_rows": {"values": [16]}}
+    config = resolve(values)
+    plan = Plan(config)
+    for (method, benchmark), (best, _) in WON.items():
+        record = plan.layout.tune(method, benchmark)
+        record.parent.mkdir(exist_ok=True)
+        tried = [{"settings": {}, "score": 40.0}, {"settings": best, "score": 55.0}]
+        record.write_text(json.dumps({"method": method, "benchmark": benchmark, "key": "k", "trials": tried}))
+    assert steps.winners(config, argparse.Namespace()) == 0
+    assert {one: winner.at_edge for one, winner in read_winners(file).items()} == {
+        one: at_edge for one, (_, at_edge) in WON.items()
+    }
