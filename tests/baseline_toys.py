@@ -120,7 +120,12 @@ def arms_lm(dtype: torch.dtype = torch.float32) -> LM:
 def arms_lab(workdir: Path, events: list[dict[str, Any]] | None = None, **changes: Any) -> ArmsLab:
     """A lab on both benchmarks, in which SFT has been fitted, for one of them under a prompt of its own."""
     trained_on = tuple(sorted(PAIR))
-    given = {"actor": arms_lm(), "benchmarks": PAIR, "trained_on": trained_on, "events": [] if events is None else events}
+    given = {
+        "actor": arms_lm(),
+        "benchmarks": PAIR,
+        "trained_on": trained_on,
+        "events": [] if events is None else events,
+    }
     lab = toy_lab(workdir, **({"train": mixed_rows(8)} | given | changes))
     folder = workdir / "sft"
     if not folder.exists():

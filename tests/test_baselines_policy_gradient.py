@@ -4,11 +4,12 @@ The answers are those that the fit sampled, on two benchmarks of different lengt
 computed again.
 """
 
+import itertools
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -278,7 +279,7 @@ def test_ppo_learns_what_a_loop_over_answers_and_tokens_learns(watched: Watched,
     other, coefficients = ppo_by_hand(settings, steps, home)
     told = [event["kl_coefficient"] for event in events if event["event"] == "step"]
     assert told == pytest.approx(coefficients[:3], rel=1e-3)
-    changes = [after / before for before, after in zip(coefficients, coefficients[1:], strict=False)]
+    changes = [after / before for before, after in itertools.pairwise(coefficients)]
     bound = 0.2 * 8 / settings.kl_horizon
     assert any(abs(change - 1) < 0.99 * bound for change in changes)  # not only by the bounded step
     assert other.clipped
@@ -317,9 +318,7 @@ LEARNERS: dict[str, Method] = {
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_every_answer_has_a_seed_of_its_own_that_the_labs_seed_decides(
-    name: str, watched: Watched, home: Path
-) -> None:
+def test_every_answer_has_a_seed_of_its_own_that_the_labs_seed_decides(name: str, watched: Watched, home: Path) -> None:
     def sampled(seed: int) -> list[Sampled]:
         watched.answers.clear()
         LEARNERS[name].fit(arms_lab(home, seed=seed))
@@ -357,10 +356,9 @@ def test_a_step_is_taken_if_the_budget_covers_it_at_its_longest_and_else_costs_n
         events: list[dict[str, Any]] = []
         lab = arms_lab(home, events, train=rows, budget=Budget({what: limit}, "tight"))
         lab.budget.attach(lab.actor)
-        try:
+        refuses = name == "dpo" and limit < needed
+        with pytest.raises(UserError, match="does not cover") if refuses else nullcontext():
             LEARNERS[name].fit(lab)
-        except UserError as error:
-            assert "budget does not cover" in str(error)
         assert lab.budget.left(what) >= 0
         return getattr(lab.budget.used, what), [event["event"] for event in events]
 
@@ -401,9 +399,7 @@ class Graded(ArmsLab):
         return [text.split().count(ARMS[0]) / 4 for text in completions]
 
 
-def test_pairs_are_the_best_with_the_worst_inwards_and_equal_answers_count_once(
-    watched: Watched, home: Path
-) -> None:
+def test_pairs_are_the_best_with_the_worst_inwards_and_equal_answers_count_once(watched: Watched, home: Path) -> None:
     lab = like(arms_lab(home), Graded)
     policy = sft_policy(lab)
     pairs = dpo.find_pairs(lab, policy, dpo.Settings(rollouts=12, pairs=2, rollout_temperature=2.0))

@@ -43,14 +43,17 @@ class ScriptedLab(Lab):
         ]
 
 
+def scripted(workdir: Path, events: list[dict[str, Any]], *, seed: int = 0, dev: int = 12, **limits: int) -> Lab:
+    given = lab_settings(workdir, sums(30), sums(dev, seed=1), events)
+    return ScriptedLab(actor=None, generator=tiny_lm(), seed=seed, budget=Budget(limits, "toy"), **given)  # type: ignore[arg-type]
+
+
 def searched(
     workdir: Path, settings: Settings = TOY, *, seed: int = 0, dev: int = 12, **limits: int
 ) -> tuple[str, list[dict[str, Any]], Lab]:
     events: list[dict[str, Any]] = []
-    given = lab_settings(workdir, sums(30), sums(dev, seed=1), events)
-    lab = ScriptedLab(actor=None, generator=tiny_lm(), seed=seed, budget=Budget(limits, "toy"), **given)  # type: ignore[arg-type]
-    assert lab.generator is not None
-    lab.budget.attach(lab.generator)
+    lab = scripted(workdir, events, seed=seed, dev=dev, **limits)
+    lab.budget.attach(lab.need_generator())
     policy = RLPrompt(settings).fit(lab)
     return policy.prompts["gsm8k"], events, lab
 
