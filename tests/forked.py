@@ -1,6 +1,6 @@
 """`metatuner` commands in a fork of the test process, for tests in which a process of its own is not what is tested.
 
-A fork has all that is imported already, so a command costs what it does, and not the seconds that torch takes to import.
+A fork has all that is imported already: a command costs what it does, and not the seconds in which torch is imported.
 """
 
 import os
@@ -46,7 +46,8 @@ def _command(words: Sequence[str], told: int, cwd: Path, environment: Mapping[st
         os.setpgid(0, 0)
         for stream in (1, 2):
             os.dup2(told, stream)
-        sys.stdout, sys.stderr = (open(stream, "w", encoding="utf-8", closefd=False) for stream in (1, 2))
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
         os.chdir(cwd)
         os.environ.update(environment)
         tempfile.tempdir = None
