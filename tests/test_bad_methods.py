@@ -1,10 +1,17 @@
-"""Methods that break their contract, side by side in one run: each leaves a hole with its reason, the others go on."""
+"""Methods that break their contract, side by side in one run: each leaves a hole with its reason, the others go on.
+
+The steps are those of the workflow, one after another. That Snakemake goes on after a failed cell is tested with it.
+"""
 
 import csv
 from pathlib import Path
 
 import pytest
-from test_dag import project, snakemake
+from forked import metatuner
+
+from metatuner.files import write_text
+from metatuner.harness.config import dump_config, load_config
+from metatuner.plan import Plan
 
 HEAD = """
 from metatuner.harness.method import Method
@@ -84,8 +91,8 @@ FINE = (
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, str]]:
-    """The results folder of a run with all of them, what it said, and the reason that is to be seen for each."""
-    folder = project(tmp_path_factory.mktemp("bad"))
+    """The results folder after every step with all of them, what was said, and the reason to be seen for each."""
+    folder = tmp_path_factory.mktemp("bad")
     outside = folder / "elsewhere.txt"  # no temporary place to the run, whose own is set apart below
     files, wanted = [], {}
     for name, (code, reason) in {**BAD, "fine": (FINE, "")}.items():
@@ -95,19 +102,45 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, 
         wanted[name] = reason.replace("{outside}", str(outside))
     temporary = folder / "temporary"
     temporary.mkdir()
-    methods = ", ".join(["zero_shot", *wanted])
-    config = (
-        "run=main",
-        f"experiments={{main: {{methods: [{methods}], benchmarks: [gsm8k], seeds: [0]}}}}",
-        f"extra_methods={files}",
-        "budgets={short: {seconds: 2}, little: {lm_calls: 20}}",
-        "methods={hangs: {budget: short}, spends: {budget: little}}",
+    config = load_config(
+        "smoke",
+        {
+            "run": "main",
+            "results": str(folder / "results"),
+            "cache": str(folder / "cache"),
+            "experiments": {"main": {"methods": ["zero_shot", *wanted], "benchmarks": ["gsm8k"], "seeds": [0]}},
+            "extra_methods": files,
+            "budgets": {"short": {"seconds": 2}, "little": {"lm_calls": 20}},
+            "methods": {"hangs": {"budget": "short"}, "spends": {"budget": "little"}},
+        },
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(temporary))
-        done = snakemake(folder, config=config, check=False)
-    assert done.returncode != 0
-    return folder / "results" / "smoke", done.stdout + done.stderr, wanted
+    plan = Plan(config)
+    write_text(plan.layout.config, dump_config(config))
+    said = []
+
+    def step(*words: str, status: int = 0) -> None:
+        done, told = metatuner(
+            *words,
+            "--config",
+            str(plan.layout.config),
+            cwd=folder,
+            environment={"TMPDIR": str(temporary), "PYTHONHASHSEED": "0"},
+        )
+        assert done == status, told
+        said.append(told)
+
+    for role in plan.nano_roles:
+        step("pretrain", "--role", role)
+    step("world")
+    step("data", "--benchmark", "gsm8k")
+    for name in plan.fit_packs:
+        step("fit", "--pack", name)
+    for name in plan.evaluate_packs:
+        step("evaluate", "--pack", name)
+    for words in ("scores", "efficiency", "claims", "table --name all", "figure --name all", "provenance", "report"):
+        step(*words.split())
+    step("verdict", status=1)
+    return plan.layout.root, "".join(said), wanted
 
 
 def test_each_leaves_a_hole_with_its_reason_and_no_score(run: tuple[Path, str, dict[str, str]]) -> None:

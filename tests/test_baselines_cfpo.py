@@ -13,6 +13,7 @@ import dspy
 import pytest
 from baseline_toys import NEW_TOKENS, lab_settings, sums, tiny_lm, toy_lab
 from dspy.lm15 import Message, Request, Response, Usage
+from test_baselines_opro import two_benchmarks
 
 from baselines._cfpo_teleprompter import CFPO as Teleprompter
 from baselines._cfpo_teleprompter import (
@@ -199,6 +200,76 @@ def test_cases_are_those_that_the_prompt_got_wrong_and_right(tmp_path: Path) -> 
     assert all(int(case.example.id.split("-")[1]) % 4 > 0 and case.answer == "no idea" for case in diagnosis.wrong)
     assert all(case.answer == case.example.row.gold[0] for case in diagnosis.right)
     assert paraphrase == Edit("gamma")
+
+
+def test_an_answer_of_less_than_the_full_metric_is_a_wrong_case(tmp_path: Path) -> None:
+    asked: list[Edit] = []
+
+    def editor(edits: Sequence[Edit], *, temperature: float) -> list[str]:
+        asked.extend(edits)
+        return [""] * len(edits)
+
+    def metric(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        return (0.0, 0.5, 1.0)[int(example.id.split("-")[1]) % 3]
+
+    lab = scripted(tmp_path, [])
+    search = optimizer(lab, [], editor=editor, metric=metric, diagnoses=8, variations=0, cases=3)
+    search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
+    shown = [({each.example.id for each in edit.wrong}, {each.example.id for each in edit.right}) for edit in asked]
+    assert all(len(wrong) == len(right) == 3 for wrong, right in shown)
+    kinds = [{int(name.split("-")[1]) % 3 for ids in part for name in ids} for part in zip(*shown, strict=True)]
+    assert kinds == [{0, 1}, {2}]
+    assert len({frozenset(wrong) for wrong, _ in shown}) > 4  # drawn anew for each
+
+
+def test_trained_on_two_benchmarks_it_starts_from_both_and_scores_on_rows_drawn_from_both(tmp_path: Path) -> None:
+    lab = two_benchmarks(tmp_path)
+    settings = Settings(
+        proposer="rewrite", rounds=3, beam=2, scored_rows=8, finalists=2, temperature=0.9, proposal_tokens=9
+    )
+    policy = CFPO(settings).fit(lab)
+    starts = [lab.initial_prompt(name) for name in lab.trained_on]
+    assert [prompt for prompt, _ in lab.told[:2]] == starts
+    assert policy.prompts["gsm8k"] == policy.prompts["math"]
+    *scored, one, other = [rows for _, rows in lab.told]
+    assert len(set(scored)) == 1
+    assert len(scored[0]) == 8
+    assert list(scored[0]) != [row.id for row in lab.train[:8]]
+    assert one == other == tuple(row.id for row in lab.dev)
+    seeds = [seed for _, _, options in lab.wanted for seed in options["seeds"]]
+    assert len(set(seeds)) == len(seeds) > 4
+    assert {options["max_new_tokens"] for _, _, options in lab.wanted} == {9}
+    assert [options["temperature"] for _, _, options in lab.wanted] == pytest.approx([0.9 - 0.2 / 3, 0.7])
+
+
+def test_the_beam_is_the_best_of_all_that_were_tried(tmp_path: Path) -> None:
+    edited: list[list[str]] = []
+    scores = {"start": 0.5, "worse": 0.1, "better": 0.9, "good": 0.7}
+
+    def editor(edits: Sequence[Edit], *, temperature: float) -> list[str]:
+        edited.append([edit.instruction for edit in edits])
+        return ["worse", "better", "good"][: len(edits)] + [""] * (len(edits) - 3)
+
+    class Echo(ActorProgram):
+        def with_instruction(self, instruction: str) -> "Echo":
+            return Echo(self.ground, instruction)
+
+        def batch(self, examples: Sequence[dspy.Example], **options: Any) -> list[dspy.Prediction]:
+            return [dspy.Prediction(answer=self.instruction) for _ in examples]
+
+    search = optimizer(
+        scripted(tmp_path, []),
+        [],
+        editor=editor,
+        metric=lambda example, prediction: scores.get(prediction.answer, 0.0),
+        rounds=3,
+        beam=2,
+        variations=3,
+        all_pairs=False,
+    )
+    best = search.compile(Echo(None, "start"), trainset=examples(sums(4)))  # type: ignore[arg-type]
+    assert edited == [["start"] * 3, ["better"] * 3 + ["good"] * 3]
+    assert best.instruction == "better"
 
 
 def test_temperature_falls_in_a_line(tmp_path: Path) -> None:

@@ -8,18 +8,19 @@ from typing import Any
 
 import dspy
 import pytest
-from baseline_toys import NEW_TOKENS, lab_settings, sums, tiny_lm, toy_lab
-from dspy.lm15 import Message, Request, Response, Usage
+from baseline_toys import NEW_TOKENS, PAIR, lab_settings, like, mixed_rows, sums, tiny_lm, toy_lab
+from dspy.lm15 import Config, Message, Request, Response, Usage
 
 from baselines._opro_teleprompter import OPRO as Teleprompter
 from baselines._opro_teleprompter import InstructProposer, Scored, render_history
 from baselines.opro import OPRO, Settings
 from metatuner.errors import UserError
 from metatuner.harness.budget import Budget
-from metatuner.harness.dspy_bridge import ActorProgram, LMEngine, RewardMetric, VerbatimAdapter, examples
+from metatuner.harness.dspy_bridge import ActorProgram, Engine, LMEngine, RewardMetric, VerbatimAdapter, examples
 from metatuner.harness.ground import Lab, to_query
 from metatuner.harness.policy import Query, load_policy
 from metatuner.harness.policy import Response as Answer
+from metatuner.harness.proposer import Reply
 from metatuner.lm import generate, render
 
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "sigma")
@@ -110,6 +111,108 @@ def test_same_seed_same_search(tmp_path: Path) -> None:
     assert first[1] != other[1]
 
 
+def test_a_step_is_taken_if_all_its_calls_are_left_and_else_not(tmp_path: Path) -> None:
+    # After the 15 answers under p~: 8 proposals, each asked on 15 rows, and 5 finalists on the 12 of dev.
+    step = 8 + 8 * 15 + 5 * 12
+    for calls, event in ((15 + step, "step"), (15 + step - 1, "budget")):
+        _, events, _ = searched(tmp_path, steps=1, lm_calls=calls)
+        assert events[1]["event"] == event
+
+
+class TwoBenchmarks(ScriptedLab):
+    """Notes what is asked; nothing is ever right, but under the prompt of the second benchmark and one word."""
+
+    told: list[tuple[str, tuple[str, ...]]]
+    wanted: list[tuple[list[str], list[str], dict[str, Any]]]
+
+    def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Answer]:
+        assert isinstance(prompts, str)
+        self.told.append((prompts, tuple(query.id for query in queries)))
+        self.budget.add(lm_calls=len(queries))
+        good = prompts.startswith(self.initial_prompt("math")) + (prompts.split()[-1] in GOOD)
+        rows = {(row.benchmark, row.id): row for row in (*self.train, *self.dev)}
+        return [
+            Answer(prompts, rows[each.benchmark, each.id].target if index % 4 < good else "no", 1, 2, False)
+            for index, each in enumerate(queries)
+        ]
+
+    def rewrite(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[str]:
+        self.wanted.append(([query.benchmark for query in queries], list(prompts), options))
+        return super().rewrite(queries, prompts, **options)
+
+
+def two_benchmarks(workdir: Path, kind: type[Any] = TwoBenchmarks, events: Any = None, **limits: int) -> Any:
+    lab = toy_lab(
+        workdir,
+        mixed_rows(16),
+        mixed_rows(8, seed=1),
+        benchmarks=PAIR,
+        trained_on=("math", "gsm8k"),
+        budget=Budget(limits, "toy"),
+        events=[] if events is None else events,
+    )
+    made = like(lab, kind)
+    made.told, made.wanted = [], []
+    return made
+
+
+def test_trained_on_two_benchmarks_it_starts_from_both_and_answers_both_alike(tmp_path: Path) -> None:
+    lab = two_benchmarks(tmp_path)
+    policy = OPRO(Settings(proposer="rewrite", steps=4, scored_rows=8, finalists=2)).fit(lab)
+    starts = [lab.initial_prompt(name) for name in lab.trained_on]
+    assert len(set(starts)) == 2
+    assert [prompt for prompt, _ in lab.told[:2]] == starts
+    assert policy.prompts["gsm8k"] == policy.prompts["math"]
+    # Candidates are asked on the same train rows, drawn from all of them; the finalists on all rows of dev.
+    *scored, one, other = [rows for _, rows in lab.told]
+    assert len(set(scored)) == 1
+    assert len(scored[0]) == 8
+    assert set(scored[0]) <= {row.id for row in lab.train}
+    assert list(scored[0]) != [row.id for row in lab.train[:8]]
+    assert one == other == tuple(row.id for row in lab.dev)
+
+
+def test_the_generator_rewrites_the_best_so_far_and_the_rows_own_start_in_turns(tmp_path: Path) -> None:
+    lab = two_benchmarks(tmp_path)
+    settings = Settings(proposer="rewrite", steps=4, samples=6, scored_rows=8, temperature=0.7, proposal_tokens=9)
+    OPRO(settings).fit(lab)
+    assert len(lab.wanted) == 4
+    for benchmarks, prompts, options in lab.wanted:
+        assert len(set(prompts[::2])) == 1
+        assert prompts[0].startswith(lab.initial_prompt("math"))  # which does better from the start
+        assert prompts[1::2] == [lab.initial_prompt(name) for name in benchmarks[1::2]]
+        assert (options["temperature"], options["max_new_tokens"]) == (0.7, 9)
+    assert {name for benchmarks, _, _ in lab.wanted for name in benchmarks} == {"gsm8k", "math"}
+    seeds = [seed for _, _, options in lab.wanted for seed in options["seeds"]]
+    assert len(set(seeds)) == len(seeds) == 24
+
+
+def test_the_longest_answers_of_all_benchmarks_are_planned_for(tmp_path: Path) -> None:
+    # The second benchmark's answers are longer than the first's.
+    longest = max(PAIR[name].max_new_tokens for name in ("math", "gsm8k"))
+    assert longest > PAIR["math"].max_new_tokens
+    needed = (2 * 8 + 5 * 8) * longest + 2 * 128
+    settings = Settings(proposer="rewrite", steps=1, samples=2, scored_rows=8)
+    for tokens, event in ((needed, "step"), (needed - 1, "budget")):
+        events: list[dict[str, Any]] = []
+        OPRO(settings).fit(two_benchmarks(tmp_path, events=events, generated_tokens=tokens))
+        assert events[1]["event"] == event
+
+
+def test_each_step_shows_other_exemplars_of_all_train_rows(tmp_path: Path) -> None:
+    shown: list[tuple[str, ...]] = []
+
+    def recite(tried: Sequence[Scored], exemplars: Sequence[dspy.Example], count: int) -> list[str]:
+        shown.append(tuple(each.id for each in exemplars))
+        return []
+
+    lab = scripted(tmp_path, [])
+    optimizer(lab, [[]] * 8, proposer=recite).compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
+    assert all(len(set(each)) == 3 for each in shown)
+    assert len(set(shown)) == 8
+    assert len({each for ids in shown for each in ids}) > 12
+
+
 def optimizer(lab: Lab, proposals: Sequence[Sequence[str]], **changes: Any) -> Teleprompter:
     """OPRO whose proposer recites: one list a step."""
     steps = iter(proposals)
@@ -172,7 +275,7 @@ def test_history_shows_the_best_in_ascending_order_with_integer_scores() -> None
 def test_instruct_proposer_shows_history_and_exemplars_and_reads_brackets() -> None:
     class Recorder(LMEngine):
         requests: list[Request] = []
-        replies = itertools.cycle(["Sure: [think first]", "plain reply"])
+        replies = itertools.cycle(["Sure: [think [hard] first]", "plain reply"])
 
         def complete(self, request: Request) -> Response:
             self.requests.append(request)
@@ -182,13 +285,55 @@ def test_instruct_proposer_shows_history_and_exemplars_and_reads_brackets() -> N
     engine = Recorder(tiny_lm(), seed=0)
     propose = InstructProposer(engine.client(temperature=1.0, max_tokens=9), shown=20)
     rows = sums(2)
-    assert propose([Scored("try hard", 0.25)], examples(rows), 2) == ["think first", "plain reply"]
+    assert propose([Scored("try hard", 0.25)], examples(rows), 2) == ["think [hard] first", "plain reply"]
     first, second = engine.requests
     assert first == second
     assert (first.config.temperature, first.config.max_tokens) == (1.0, 9)
     asked = "".join(part.text for part in first.messages[-1].parts)
     assert "text:\ntry hard\nscore:\n25" in asked
     assert all(row.query in asked and f"output:\n{row.gold[0]}" in asked for row in rows)
+
+
+def test_the_engines_seed_the_request_and_its_count_decide_what_is_sampled() -> None:
+    class Seeds(Engine):
+        name = "local/seeds"
+        asked: list[tuple[int, float]] = []
+
+        def sample(self, system: str, demos: Any, query: str, **options: Any) -> list[Reply]:
+            self.asked.append((len(options["seeds"]), options["temperature"]))
+            return [Reply(str(seed), 3, 5, truncated=True) for seed in options["seeds"]]
+
+    def said(engine: Engine, query: str, *, system: str = "add", temperature: float = 1.0, limit: int = 9) -> str:
+        client = engine.client(temperature=temperature, max_tokens=limit)
+        with dspy.context(lm=client, adapter=VerbatimAdapter(), disable_history=True):
+            return str(dspy.Predict(dspy.Signature("query -> answer", system))(query=query).answer)
+
+    engine = Seeds(seed=1, fan_out=2)
+    told = [said(engine, "a") for _ in range(4)]
+    assert engine.asked == [(2, 1.0)] * 2  # two at once, twice
+    told += [said(engine, "b"), said(engine, "a", system="b"), said(engine, "a", temperature=0.5)]
+    told += [said(engine, "a", limit=8), said(Seeds(seed=2, fan_out=2), "a")]
+    assert len(set(told)) == len(told) == 9
+    # In whatever order it is asked, a request has its own samples.
+    other = Seeds(seed=1, fan_out=2)
+    assert [said(other, "b"), *(said(other, "a") for _ in range(4))] == [told[4], *told[:4]]
+    engine.asked.clear()
+    said(engine, "a", temperature=0.0)
+    assert engine.asked == [(1, 0.0)]  # all would be the same
+
+
+def test_an_engine_reads_demonstrations_and_tells_what_it_used() -> None:
+    lm = tiny_lm()
+    messages = [Message.user("1 + 1"), Message.assistant("2"), Message.user("2 + 2")]
+    for limit in (3, 60):
+        request = Request(model="m", messages=tuple(messages), system="add them up", config=Config(max_tokens=limit))
+        told = LMEngine(lm, seed=0).complete(request)
+        read = render(lm, "add them up", "2 + 2", [("1 + 1", "2")], reserve=limit).ids
+        (expected,) = generate(lm, [read], max_new_tokens=limit)
+        assert "".join(part.text for part in told.message.parts) == expected.text
+        assert (told.usage.input_tokens, told.usage.output_tokens) == (len(read), len(expected.ids))
+        assert told.finish_reason == ("length" if expected.truncated else "stop")
+    assert len(read) > len(render(lm, "add them up", "2 + 2", reserve=limit).ids)
 
 
 def test_a_generator_samples_a_step_in_one_batch_with_its_own_streams(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,12 +376,16 @@ def test_engine_answers_greedily_what_generate_answers() -> None:
 
 def test_verbatim_adapter_adds_nothing() -> None:
     messages = VerbatimAdapter().format(
-        dspy.Signature("query -> answer", "add them up"), [{"query": "1 + 1", "answer": "2"}], {"query": "2 + 2"}
+        dspy.Signature("query -> answer", "add them up"),
+        [{"query": "1 + 1", "answer": "2"}, {"query": "3 + 1", "answer": "4"}],
+        {"query": "2 + 2"},
     )
     assert messages == [
         {"role": "system", "content": "add them up"},
         {"role": "user", "content": "1 + 1"},
         {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "3 + 1"},
+        {"role": "assistant", "content": "4"},
         {"role": "user", "content": "2 + 2"},
     ]
 

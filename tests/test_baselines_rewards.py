@@ -254,7 +254,8 @@ def test_the_divergence_is_estimated_without_bias_and_is_never_negative() -> Non
 
 def test_advantages_are_discounted_sums_of_temporal_differences() -> None:
     rewards, values, _, _, mask = random_batch(1)
-    told = ppo.gae(rewards, values, mask, 0.9, 0.7)
+    beyond = 1 - mask  # what stands after an answer's end means nothing
+    told = ppo.gae(rewards + 3 * beyond, values - 2 * beyond, mask, 0.9, 0.7)
     for row, length in enumerate((4, 2, 5)):
         after = [*values[row, :length].tolist(), 0.0]
         deltas = [float(rewards[row, t]) + 0.9 * after[t + 1] - after[t] for t in range(length)]

@@ -1,5 +1,6 @@
 """RLPrompt: its loss against a loop, its policy against plain forwards, and a search with a known optimum."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from baseline_toys import lab_settings, sums, toy_lab
+from baseline_toys import NEW_TOKENS, PAIR, lab_settings, like, sums, toy_lab
 from baseline_toys import tiny_lm as nano_like_lm
 from lm_toys import ENDS, SPECIAL, tiny_lm
 
@@ -43,14 +44,17 @@ class ScriptedLab(Lab):
         ]
 
 
+def scripted(workdir: Path, events: list[dict[str, Any]], *, seed: int = 0, dev: int = 12, **limits: int) -> Lab:
+    given = lab_settings(workdir, sums(30), sums(dev, seed=1), events)
+    return ScriptedLab(actor=None, generator=tiny_lm(), seed=seed, budget=Budget(limits, "toy"), **given)  # type: ignore[arg-type]
+
+
 def searched(
     workdir: Path, settings: Settings = TOY, *, seed: int = 0, dev: int = 12, **limits: int
 ) -> tuple[str, list[dict[str, Any]], Lab]:
     events: list[dict[str, Any]] = []
-    given = lab_settings(workdir, sums(30), sums(dev, seed=1), events)
-    lab = ScriptedLab(actor=None, generator=tiny_lm(), seed=seed, budget=Budget(limits, "toy"), **given)  # type: ignore[arg-type]
-    assert lab.generator is not None
-    lab.budget.attach(lab.generator)
+    lab = scripted(workdir, events, seed=seed, dev=dev, **limits)
+    lab.budget.attach(lab.need_generator())
     policy = RLPrompt(settings).fit(lab)
     return policy.prompts["gsm8k"], events, lab
 
@@ -196,6 +200,85 @@ def test_dev_decides_between_greedy_and_sampled_prompts(tmp_path: Path) -> None:
     judged = {event["prompt"]: event["reward"] for event in events if event["event"] == "dev"}
     assert judged[prompt] == max(judged.values())
     assert [event["step"] for event in events if event["event"] == "dev"][-1] == 25
+
+
+def test_the_best_sampled_prompt_since_the_last_evaluation_is_judged(tmp_path: Path) -> None:
+    rewards: list[dict[str, float]] = []
+
+    class Noted(ScriptedLab):
+        def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Response]:
+            found = super().answer(queries, prompts, **options)
+            if queries[0].id.startswith("0-"):  # train rows
+                told = dict.fromkeys(prompts, 0.0)
+                for row, each in zip(self.train_rows(queries), found, strict=True):
+                    told[each.prompt] += self.reward([row], [each])[0]
+                rewards.append(told)
+            return found
+
+        def train_rows(self, queries: Sequence[Query]) -> list[Any]:
+            rows = {row.id: row for row in self.train}
+            return [rows[query.id] for query in queries]
+
+    events: list[dict[str, Any]] = []
+    lab = like(scripted(tmp_path, events), Noted, log_line=lambda line: events.append(json.loads(line)))
+    RLPrompt(replace(TOY, steps=20, eval_steps=5)).fit(lab)
+    assert len(rewards) == 20
+    judged: set[str] = set()
+    for end in (5, 10, 15, 20):
+        judged |= {event["prompt"] for event in events if event["event"] == "dev" and event["step"] == end}
+        since: dict[str, float] = {}
+        for told in rewards[end - 5 : end]:
+            since.update(told)
+        assert max(since, key=since.__getitem__) in judged, end
+    assert len({frozenset(told) for told in rewards}) == 20
+
+
+def test_each_step_scores_on_rows_of_its_own(tmp_path: Path) -> None:
+    asked: list[frozenset[str]] = []
+
+    class Noted(ScriptedLab):
+        def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Response]:
+            asked.append(frozenset(query.id for query in queries))
+            return super().answer(queries, prompts, **options)
+
+    lab = like(scripted(tmp_path, []), Noted)
+    RLPrompt(replace(TOY, steps=8, eval_steps=10)).fit(lab)
+    trained = [each for each in asked if all(name.startswith("0-") for name in each)]
+    assert len(trained) == len(set(trained)) == 8
+    assert all(len(each) == 6 for each in trained)
+    assert {each for each in asked if each not in trained} == {frozenset(row.id for row in lab.dev)}
+
+
+@pytest.mark.parametrize(
+    ("what", "needed"),
+    [("lm_calls", 16 * 6 + 2 * 12 + 17), ("generated_tokens", (16 * 6 + 2 * 12) * NEW_TOKENS + 17 * 3)],
+)
+def test_a_step_leaves_the_budget_for_the_evaluation_after_it(what: str, needed: int, tmp_path: Path) -> None:
+    # 16 prompts on 6 rows; then the greedy and the best prompt on 12 dev rows, after the greedy one is written.
+    for limit, event in ((needed, "step"), (needed - 1, "budget")):
+        _, events, lab = searched(tmp_path, replace(TOY, steps=1), **{what: limit})
+        assert events[0]["event"] == event
+        assert lab.budget.left(what) >= 0
+
+
+def test_trained_on_two_benchmarks_each_keeps_its_own_initial_prompt(tmp_path: Path) -> None:
+    lab = scripted(tmp_path, [])
+    lab.benchmarks, lab.trained_on = PAIR, ("gsm8k", "math")
+    lab.train = [replace(row, benchmark="math") if index % 2 else row for index, row in enumerate(lab.train)]
+    policy = RLPrompt(replace(TOY, steps=2, keep_initial=True)).fit(lab)
+    tokens = policy.prompts["gsm8k"].removeprefix(lab.initial_prompt("gsm8k"))
+    assert policy.prompts == {name: lab.initial_prompt(name) + tokens for name in ("gsm8k", "math")}
+    bare = RLPrompt(replace(TOY, steps=2)).fit(lab)
+    assert bare.prompts["gsm8k"] == bare.prompts["math"]
+
+
+def test_a_bias_is_added_to_the_logits_of_all_tokens() -> None:
+    plain, shifted = (shaken(policy(logit_bias=bias)) for bias in (0.0, -10.0))
+    _, states = plain.sample(2)
+    one, other = (each.logits(each.online, states) for each in (plain, shifted))
+    open_to_choice = ~plain.barred
+    torch.testing.assert_close(other[..., open_to_choice], one[..., open_to_choice] - 10.0)
+    assert (other[..., plain.barred] == -torch.inf).all()
 
 
 def test_initial_prompt_may_stay_in_front(tmp_path: Path) -> None:

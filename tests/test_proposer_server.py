@@ -176,7 +176,7 @@ def test_dspys_own_optimizers_ask_the_server_too(
     assert any(p in turn["content"] for body in server.requests for turn in body["messages"])
 
 
-@pytest.mark.parametrize("method", [COPRO(), MIPROv2(), GEPA()], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [COPRO(), MIPROv2(), GEPA(GEPASettings(answers=60))], ids=lambda method: method.name)
 def test_a_server_that_refuses_ends_a_search_of_dspys_with_its_one_line(
     method: Method, serve: Callable[..., Server], tmp_path: Path
 ) -> None:
