@@ -257,6 +257,14 @@ def test_a_metric_beside_the_primary_one_is_compared_by_its_means(tmp_path: Path
     assert found["f1"].told.estimate == pytest.approx(0.05, abs=1e-6)
 
 
+def test_cells_of_more_rows_in_one_folder_are_compared_by_their_means(tmp_path: Path) -> None:
+    few, many = [1.0, 0.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    for name, first, second in (("fewer", few, many), ("more", many, few)):
+        (found,) = compare_runs(*two_runs(tmp_path / name, {"sft": first}, {"sft": second}))
+        assert (found.kind, found.paired) == ("differs", False)
+        assert found.told.estimate == pytest.approx(np.mean(second) - np.mean(first), abs=1e-6)
+
+
 def test_a_hole_without_a_metric_stands_beside_the_cell_that_has_one(tmp_path: Path) -> None:
     roots = two_runs(tmp_path, {"sft": [0.0, 1.0]}, {"sft": [0.0, 1.0]})
     grid = {"methods": ["sft"], "benchmarks": ["math"], "seeds": [3], "generator": "large"}

@@ -116,6 +116,29 @@ def test_table_3_has_the_papers_ablation_beside_and_its_differences(tmp_path: Pa
     assert "†" not in text
 
 
+def test_of_published_differences_those_that_sampling_alone_can_make_are_counted(tmp_path: Path) -> None:
+    grid = {"methods": ["sft", "metatuner_i", "metatuner_j"], "benchmarks": ["math", "gsm8k"], "seeds": [0]}
+    config = fake_config(tmp_path, experiments={"parts": {**grid, "generator": "large"}})
+    fake_run(config, n=5)
+    published = read_published()
+    within = []
+    for method in ("sft", "metatuner_i"):
+        for name, size in (("math", 450), ("gsm8k", 1319)):
+            one, other = (
+                stats.binomtest(round(published[each, "default", name].score / 100 * size), size).proportion_ci(
+                    method="wilson"
+                )
+                for each in (method, "metatuner_j")
+            )
+            gap = (published[method, "default", name].score - published["metatuner_j", "default", name].score) / 100
+            p, q = (published[each, "default", name].score / 100 for each in (method, "metatuner_j"))
+            low, high = np.hypot(p - one.low, other.high - q), np.hypot(one.high - p, q - other.low)
+            within.append(gap - low <= 0 <= gap + high)
+    assert 0 < sum(within) < len(within) == 4
+    text = TABLES["table_parts"](config)[1].read_text(encoding="utf-8")
+    assert f" {sum(within)} of 4 " in text
+
+
 # ---- every experiment has its table --------------------------------------------------------------------------------
 
 
