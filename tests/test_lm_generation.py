@@ -253,6 +253,35 @@ def completion_start(text: str, stop: str) -> int:
     return text.index(stop)
 
 
+def test_a_stop_string_that_ends_in_a_line_end_stops_at_that_line_end() -> None:
+    lm = tiny_lm()
+    sampling = {"max_new_tokens": NEW, "temperature": 1.5}
+    plain = generate(lm, PROMPTS, seeds=range(24), **sampling)
+    line_end = WORDS.index("\n")
+    row, place = next(
+        (row, completion.ids.index(line_end))
+        for row, completion in enumerate(plain)
+        if line_end in completion.ids[1:-1] and completion.ids[0] != line_end
+    )
+    stop = f"{WORDS[plain[row].ids[place - 1]]} \n"
+    (stopped,) = generate(lm, PROMPTS[row : row + 1], seeds=[row], stops=[stop], **sampling)
+    assert stopped.ids == plain[row].ids[: place + 1]
+    assert stopped.text == plain[row].text.partition(stop)[0]
+
+
+def test_listeners_hear_how_many_tokens_were_read_and_written() -> None:
+    lm = tiny_lm()
+    heard: list[tuple[int, int, int]] = []
+    lm.traffic.listeners.append(lambda *counts: heard.append(counts))
+    completions = generate(lm, PROMPTS, max_new_tokens=NEW, max_rows=10)
+    expected = [
+        (sum(len(PROMPTS[i]) for i in batch), sum(len(completions[i].ids) for i in batch), len(batch))
+        for batch in batch_by_length(PROMPTS, NEW, max_rows=10)
+    ]
+    assert heard == expected
+    assert sum(written for _, written, _ in heard) < NEW * len(PROMPTS)
+
+
 def test_a_stop_string_at_the_very_beginning_leaves_no_text() -> None:
     lm = tiny_lm()
     plain = generate(lm, PROMPTS[:1], max_new_tokens=4)[0]

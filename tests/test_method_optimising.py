@@ -144,7 +144,11 @@ def test_several_processes_take_the_steps_of_one(processes: int) -> None:
 
     def run(rank: int) -> None:
         one: Any = Shared(rank, processes, barrier, parts)
-        optimise(phases[rank], lambda **event: logs[rank].append(event), accelerator=one)
+        try:
+            optimise(phases[rank], lambda **event: logs[rank].append(event), accelerator=one)
+        except BaseException:
+            barrier.abort()  # the others need not wait
+            raise
 
     with ThreadPoolExecutor(processes) as pool:
         list(pool.map(run, range(processes)))

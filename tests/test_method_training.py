@@ -138,6 +138,17 @@ def test_every_pass_over_d1_and_d2_has_an_order_of_its_own_drawn_from_the_seed(
         assert len({tuple(one) for one in passes + others}) == 8
 
 
+def test_a_new_d2_is_visited_from_the_start_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two turns an interval, three a pass over D2: no row comes twice before D2 is collected anew.
+    d2 = rewrites(9)
+    seen = Seen(monkeypatch, real=False)
+    monkeypatch.setattr(MetaTuner, "write_prompts", lambda self, prompts, queries, **options: list(prompts))
+    joint(tuner(epochs=6, d2_refresh_epochs=1.0), d2, refresh=lambda: list(d2))
+    assert len(seen.d2) == 12
+    for start in range(0, 12, 2):
+        assert len({row.query for rows in seen.d2[start : start + 2] for row in rows}) == 6
+
+
 def test_a_row_gets_a_prompt_of_another_random_stream_at_every_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     still = {"hyper_learning_rate": 1e-12, "generator_learning_rate": 1e-12}
 
@@ -415,7 +426,8 @@ def test_alternating_without_d2_is_the_task_loss_alone() -> None:
 def test_terms_alternate_too_where_d2_comes_only_later(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Seen(monkeypatch)
     made = tuner(epochs=2, objective="alternating", d2_refresh_epochs=1.0)
-    joint(made, [], refresh=lambda: rewrites())
+    events = joint(made, [], refresh=lambda: rewrites())
+    assert sum(event["event"] == "joint" for event in events) == 2 * 4
     assert seen.terms == ["task", "task", "task", "prompt", "task", "prompt"]
 
 
