@@ -8,7 +8,7 @@ from typing import Any
 import dspy
 import pytest
 import torch
-from baseline_toys import NEW_TOKENS, lab_settings, sums, tiny_lm, toy_lab
+from baseline_toys import NEW_TOKENS, PAIR, lab_settings, like, mixed_rows, sums, tiny_lm, toy_lab
 from dspy.clients.provider import TrainingJob
 from safetensors.torch import load_file
 
@@ -201,6 +201,65 @@ def test_trained_on_several_benchmarks_each_query_has_its_own_prompt(tmp_path: P
     assert policy.demos["gsm8k"] == policy.demos["math"]
 
 
+def test_a_policy_asks_each_benchmark_under_its_own_prompt_and_demonstrations(tmp_path: Path) -> None:
+    rows = mixed_rows(6)
+    lab = toy_lab(tmp_path, rows, actor=tiny_lm(), benchmarks=PAIR, trained_on=("gsm8k", "math"))
+    lm = attach_adapter(lab, Settings(rank=2, alpha=4))
+    prompts = {name: each.initial_prompt for name, each in PAIR.items()}
+    demos = {"gsm8k": [(rows[0].query, "5")], "math": [(rows[1].query, "7"), (rows[2].query, "9")]}
+    policy = DemonstratedAdapter(lab, lm, prompts, demos)
+    told = policy.respond([to_query(row) for row in rows])
+    for row, response in zip(rows, told, strict=True):
+        (alone,) = lab.answer([to_query(row)], prompts[row.benchmark], demos=[demos[row.benchmark]], actor=lm)
+        assert response == alone
+    assert len({each.prompt for each in told}) == 2
+
+
+def test_an_answer_that_the_window_does_not_hold_is_no_turn(tmp_path: Path) -> None:
+    row = distinct(1, 0)[0]
+    data = {
+        "messages": [{"role": "system", "content": "add"}, {"role": "user", "content": row.query}],
+        "benchmark": "gsm8k",
+    }
+    wide = tiny_lm()
+    answer = "4 5 6 " * 10
+    whole = len(render(wide, "add", row.query).ids) + len(completion_ids(wide, answer))
+    data["messages"].append({"role": "assistant", "content": answer})  # type: ignore[attr-defined]
+    for window, kept in ((whole, True), (whole - 1, False)):
+        turn = to_turn(toy_lab(tmp_path, [row], actor=tiny_lm(window=window)), data)
+        assert (turn is not None) == kept
+
+
+def test_training_is_adamw_at_a_rate_that_falls_in_a_line_over_all_steps(tmp_path: Path) -> None:
+    rows = distinct(6, 0)
+    events: list[dict[str, Any]] = []
+    lab = toy_lab(tmp_path, rows, actor=tiny_lm(), events=events)
+    settings = Settings(rank=2, alpha=6, epochs=3, batch_size=6, learning_rate=1e-2, gradient_clip=0.5)
+    lm = attach_adapter(lab, settings)
+    by_hand = attach_adapter(toy_lab(tmp_path, rows, actor=tiny_lm()), settings)
+    turns = [(render(lm, "add", row.query).ids, completion_ids(lm, row.target)) for row in rows]
+    train(lab, lm, turns, settings)
+    weights = [weight for weight in by_hand.model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, weight_decay=0.0)
+    losses, norms = [], []
+    for share in (1, 2 / 3, 1 / 3):
+        optimizer.param_groups[0]["lr"] = 1e-2 * share
+        optimizer.zero_grad()
+        loss = completion_loss(by_hand, turns)
+        loss.backward()
+        norms.append(sum(float((each.grad**2).sum()) for each in weights if each.grad is not None) ** 0.5)
+        for each in weights:
+            assert each.grad is not None
+            each.grad *= min(1.0, 0.5 / norms[-1])
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(norms) > 0.5
+    assert [event["loss"] for event in events] == pytest.approx(losses, rel=1e-3)
+    trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
+    for weight, expected in zip(trained, weights, strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-2, atol=2e-4)
+
+
 def test_training_lowers_the_loss_and_checkpointing_changes_nothing(tmp_path: Path) -> None:
     rows = distinct(8, 0)
 
@@ -316,7 +375,7 @@ def test_rows_are_asked_in_batches_and_none_twice(tmp_path: Path) -> None:
             return super().answer(queries, *args, **options)
 
     plain = scripted(tmp_path, [])
-    book = AnswerBook(Counting(**{name: getattr(plain, name) for name in plain.__dataclass_fields__ if name[0] != "_"}))
+    book = AnswerBook(like(plain, Counting))
     for row in (*plain.dev, *plain.train, *plain.train):
         text, reward = book.answer(program(book), ("gsm8k", row.id))
         assert reward == float(group(row.id) == 0) == float(text == row.target)

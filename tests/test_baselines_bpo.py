@@ -1,5 +1,6 @@
 """BPO: which rewrites become targets, what training does, and a policy that is the same however it is asked."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from lm_toys import tiny_lm
 from safetensors.torch import load_file
 from test_contender import BENCHMARK, rows
 
-from baselines._bpo_rewriter import rate_share
+from baselines._bpo_rewriter import rate_share, to_train
 from baselines.bpo import BPO, RewriterPolicy, Settings, targets
 from metatuner.errors import UserError
 from metatuner.harness.budget import Budget
@@ -122,6 +123,52 @@ def test_training_starts_from_the_loss_of_the_target_given_prompt_and_query() ->
     assert first == pytest.approx(completion_loss(lm, batch).item(), abs=1e-4)
 
 
+def test_training_is_adamw_on_all_pairs_at_a_rate_that_rises_and_falls_with_a_clipped_gradient() -> None:
+    events: list[dict[str, Any]] = []
+    settings = replace(SMALL, epochs=4, batch_size=len(FEW), learning_rate=1e-2, warmup=0.25, rollouts=8)
+    pairs = BPO(settings)._pairs(lab())
+    trained = BPO(settings).fit(lab(events)).generator
+    assert len(pairs) > 1
+    # By hand, from the adapter that the same stream draws.
+    lm = tiny_lm(seed=1)
+    to_train(lm, "lora", settings.rank, lab().stream("adapter"))
+    adapted = [module for module in lm.model.modules() if hasattr(module, "lora_A")]
+    scales = {scale for module in adapted for scale in module.scaling.values()}
+    assert scales == {2.0}  # alpha is twice the rank
+    batch = [
+        (render_rewrite(lm, BENCHMARK.initial_prompt, row.query, reserve=5).ids, completion_ids(lm, text)[:5])
+        for row, text in pairs
+    ]
+    weights = [weight for weight in lm.model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, weight_decay=0.0)
+    losses, norms = [], []
+    for share in (1 / 2, 1, 2 / 3, 1 / 3):  # one step of four to rise in
+        optimizer.param_groups[0]["lr"] = 1e-2 * share
+        optimizer.zero_grad()
+        loss = completion_loss(lm, batch)
+        loss.backward()
+        norms.append(sum(float((each.grad**2).sum()) for each in weights if each.grad is not None) ** 0.5)
+        for each in weights:
+            assert each.grad is not None
+            each.grad *= min(1.0, 1 / norms[-1])
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(norms) > 1.1
+    told = [event["loss"] for event in events if event["event"] == "step"]
+    assert told == pytest.approx(losses, rel=1e-3)
+    after = [weight for weight in trained.model.parameters() if weight.requires_grad]
+    for weight, expected in zip(after, weights, strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-2, atol=2e-4)
+
+
+def test_what_is_trained_of_a_generator_in_half_precision_is_not_half() -> None:
+    half = tiny_lm(seed=1)
+    half.model.to(torch.bfloat16)
+    trained = BPO(SMALL).fit(lab(generator=half)).generator.model
+    kinds = {(weight.requires_grad, weight.dtype) for weight in trained.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+
+
 @pytest.mark.parametrize("trainable", ["lora", "full"])
 def test_saved_and_loaded_it_answers_the_same(trainable: Literal["lora", "full"], tmp_path: Path) -> None:
     given = lab()
@@ -142,6 +189,22 @@ def test_a_query_gets_the_same_prompt_whatever_else_is_asked() -> None:
     assert policy.write_prompts(TEST[::-1]) == together[::-1]
     assert [policy.write_prompts([query])[0] for query in TEST] == together
     assert RewriterPolicy(lab(), tiny_lm(seed=1), TOY, seed=4).write_prompts(TEST) != together
+    renamed = [replace(query, id=f"other-{query.id}") for query in TEST]
+    assert policy.write_prompts(renamed) == together
+
+
+def test_each_benchmark_has_its_own_initial_prompt_and_draws() -> None:
+    # Two of the same prompt draw differently; a third rewrites another prompt.
+    benchmarks = {"gsm8k": BENCHMARK, "math": copy.copy(BENCHMARK)}
+    benchmarks["hotpotqa"] = BENCHMARK.with_overrides(initial_prompt="w5 w6 w7")
+    policy = RewriterPolicy(Ground(tiny_lm(seed=2), tiny_lm(seed=1), benchmarks), tiny_lm(seed=1), TOY, seed=3)
+    asked = [replace(query, benchmark=name) for query in TEST[:8] for name in benchmarks]
+    told = policy.write_prompts(asked)
+    assert [policy.write_prompts([query])[0] for query in asked] == told
+    assert told[::3] != told[1::3]
+    greedy = RewriterPolicy(policy.ground, policy.generator, replace(TOY, top_p=1e-6), seed=3).write_prompts(asked)
+    assert greedy[::3] == greedy[1::3]
+    assert greedy[::3] != greedy[2::3]
 
 
 def test_prompts_are_sampled_at_the_settings_of_the_policy() -> None:
@@ -176,6 +239,31 @@ def test_without_pairs_the_generator_stays_as_it_is() -> None:
     assert events == [{"event": "pairs", "pairs": 0, "rollouts": len(FEW) * SMALL.rollouts, "reward": 0.0}]
     untrained = RewriterPolicy(lab(), tiny_lm(seed=1), TOY, policy.seed)
     assert policy.write_prompts(TEST) == untrained.write_prompts(TEST)
+
+
+@pytest.mark.parametrize("what", ["lm_calls", "generated_tokens"])
+def test_rollouts_are_made_if_all_of_a_chunk_is_left_and_else_none(what: str) -> None:
+    calls = len(FEW) * SMALL.rollouts
+    needed = {"lm_calls": 2 * calls, "generated_tokens": calls * (SMALL.prompt_tokens + BENCHMARK.max_new_tokens)}
+    for limit, made in ((needed[what], calls), (needed[what] - 1, 0)):
+        events: list[dict[str, Any]] = []
+        BPO(SMALL).fit(lab(events, budget=Budget({what: limit}, "toy")))
+        assert next(event["rollouts"] for event in events if event["event"] == "pairs") == made
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_training_step_is_taken_if_all_that_it_reads_and_writes_is_left(short: int) -> None:
+    settings = replace(SMALL, epochs=1, batch_size=len(FEW))
+    lm = tiny_lm(seed=1)
+    needed = sum(
+        len(render_rewrite(lm, BENCHMARK.initial_prompt, row.query, reserve=5).ids) + len(completion_ids(lm, text)[:5])
+        for row, text in BPO(settings)._pairs(lab())
+    )
+    events: list[dict[str, Any]] = []
+    given = lab(events, budget=Budget({"trained_tokens": needed - short}, "toy"))
+    BPO(settings).fit(given)
+    assert [event["event"] for event in events] == ["pairs", "budget" if short else "step"]
+    assert (given.budget.used.trained_tokens > 0) is not bool(short)
 
 
 def test_rollouts_stop_before_the_budget_does_not_cover_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,14 @@
 """COPRO, MIPROv2, GEPA and BootstrapFewShot: searches with a known optimum, DSPy's optimizers on the common ground."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import dspy
 import pytest
-from baseline_toys import lab_settings, sums, tiny_lm, toy_lab
+from baseline_toys import NEW_TOKENS, PAIR, lab_settings, like, mixed_rows, sums, tiny_lm, toy_lab
 
 from baselines._dspy_program import BASE, AnswerBook, DemonstratedActor, places, shown
 from baselines._dspy_proposals import InstructionAdapter, RewriteAdapter, RewriteEngine
@@ -85,11 +86,6 @@ def scripted(workdir: Path, events: list[dict[str, Any]], *, seed: int = 0, **li
     return ScriptedLab(actor=tiny_lm(), generator=tiny_lm(), seed=seed, budget=Budget(limits, "toy"), **settings)
 
 
-def like(lab: ScriptedLab, kind: type[ScriptedLab]) -> ScriptedLab:
-    """The same lab of another kind."""
-    return kind(**{key: getattr(lab, key) for key in lab.__dataclass_fields__ if key[0] != "_"})
-
-
 METHODS: dict[str, tuple[Method, float]] = {
     "copro": (COPRO(COPROSettings(proposer="rewrite", breadth=6, depth=4, scored_rows=16)), 0.75),
     "miprov2": (MIPROv2(MIPROSettings(proposer="rewrite", candidates=8, trials=30)), 0.75),
@@ -98,6 +94,13 @@ METHODS: dict[str, tuple[Method, float]] = {
 }
 """With what is the best each can reach: COPRO and GEPA search no demonstrations; MIPROv2's instructions are p~ and one
 word; BootstrapFewShot searches no instruction."""
+
+
+SHORT: dict[str, Method] = {
+    **{name: method for name, (method, _) in METHODS.items()},
+    "gepa": GEPA(GEPASettings(proposer="rewrite", answers=60, minibatch=8)),
+}
+"""For searches that never get anywhere: GEPA counts answers that it does not get, and goes on."""
 
 
 def fitted(name: str, workdir: Path, *, seed: int = 0, **limits: int) -> tuple[FixedPrompt, list[dict[str, Any]], Lab]:
@@ -169,7 +172,7 @@ def test_an_error_of_the_actor_is_the_error_of_the_fit(name: str, tmp_path: Path
             raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="the disk is full"):
-        METHODS[name][0].fit(like(scripted(tmp_path, []), Broken))
+        SHORT[name].fit(like(scripted(tmp_path, []), Broken))
 
 
 @pytest.mark.parametrize("error", [UserError("the generator is gone"), RuntimeError("out of memory")], ids=repr)
@@ -183,7 +186,7 @@ def test_an_error_of_the_proposer_is_the_error_of_the_fit(name: str, error: Exce
             raise error
 
     with pytest.raises(type(error), match=str(error)):
-        METHODS[name][0].fit(like(scripted(tmp_path, []), Broken))
+        SHORT[name].fit(like(scripted(tmp_path, []), Broken))
     assert calls == [1]
 
 
@@ -196,9 +199,9 @@ def test_a_generator_that_changes_nothing_ends_the_search_at_the_budget_and_not_
             self.budget.add(lm_calls=len(queries))
             return list(prompts)
 
-    for calls in range(52, 60):
+    for calls in range(52, 60, 2):
         lab = like(scripted(tmp_path, [], lm_calls=calls), Idle)
-        policy = METHODS[name][0].fit(lab)
+        policy = SHORT[name].fit(lab)
         assert isinstance(policy, FixedPrompt)
         assert policy.prompts == {"gsm8k": lab.initial_prompt("gsm8k")}
 
@@ -258,6 +261,79 @@ def test_trained_on_two_benchmarks_rows_are_bootstrapped_under_their_own_prompt(
     policy = BootstrapFewShot(BootstrapSettings(bootstrapped=4, labeled=4)).fit(lab)
     assert asked == {(name, lab.initial_prompt(name)) for name in lab.trained_on}
     assert policy.prompts == {name: lab.initial_prompt(name) for name in lab.trained_on}
+
+
+@pytest.mark.parametrize("name", ["copro", "miprov2", "gepa"])
+def test_trained_on_two_benchmarks_the_search_starts_from_the_first_and_asks_rows_of_both(
+    name: str, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    class Listening(ScriptedLab):
+        def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Response]:
+            assert not isinstance(prompts, str)
+            asked.extend((query.benchmark, prompt) for query, prompt in zip(queries, prompts, strict=True))
+            return super().answer(queries, prompts, **options)
+
+    lab = toy_lab(tmp_path, mixed_rows(24), mixed_rows(12, seed=1), actor=tiny_lm(), generator=tiny_lm())
+    lab = like(lab, Listening, benchmarks=PAIR, trained_on=("math", "gsm8k"))
+    policy = METHODS[name][0].fit(lab)
+    assert isinstance(policy, FixedPrompt)
+    assert policy.prompts["gsm8k"] == policy.prompts["math"]
+    first = lab.initial_prompt("math")
+    assert first in {prompt for _, prompt in asked}
+    assert all(prompt.startswith(first) for _, prompt in asked)
+    assert {benchmark for benchmark, _ in asked} == {"gsm8k", "math"}
+
+
+@pytest.mark.parametrize("what", ["lm_calls", "generated_tokens"])
+@pytest.mark.parametrize("name", ["copro", "miprov2", "gepa"])
+def test_a_search_begins_if_the_answers_under_p_and_its_proposals_are_left_and_else_not(
+    name: str, what: str, tmp_path: Path
+) -> None:
+    # 16 rows score a candidate; beside them stand the proposals: COPRO's six a round, GEPA's one, MIPROv2's eight and
+    # the twelve that describe the data.
+    proposals, longest = {"copro": (6, 128), "gepa": (1, 512), "miprov2": (8 + 12, 128)}[name]
+    needed = {"lm_calls": 16 + proposals, "generated_tokens": 16 * NEW_TOKENS + proposals * longest}[what]
+    lab = scripted(tmp_path, [], **{what: needed - 1})
+    short = {"copro": {"depth": 1}, "gepa": {"answers": 40}, "miprov2": {"trials": 1}}[name]
+    method = type(METHODS[name][0])(replace(METHODS[name][0].settings, **short))
+    with pytest.raises(UserError, match="does not cover 16 answers under p~"):
+        method.fit(lab)
+    assert lab.budget.used.lm_calls == 0
+    method.fit(lab := scripted(tmp_path, [], **{what: needed}))
+    assert lab.budget.used.lm_calls > 0
+    assert lab.budget.left(what) >= 0
+
+
+def test_copro_scores_on_rows_drawn_from_all_of_them(tmp_path: Path) -> None:
+    asked: set[str] = set()
+
+    class Listening(ScriptedLab):
+        def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Response]:
+            asked.update(query.id for query in queries)
+            return super().answer(queries, prompts, **options)
+
+    lab = like(scripted(tmp_path, []), Listening)
+    METHODS["copro"][0].fit(lab)
+    assert len(asked) == 16
+    assert asked < {row.id for row in lab.train}
+    assert asked != {row.id for row in lab.train[:16]}
+
+
+def test_a_query_that_the_book_was_not_asked_for_comes_with_as_many_as_are_known(tmp_path: Path) -> None:
+    lab = scripted(tmp_path, [])
+    book = AnswerBook(lab)
+    program = DemonstratedActor(book, dspy.LM(BASE, cache=False), "alpha")
+    last = places(lab.train)[-1]
+    text, reward = book.answer(program, last)
+    assert (text != "no idea", reward) == (group(to_query(lab.train[-1])) in (0, 1), float(text != "no idea"))
+    assert vars(lab)["batches"] == [16]
+    assert book.score(program, lab.train) is None
+    for place in places(lab.train):
+        book.answer(program, place)
+    assert vars(lab)["batches"] == [16, 16]
+    assert book.score(program, lab.train) == 0.5
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -322,8 +398,15 @@ def test_the_best_of_a_book_is_the_first_of_equals_among_those_asked_on_all_rows
 
 
 def test_a_rewriter_is_asked_for_the_best_instruction_with_new_rows_and_seeds(tmp_path: Path) -> None:
-    lab = scripted(tmp_path, [])
-    client = RewriteEngine(lab, seed=1, fan_out=4).client(temperature=1.0, max_tokens=8)
+    class Listening(ScriptedLab):
+        wanted: list[tuple[Sequence[Query], dict[str, Any]]] = []
+
+        def rewrite(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[str]:
+            self.wanted.append((queries, options))
+            return super().rewrite(queries, prompts, **options)
+
+    lab = like(scripted(tmp_path, []), Listening)
+    client = RewriteEngine(lab, seed=1, fan_out=4).client(temperature=0.7, max_tokens=8)
     attempts = ["Instruction #1: worse", "Prefix #1: ", "Resulting Score #1: 10", "Instruction #2: a: b"]
     with dspy.context(lm=client, adapter=RewriteAdapter()):
         predict = dspy.Predict("attempted_instructions -> proposed_instruction, prefix")
@@ -334,6 +417,10 @@ def test_a_rewriter_is_asked_for_the_best_instruction_with_new_rows_and_seeds(tm
     assert all(text.startswith("a: b ") and text.split()[-1] in WORDS for text in texts)
     assert texts != again.completions.proposed_instruction
     assert first.completions.prefix == [""] * 4
+    assert len({query.id for queries, _ in lab.wanted for query in queries}) > 3
+    assert {(o["temperature"], o["max_new_tokens"]) for _, o in lab.wanted} == {(0.7, 8)}
+    seeds = [seed for _, options in lab.wanted for seed in options["seeds"]]
+    assert len(set(seeds)) == len(seeds) == 12
     assert basic.proposed_instruction.startswith("c d ")
 
 

@@ -2,12 +2,13 @@
 
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from baseline_toys import NEW_TOKENS, sums, tiny_lm, toy_lab
+from baseline_toys import NEW_TOKENS, PAIR, mixed_rows, sums, tiny_lm, toy_lab
 
 from baselines.sft import SFT, Settings, encode
 from metatuner.errors import UserError
@@ -120,6 +121,33 @@ def test_a_saved_adapter_answers_as_the_fitted_one(tmp_path: Path) -> None:
     assert loaded.respond(queries) == fitted
     assert [answer.completion for answer in fitted] != [answer.completion for answer in plain]
     assert "forward" not in vars(policy.actor.model.get_base_model())
+
+
+def test_trained_on_two_benchmarks_each_row_is_read_under_its_own_prompt_and_limit(tmp_path: Path) -> None:
+    rows, named = mixed_rows(8), {"gsm8k": "tom has apples", "math": "add them"}
+    width = max(len(render(tiny_lm(), PAIR[row.benchmark].initial_prompt, row.query).ids) for row in rows)
+    # A window in which the limits of both benchmarks cut queries, each at its own length.
+    lab = make_lab(tmp_path, train=rows, benchmarks=PAIR, trained_on=("gsm8k", "math"), actor=tiny_lm(window=width))
+    for prompts in (None, named):
+        for row, told in zip(rows, encode(lab, [replace(row, target="5") for row in rows], prompts), strict=True):
+            benchmark = PAIR[row.benchmark]
+            asked = named[row.benchmark] if prompts else benchmark.initial_prompt
+            read = render(lab.actor, asked, row.query, reserve=benchmark.max_new_tokens).ids
+            assert told["input_ids"] == read + completion_ids(lab.actor, "5")
+    policy = SFT(Settings(epochs=1, prompts={"math": "add them"})).fit(lab)
+    assert policy.prompts == {"gsm8k": PAIR["gsm8k"].initial_prompt, "math": "add them"}
+
+
+def test_a_row_that_just_fits_the_window_is_kept(tmp_path: Path) -> None:
+    wide = tiny_lm()
+    row = ROWS[0]
+    whole = len(render(wide, get_benchmark("gsm8k").initial_prompt, row.query).ids) + len(
+        completion_ids(wide, row.target)
+    )
+    short = {"gsm8k": get_benchmark("gsm8k").with_overrides(max_new_tokens=1)}
+    for window, kept in ((whole, 1), (whole - 1, 0)):
+        lab = make_lab(tmp_path, benchmarks=short, actor=tiny_lm(window=window))
+        assert len(encode(lab, [row])) == kept
 
 
 def test_it_trains_and_answers_under_the_prompt_it_is_given(tmp_path: Path) -> None:

@@ -335,6 +335,35 @@ def test_an_empty_reply_is_a_proposal_and_a_cut_one_is_marked(serve: Callable[..
     assert (answer.text, answer.truncated) == ("", True)
 
 
+def test_a_server_is_shown_the_demonstrations_before_the_query_and_each_sample_is_metered(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
+        usage = {"prompt_tokens": 10 + number, "completion_tokens": 100 * (1 + number)}
+        return 200, completion(f"reply {body['seed']}", usage=usage), {}
+
+    server = serve(answer)
+    lab = toy_lab(tmp_path, [], proposer=server.proposer())
+    client = proposer_client(lab, temperature=0.8, max_tokens=9, fan_out=2)
+    predict = dspy.Predict(dspy.Signature("query -> answer", "say"))
+    predict.demos = [{"query": "a", "answer": "b"}, {"query": "c", "answer": "d"}]
+    with dspy.context(lm=client, adapter=VerbatimAdapter(), disable_history=True):
+        told = predict(query="e", config={"n": 2}).completions.answer
+    assert len(set(told)) == 2
+    roles = ["system", "user", "assistant", "user", "assistant", "user"]
+    expected = [{"role": role, "content": text} for role, text in zip(roles, ["say", *"abcde"], strict=True)]
+    assert [body["messages"] for body in server.requests] == [expected] * 2
+    assert {(body["temperature"], body["max_tokens"]) for body in server.requests} == {(0.8, 9)}
+    used = lab.budget.by_model["proposer"].usage
+    assert (used.lm_calls, used.prompt_tokens, used.generated_tokens) == (2, 21, 300)
+    assert lab.budget.used == used
+    # Another seed of the lab asks with others.
+    other = proposer_client(toy_lab(tmp_path, [], proposer=server.proposer(), seed=1), temperature=0.8, max_tokens=9)
+    with dspy.context(lm=other, adapter=VerbatimAdapter(), disable_history=True):
+        predict(query="e")
+    assert len({body["seed"] for body in server.requests}) == 3
+
+
 def test_no_request_goes_out_beyond_the_budget(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve((200, completion("x"), {}))
     lab = toy_lab(tmp_path, [], proposer=server.proposer(), budget=Budget({"lm_calls": 5}, "five"))
