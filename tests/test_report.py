@@ -414,7 +414,8 @@ def test_costs_are_means_over_a_methods_fits_and_over_its_test_queries(tmp_path:
 
 
 def test_markdown_tables_are_read_back_as_they_were_meant() -> None:
-    text = "# A \\*title\\*\n\n**lead**\n\n| a | b |\n| --- | ---: |\n| x\\|y | **1.0** [0, 2]† |\n| z |  |\n\n- a `note`\n# Next\n"
+    text = "# A \\*title\\*\n\n**lead**\n\n| a | b |\n| --- | ---: |\n| x\\|y | **1.0** [0, 2]† |\n| z |  |\n"
+    text += "\n- a `note`\n# Next\n"
     first, second = read_documents(text)
     assert (to_html(first.title), to_html(first.lead)) == ("A *title*", "<strong>lead</strong>")
     assert first.header == ["a", "b"]
