@@ -36,7 +36,7 @@ BENCHMARKS = {
 }
 WARM_UP = WarmUpConfig(
     actor_rank=2,
-    actor_learning_rate=1e-2,
+    actor_learning_rate=1e-1,  # so that the warmed actor answers otherwise
     generator_rank=2,
     generator_learning_rate=1e-2,
     batch_size=4,
@@ -162,6 +162,13 @@ def test_before_its_first_step_the_joint_policy_is_the_warm_up(fitted: Any) -> N
     assert joint.respond(TEST) == warm.respond(TEST)
 
 
+def test_the_warmed_actor_answers_and_not_the_one_that_was_given(fitted: Any) -> None:
+    warm, _ = fitted("metatuner_warmup")
+    written = warm.write_prompts(TEST)
+    assert warm.respond(TEST) == warm.ground.answer(TEST, written, actor=warm.actor)
+    assert warm.respond(TEST) != warm.ground.answer(TEST, written)
+
+
 def test_training_changes_what_both_branches_do(fitted: Any) -> None:
     warm, _ = fitted("metatuner_warmup")
     joint, _ = fitted("metatuner_j")
@@ -176,8 +183,9 @@ def test_d2_holds_rewrites_that_the_actor_was_rewarded_under(fitted: Any) -> Non
     by_query = {row.query: row for row in TRAIN}
     chosen = [by_query[line["query"]] for line in lines]
     ground = lab()
-    again = ground.answer([to_query(row) for row in chosen], [line["rewrite"] for line in lines], actor=warm.actor)
-    assert ground.reward(chosen, again) == [1.0] * len(lines)
+    asked = [to_query(row) for row in chosen], [line["rewrite"] for line in lines]
+    assert ground.reward(chosen, ground.answer(*asked, actor=warm.actor)) == [1.0] * len(lines)
+    assert ground.reward(chosen, ground.answer(*asked)) != [1.0] * len(lines)
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_one_does_not(fitted: Any, tmp_path: Path) -> None:
