@@ -88,6 +88,28 @@ def test_a_fitting_rewrite_that_is_only_second_best_may_be_the_target() -> None:
     assert targets("a b c d", ["x", "y y y y", "z z z z"], [1.0, 0.5, 0.0], **LENGTHS) == ["y y y y"]
 
 
+def found_pairs(settings: Settings) -> list[tuple[Row, str]]:
+    """Train rows with their targets: the pairs that a fit trains on, which takes the best of each row's rewrites."""
+    told: list[tuple[Row, str]] = []
+
+    class Listening(PraisingLab):
+        def rewrite(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[str]:
+            texts = super().rewrite(queries, prompts, **options)
+            answers = self.answer(queries, texts)
+            draws = self.random("ties")
+            for start in range(0, len(texts), settings.rollouts):
+                part = slice(start, start + settings.rollouts)
+                rewards = self.reward_texts([], [each.completion for each in answers[part]])
+                row = next(row for row in self.train if row.id == queries[start].id)
+                best = targets(self.initial_prompt(row), texts[part], rewards, shrink=2.0, grow=6.0)
+                place = draws.random()
+                told.extend([(row, best[int(place * len(best))])] if best else [])
+            return texts
+
+    BPO(replace(settings, epochs=1)).fit(lab(kind=Listening))
+    return told
+
+
 @pytest.mark.parametrize(("trainable", "rate"), [("lora", 3e-2), ("full", 1e-2)])
 def test_the_rewriter_learns_what_is_rewarded(trainable: Literal["lora", "full"], rate: float) -> None:
     events: list[dict[str, Any]] = []
@@ -111,9 +133,8 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_almost_zero() -> None:
 def test_training_starts_from_the_loss_of_the_target_given_prompt_and_query() -> None:
     events: list[dict[str, Any]] = []
     settings = replace(SMALL, epochs=1, batch_size=len(FEW))
-    method, given = BPO(settings), lab(events)
-    pairs = method._pairs(lab())
-    method.fit(given)
+    pairs = found_pairs(settings)
+    BPO(settings).fit(lab(events))
     lm = tiny_lm(seed=1)
     batch = [
         (render_rewrite(lm, BENCHMARK.initial_prompt, row.query, reserve=5).ids, completion_ids(lm, text)[:5])
@@ -126,7 +147,7 @@ def test_training_starts_from_the_loss_of_the_target_given_prompt_and_query() ->
 def test_training_is_adamw_on_all_pairs_at_a_rate_that_rises_and_falls_with_a_clipped_gradient() -> None:
     events: list[dict[str, Any]] = []
     settings = replace(SMALL, epochs=4, batch_size=len(FEW), learning_rate=1e-2, warmup=0.25, rollouts=8)
-    pairs = BPO(settings)._pairs(lab())
+    pairs = found_pairs(settings)
     trained = BPO(settings).fit(lab(events)).generator
     assert len(pairs) > 1
     # By hand, from the adapter that the same stream draws.
@@ -257,7 +278,7 @@ def test_a_training_step_is_taken_if_all_that_it_reads_and_writes_is_left(short:
     lm = tiny_lm(seed=1)
     needed = sum(
         len(render_rewrite(lm, BENCHMARK.initial_prompt, row.query, reserve=5).ids) + len(completion_ids(lm, text)[:5])
-        for row, text in BPO(settings)._pairs(lab())
+        for row, text in found_pairs(settings)
     )
     events: list[dict[str, Any]] = []
     given = lab(events, budget=Budget({"trained_tokens": needed - short}, "toy"))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import dspy
 import pytest
-from baseline_toys import NEW_TOKENS, lab_settings, sums, tiny_lm, toy_lab
+from baseline_toys import NEW_TOKENS, lab_settings, like, sums, tiny_lm, toy_lab
 from dspy.lm15 import Message, Request, Response, Usage
 from test_baselines_opro import two_benchmarks
 
@@ -86,29 +86,27 @@ def test_finds_the_instruction_and_the_format_that_solve_every_row(all_pairs: bo
 
 
 def test_rounds_of_content_keep_the_format_and_rounds_of_format_the_content(tmp_path: Path) -> None:
-    tried: list[Candidate] = []
+    tried: list[str] = []
 
-    class Watched(Teleprompter):
-        def _score(self, student: ActorProgram, candidate: Candidate, rows: Sequence[dspy.Example]) -> Any:
-            tried.append(candidate)
-            return super()._score(student, candidate, rows)
+    class Noted(ScriptedLab):
+        def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Answer]:
+            assert isinstance(prompts, str)
+            tried.append(prompts)
+            return super().answer(queries, prompts, **options)
 
     events: list[dict[str, Any]] = []
-    lab = scripted(tmp_path, events)
-    search = optimizer(lab, [["alpha"], ["gamma"]], kind=Watched, rounds=3, beam=1, report=lab.log)
+    lab = like(scripted(tmp_path, []), Noted, log_line=lambda line: events.append(json.loads(line)))
+    search = optimizer(lab, [["alpha"], ["gamma"]], rounds=3, beam=1, report=lab.log)
     search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
     ends = [event["tried"] for event in events if "tried" in event]
     content, formats, again = (tried[start:end] for start, end in itertools.pairwise(ends))
-    assert content == [Candidate("alpha")]
-    pairs = {(renderer, lead) for renderer in RENDERERS for lead in QUERY_FORMATS}
-    assert {(each.renderer, each.query_format) for each in formats} == pairs - {("joint", "bare")}
-    assert {each.instruction for each in formats} == {"alpha"}
-    assert again == [Candidate("gamma", "xml", "input")]
+    assert content == ["alpha"]
+    every = [Candidate("alpha", renderer, lead).text for renderer in RENDERERS for lead in QUERY_FORMATS]
+    assert sorted(formats) == sorted(set(every) - {"alpha"})
+    assert again == [Candidate("gamma", "xml", "input").text]
 
 
-def optimizer(
-    lab: Lab, edits: Sequence[Sequence[str]], kind: type[Teleprompter] = Teleprompter, **changes: Any
-) -> Teleprompter:
+def optimizer(lab: Lab, edits: Sequence[Sequence[str]], **changes: Any) -> Teleprompter:
     """CFPO whose editor recites: one list a round of content."""
     rounds = iter(edits)
     settings: dict[str, Any] = {
@@ -127,7 +125,7 @@ def optimizer(
         "scored_rows": 32,
         "finalists": 4,
     }
-    return kind(**settings | changes)
+    return Teleprompter(**settings | changes)
 
 
 def test_uct_is_its_closed_form() -> None:
@@ -160,6 +158,16 @@ def test_later_rounds_of_formats_take_the_best_by_uct(tmp_path: Path) -> None:
     # Round 2 finds XML and `Input:` each by itself; round 4 puts the one to the other.
     assert best.instruction == Candidate("alpha", "xml", "input").text
     assert [event["best"] for event in events] == [0.0, 0.25, 0.5, 0.5, 0.75]
+
+
+def test_a_prompt_is_tried_in_the_best_formats_that_it_does_not_have(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    lab = scripted(tmp_path, events)
+    search = optimizer(lab, [["alpha"], [""], [""]], rounds=6, beam=1, all_pairs=False, report=lab.log)
+    search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
+    # Round 4 ends with XML and `Input:`, the best of both kinds; round 6 changes each of them to the next best.
+    tried = [event["tried"] for event in events]
+    assert tried[6] - tried[5] == 2
 
 
 def test_each_text_is_scored_once_and_empty_ones_never(tmp_path: Path) -> None:
@@ -329,6 +337,11 @@ def test_a_round_is_planned_with_all_its_answers_and_edits(tmp_path: Path) -> No
     children = [3, 3 * 41, 8 * 3, 8 * 2]  # of 1 prompt, of 3, of a full beam twice
     assert [answers for answers, _ in asked] == [count * 32 + choice for count in children]
     assert [written for _, written in asked] == [3, 0, 24, 0]
+    asked.clear()
+    search = optimizer(lab, [["gamma"]], rounds=2, all_pairs=False, affordable=affordable)
+    search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
+    # Each of two prompts in the other renderers and the other query formats; without dev no choice follows.
+    assert asked[1] == (2 * (len(RENDERERS) - 1 + len(QUERY_FORMATS) - 1) * 32, 0)
 
 
 @pytest.mark.parametrize(("proposer", "calls"), [("rewrite", 1), ("instruct", 2)])

@@ -98,7 +98,7 @@ word; BootstrapFewShot searches no instruction."""
 
 SHORT: dict[str, Method] = {
     **{name: method for name, (method, _) in METHODS.items()},
-    "gepa": GEPA(GEPASettings(proposer="rewrite", answers=60, minibatch=8)),
+    "gepa": GEPA(GEPASettings(proposer="rewrite", answers=150, minibatch=8)),
 }
 """For searches that never get anywhere: GEPA counts answers that it does not get, and goes on."""
 

@@ -123,7 +123,7 @@ class TwoBenchmarks(ScriptedLab):
     """Notes what is asked; nothing is ever right, but under the prompt of the second benchmark and one word."""
 
     told: list[tuple[str, tuple[str, ...]]]
-    wanted: list[tuple[list[str], list[str], dict[str, Any]]]
+    wanted: list[tuple[list[Query], list[str], dict[str, Any]]]
 
     def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Answer]:
         assert isinstance(prompts, str)
@@ -137,7 +137,7 @@ class TwoBenchmarks(ScriptedLab):
         ]
 
     def rewrite(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[str]:
-        self.wanted.append(([query.benchmark for query in queries], list(prompts), options))
+        self.wanted.append((list(queries), list(prompts), options))
         return super().rewrite(queries, prompts, **options)
 
 
@@ -177,12 +177,13 @@ def test_the_generator_rewrites_the_best_so_far_and_the_rows_own_start_in_turns(
     settings = Settings(proposer="rewrite", steps=4, samples=6, scored_rows=8, temperature=0.7, proposal_tokens=9)
     OPRO(settings).fit(lab)
     assert len(lab.wanted) == 4
-    for benchmarks, prompts, options in lab.wanted:
+    for queries, prompts, options in lab.wanted:
         assert len(set(prompts[::2])) == 1
         assert prompts[0].startswith(lab.initial_prompt("math"))  # which does better from the start
-        assert prompts[1::2] == [lab.initial_prompt(name) for name in benchmarks[1::2]]
+        assert prompts[1::2] == [lab.initial_prompt(query) for query in queries[1::2]]
         assert (options["temperature"], options["max_new_tokens"]) == (0.7, 9)
-    assert {name for benchmarks, _, _ in lab.wanted for name in benchmarks} == {"gsm8k", "math"}
+    assert {query.benchmark for queries, _, _ in lab.wanted for query in queries} == {"gsm8k", "math"}
+    assert len({query.id for queries, _, _ in lab.wanted for query in queries}) > 8
     seeds = [seed for _, _, options in lab.wanted for seed in options["seeds"]]
     assert len(set(seeds)) == len(seeds) == 24
 
@@ -311,12 +312,18 @@ def test_the_engines_seed_the_request_and_its_count_decide_what_is_sampled() -> 
     engine = Seeds(seed=1, fan_out=2)
     told = [said(engine, "a") for _ in range(4)]
     assert engine.asked == [(2, 1.0)] * 2  # two at once, twice
-    told += [said(engine, "b"), said(engine, "a", system="b"), said(engine, "a", temperature=0.5)]
-    told += [said(engine, "a", limit=8), said(Seeds(seed=2, fan_out=2), "a")]
-    assert len(set(told)) == len(told) == 9
+    assert len(set(told)) == 4
+
+    def fresh(seed: int = 1) -> Engine:
+        return Seeds(seed=seed, fan_out=2)
+
+    others = [said(fresh(), "b"), said(fresh(), "a", system="b"), said(fresh(), "a", temperature=0.5)]
+    others += [said(fresh(), "a", limit=8), said(fresh(2), "a")]
+    assert said(fresh(), "a") == told[0]
+    assert len({*told, *others}) == 9
     # In whatever order it is asked, a request has its own samples.
-    other = Seeds(seed=1, fan_out=2)
-    assert [said(other, "b"), *(said(other, "a") for _ in range(4))] == [told[4], *told[:4]]
+    other = fresh()
+    assert [said(other, "b"), *(said(other, "a") for _ in range(4))] == [others[0], *told]
     engine.asked.clear()
     said(engine, "a", temperature=0.0)
     assert engine.asked == [(1, 0.0)]  # all would be the same

@@ -22,7 +22,7 @@ from baselines._policy_gradient import (
     log_probs,
     token_mask,
 )
-from baselines._rollouts import Sampled, sample, sft_policy
+from baselines._rollouts import sample, sft_policy
 from baselines.sft import SFT
 from baselines.sft import Settings as SFTSettings
 from metatuner.errors import UserError
@@ -36,6 +36,12 @@ from metatuner.harness.rows import Row
 from metatuner.lm import completion_loss
 
 ROWS = sums(16)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for fits, in which SFT's policy is kept."""
+    return tmp_path_factory.mktemp("bandits")
 
 
 class Bandit(Lab):
@@ -86,8 +92,8 @@ def right(lab: Lab, policy: Adapter) -> float:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_better_arm_is_found(name: str, tmp_path: Path) -> None:
-    lab, other = bandit(tmp_path), bandit(tmp_path)
+def test_the_better_arm_is_found(name: str, home: Path) -> None:
+    lab, other = bandit(home), bandit(home)
     before = right(other, sft_policy(other))
     after = right(lab, METHODS[name].fit(lab))
     assert 0.2 < before < 0.8
@@ -95,22 +101,24 @@ def test_the_better_arm_is_found(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_same_seed_gives_the_same_bytes_and_a_saved_policy_answers_as_before(name: str, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_a_saved_policy_answers_as_before(
+    name: str, home: Path, tmp_path: Path
+) -> None:
     def fitted(folder: str, seed: int = 0) -> str:
-        policy = METHODS[name].fit(bandit(tmp_path, seed=seed))
+        policy = METHODS[name].fit(bandit(home, seed=seed))
         policy.save(tmp_path / folder)
         return hashlib.sha256(next((tmp_path / folder).rglob("*.safetensors")).read_bytes()).hexdigest()
 
     assert fitted("first") == fitted("again") != fitted("other", seed=1)
     queries = [to_query(row) for row in ROWS]
-    policy = METHODS[name].fit(bandit(tmp_path))
-    assert load_policy(tmp_path / "first", bandit(tmp_path)).respond(queries) == policy.respond(queries)
+    policy = METHODS[name].fit(bandit(home))
+    assert load_policy(tmp_path / "first", bandit(home)).respond(queries) == policy.respond(queries)
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
-def test_training_ends_before_a_batch_that_the_budget_does_not_cover(name: str, tmp_path: Path) -> None:
+def test_training_ends_before_a_batch_that_the_budget_does_not_cover(name: str, home: Path) -> None:
     events: list[dict[str, Any]] = []
-    lab = bandit(tmp_path, events, budget=Budget({"lm_calls": 400}, "small"))
+    lab = bandit(home, events, budget=Budget({"lm_calls": 400}, "small"))
     lab.budget.attach(lab.actor, "actor")
     METHODS[name].fit(lab)
     steps = [event["step"] for event in events if event["event"] == "step"]
@@ -119,8 +127,8 @@ def test_training_ends_before_a_batch_that_the_budget_does_not_cover(name: str, 
     assert lab.budget.used.lm_calls <= 400
 
 
-def test_rollouts_beyond_the_budget_are_refused_before_they_are_made(tmp_path: Path) -> None:
-    lab = bandit(tmp_path, budget=Budget({"lm_calls": 100}, "small"))
+def test_rollouts_beyond_the_budget_are_refused_before_they_are_made(home: Path) -> None:
+    lab = bandit(home, budget=Budget({"lm_calls": 100}, "small"))
     lab.budget.attach(lab.actor, "actor")
     with pytest.raises(UserError, match="does not cover 8 rollouts of 16 rows; lower `rollouts`"):
         METHODS["dpo"].fit(lab)
@@ -128,12 +136,12 @@ def test_rollouts_beyond_the_budget_are_refused_before_they_are_made(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
-def test_answers_read_in_chunks_and_activations_recomputed_change_nothing(name: str, tmp_path: Path) -> None:
+def test_answers_read_in_chunks_and_activations_recomputed_change_nothing(name: str, home: Path) -> None:
     def trained(**settings: Any) -> dict[str, torch.Tensor]:
         few = {"ppo": {"batch": 10, "minibatch": 5, "epochs": 2}, "grpo": {"queries": 4}}[name]
         method = {"ppo": ppo.PPO, "grpo": grpo.GRPO}[name]
         made = method(method.Settings(steps=2, **few, learning_rate=1e-2, **settings))
-        policy = made.fit(bandit(tmp_path, tokens=3))
+        policy = made.fit(bandit(home, tokens=3))
         assert not policy.actor.model.training
         return {key: value.detach() for key, value in policy.actor.model.named_parameters() if "lora_" in key}
 
@@ -144,10 +152,10 @@ def test_answers_read_in_chunks_and_activations_recomputed_change_nothing(name: 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_actor_in_half_precision_is_trained(name: str, tmp_path: Path) -> None:
-    lab = bandit(tmp_path, dtype=torch.bfloat16)
+def test_an_actor_in_half_precision_is_trained(name: str, home: Path) -> None:
+    lab = bandit(home, dtype=torch.bfloat16)
     lab.actor = replace(lab.actor, spec=replace(lab.actor.spec, dtype="bfloat16"))
-    before = {key: value.clone() for key, value in sft_policy(bandit(tmp_path)).actor.model.named_parameters()}
+    before = {key: value.clone() for key, value in sft_policy(bandit(home)).actor.model.named_parameters()}
     policy = METHODS[name].fit(lab)
     after = {key: value for key, value in policy.actor.model.named_parameters() if "lora_" in key}
     assert all(value.isfinite().all() for value in after.values())
@@ -155,27 +163,27 @@ def test_an_actor_in_half_precision_is_trained(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
-def test_a_heavy_divergence_keeps_the_policy_where_it_started(name: str, tmp_path: Path) -> None:
+def test_a_heavy_divergence_keeps_the_policy_where_it_started(name: str, home: Path) -> None:
     def after(leash: float) -> float:
         methods: dict[str, Method] = {
             "ppo": ppo.PPO(ppo.Settings(steps=30, batch=16, minibatch=8, learning_rate=2e-3, kl_coefficient=leash)),
             "grpo": grpo.GRPO(grpo.Settings(steps=60, queries=8, group=6, learning_rate=2e-3, beta=leash)),
         }
-        lab = bandit(tmp_path)
+        lab = bandit(home)
         policy = methods[name].fit(lab)
         assert isinstance(policy, Adapter)
         return right(lab, policy)
 
-    other = bandit(tmp_path)
+    other = bandit(home)
     before = right(other, sft_policy(other))
     assert after(0.0) > before + 0.2
     assert abs(after(20.0) - before) < 0.1
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_remedy(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_with_the_remedy(home: Path) -> None:
     changed = ppo.PPO(ppo.Settings(steps=5, batch=16, learning_rate=1e30))
     with pytest.raises(UserError, match=r"ppo: loss (nan|inf).* at optimizer step \d+; lower learning_rate"):
-        changed.fit(bandit(tmp_path))
+        changed.fit(bandit(home))
     weight = torch.nn.Parameter(torch.ones(1))
     updates = Updates([{"params": [weight], "lr": 0.1}], steps=2, gradient_clip=1.0, what="grpo")
     updates.step([weight.sum()])
@@ -183,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_remedy(tmp_path: Path) -> None
         updates.step([weight.sum(), weight.sum() * math.nan])
     diverging = dpo.DPO(dpo.Settings(learning_rate=1e30, epochs=6))
     with pytest.raises(UserError, match=r"dpo: loss nan at step \d+; lower learning_rate"):
-        diverging.fit(bandit(tmp_path))
+        diverging.fit(bandit(home))
 
 
 # ---- log-probabilities ---------------------------------------------------------------------------------------------
@@ -202,15 +210,10 @@ def test_log_probabilities_are_those_of_each_answer_alone() -> None:
         assert not told[row, len(answer) :].any()
     losses = completion_loss(lm, list(zip(PROMPTS, ANSWERS, strict=True)), reduction="row")
     torch.testing.assert_close(-told.sum(1), losses)
-    sampled = Sampled([], PROMPTS, ANSWERS, [], [])
-    read, states = ppo._read(lm, sampled, [0, 1, 2])
-    torch.testing.assert_close(read, told.float(), rtol=1e-5, atol=1e-5)
-    first = lm.model.lm_head(states[0, 0].double()).log_softmax(-1)[13]
-    torch.testing.assert_close(first, told[0, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_a_frozen_policy_is_the_one_that_was_copied_and_leaves_the_other_as_it_was(tmp_path: Path) -> None:
-    policy = sft_policy(bandit(tmp_path))
+def test_a_frozen_policy_is_the_one_that_was_copied_and_leaves_the_other_as_it_was(home: Path) -> None:
+    policy = sft_policy(bandit(home))
     weights = adapter_weights(policy.actor.model)
     start = {name: weight.detach().clone() for name, weight in weights.items()}
     before = log_probs(policy.actor, PROMPTS, ANSWERS).detach()
@@ -313,9 +316,9 @@ def test_advantages_of_a_group_are_its_standard_scores() -> None:
 # ---- DPO -----------------------------------------------------------------------------------------------------------
 
 
-def test_dpo_starts_at_log_2_and_parts_the_two_arms(tmp_path: Path) -> None:
+def test_dpo_starts_at_log_2_and_parts_the_two_arms(home: Path) -> None:
     events: list[dict[str, Any]] = []
-    lab = bandit(tmp_path, events)
+    lab = bandit(home, events)
     policy = sft_policy(lab)
     arms = [[7, 8], [7, 8]], [[13, 14], [15, 16, 17]]
     start = copy.deepcopy(policy.actor.model)
@@ -334,9 +337,9 @@ def test_dpo_starts_at_log_2_and_parts_the_two_arms(tmp_path: Path) -> None:
     assert set(policy.actor.model.peft_config) == {"default"} == set(start.peft_config)
 
 
-def test_pairs_are_right_and_wrong_answers_of_one_row(tmp_path: Path) -> None:
+def test_pairs_are_right_and_wrong_answers_of_one_row(home: Path) -> None:
     events: list[dict[str, Any]] = []
-    lab = bandit(tmp_path, events)
+    lab = bandit(home, events)
     policy = sft_policy(lab)
     pairs = dpo.find_pairs(lab, policy, dpo.Settings(rollouts=6, pairs=2))
     decode = lab.actor.tokenizer.decode
@@ -350,10 +353,10 @@ def test_pairs_are_right_and_wrong_answers_of_one_row(tmp_path: Path) -> None:
     assert events[-1]["pairs"] == events[-1]["mixed"] == len(pairs)  # two different answers make one pair
 
 
-def test_where_every_answer_scores_alike_the_actor_of_sft_is_returned_and_counted(tmp_path: Path) -> None:
+def test_where_every_answer_scores_alike_the_actor_of_sft_is_returned_and_counted(home: Path) -> None:
     events: list[dict[str, Any]] = []
-    sft = {"sft": hardly_trained(tmp_path / "sft")}
-    lab = toy_lab(tmp_path, ROWS, actor=tiny_lm(), events=events, prerequisites=sft)  # nothing is ever right
+    sft = {"sft": hardly_trained(home / "sft")}
+    lab = toy_lab(home, ROWS, actor=tiny_lm(), events=events, prerequisites=sft)  # nothing is ever right
     policy = dpo.DPO(dpo.Settings(rollouts=2)).fit(lab)
     assert [event["pairs"] for event in events if event["event"] == "pairs"] == [0]
     assert not [event for event in events if event["event"] == "step"]
