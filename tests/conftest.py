@@ -21,6 +21,7 @@ FIRST = ("test_dag", "test_scoring_math", "test_bad_methods")
 """Files that take longest, or hold a group's fixture: they begin first, so that no process waits for the other."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a file run in one process; so do those that share a fixture of SHARED."""
     for item in items:

@@ -1,6 +1,7 @@
 """BPO: which rewrites become targets, what training does, and a policy that is the same however it is asked."""
 
 import copy
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +11,34 @@ from typing import Any, Literal
 import pytest
 import torch
 from lm_toys import tiny_lm
+from method_toys import INITIAL, words
 from safetensors.torch import load_file
-from test_contender import BENCHMARK, rows
 
 from baselines._bpo_rewriter import rate_share, to_train
 from baselines.bpo import BPO, RewriterPolicy, Settings, targets
 from metatuner.errors import UserError
+from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.budget import Budget
 from metatuner.harness.ground import Ground, Lab, to_query
 from metatuner.harness.policy import Query, Response, load_policy
 from metatuner.harness.rows import Row
 from metatuner.lm import completion_ids, completion_loss, generate, render_rewrite
 
+BENCHMARK = get_benchmark("gsm8k").with_overrides(initial_prompt=INITIAL, max_new_tokens=6)
 GOOD = ("w9", "w30")
 TOY = Settings(rollouts=16, rank=4, learning_rate=3e-2, epochs=10, batch_size=8, prompt_tokens=5)
 SMALL = replace(TOY, rollouts=4, epochs=2)
+
+
+def rows(count: int, seed: int) -> list[Row]:
+    draw = random.Random(seed)
+    drawn = [(words(draw, 4, 12), words(draw, 2, 5)) for _ in range(count)]
+    return [
+        Row(f"{seed}-{number}", "gsm8k", query, ("0.5",), target, "all", f"group {number}")
+        for number, (query, target) in enumerate(drawn)
+    ]
+
+
 TRAIN, TEST = rows(48, seed=0), [to_query(row) for row in rows(32, seed=1)]
 FEW = TRAIN[:8]
 LENGTHS = {"shrink": 2.0, "grow": 6.0}

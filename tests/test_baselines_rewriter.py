@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from method_toys import INITIAL, actor, generator
+from method_toys import actor, generator
 from peft import LoraConfig, get_peft_model
-from test_contender import BENCHMARK, TEST, WARM_UP, lab
+from test_contender import BENCHMARKS, TEST, WARM_UP, lab
 
 from baselines.rewriter_sft import RewriterSFT
 from metatuner.contender import MetaTunerWarmUp
@@ -26,12 +26,14 @@ def required(tmp_path: Path) -> dict[str, Path]:
     lm = actor()
     torch.manual_seed(0)
     model: Any = get_peft_model(lm.model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
-    Adapter(lab(actor=lm), replace(lm, model=model), {"gsm8k": INITIAL}).save(folders["sft"])
+    Adapter(
+        lab(actor=lm), replace(lm, model=model), {name: each.initial_prompt for name, each in BENCHMARKS.items()}
+    ).save(folders["sft"])
     return folders
 
 
 def fresh() -> Ground:
-    return Ground(actor(), generator(), {"gsm8k": BENCHMARK})
+    return Ground(actor(), generator(), BENCHMARKS)
 
 
 def test_it_asks_the_sft_actor_under_the_rewriters_prompts(required: dict[str, Path], tmp_path: Path) -> None:
@@ -42,6 +44,8 @@ def test_it_asks_the_sft_actor_under_the_rewriters_prompts(required: dict[str, P
     policy = RewriterSFT().fit(lab(prerequisites=required))
     assert policy.respond(TEST) == expected
     assert [each.completion for each in expected] != [each.completion for each in fresh().answer(TEST, prompts)]
+    # Neither part has changed the other.
+    assert policy.rewriter.respond(TEST) == load_policy(required["metatuner_warmup"], fresh()).respond(TEST)
     policy.save(tmp_path / "policy")
     assert load_policy(tmp_path / "policy", fresh()).respond(TEST) == expected
 

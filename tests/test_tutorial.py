@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_dag import project
+from dag_runs import project
 
 from metatuner.cli import main, parse_overrides
 from metatuner.harness.config import load_config
