@@ -17,7 +17,7 @@ from metatuner.forkserver import ADDRESS, ForkServer
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = {"finished": "finished", "finished_smoke": "finished smoke"}
 """Fixtures that take long to make, and the group of tests that share each: one process runs them all."""
-FIRST = ("test_dag", "test_scoring_math", "test_bad_methods")
+FIRST = ("test_dag", "test_smoke", "test_bad_methods", "test_authoring", "test_null_world", "test_scoring_math")
 """Files that take longest, or hold a group's fixture: they begin first, so that no process waits for the other."""
 
 
