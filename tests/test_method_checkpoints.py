@@ -107,8 +107,6 @@ def uninterrupted(phase: Callable[[Log, Path | None], Tensors]) -> tuple[list[Ev
         (actor_warm_up, 4),
         (generator_warm_up, 5),
         (joint, 3),
-        (joint, 4),
-        (joint, 7),
         (alternating, 4),
         (alternating, 11),
         (gumbel, 3),

@@ -235,7 +235,7 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
 def test_an_exported_adapter_is_the_querys_lora_in_peft(variant: dict[str, Any], tmp_path: Path) -> None:
     made = tuner(**variant)
     base = actor()  # without any LoRA
-    for number, query in enumerate(QUERIES[:3]):
+    for number, query in enumerate(QUERIES[:2]):
         folder = tmp_path / str(number)
         prompt = made.export_adapter(query, folder)
         assert prompt == made.write_prompts([INITIAL], [query])[0]
