@@ -1,5 +1,6 @@
 """A rewriter before the SFT actor: each part is what its own policy has, saved and loaded with the other."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from method_toys import actor, generator
 from peft import LoraConfig, get_peft_model
 from test_contender import BENCHMARKS, TEST, WARM_UP, lab
 
-from baselines.rewriter_sft import RewriterSFT
+from baselines.rewriter_sft import RewriterSFT, RewrittenPrompts
 from metatuner.contender import MetaTunerWarmUp
 from metatuner.errors import UserError
 from metatuner.harness.ground import Ground
 from metatuner.harness.policies import Adapter
-from metatuner.harness.policy import load_policy
+from metatuner.harness.policy import Policy, Query, Response, load_policy, register_policy
 
 
 @pytest.fixture
@@ -48,6 +49,35 @@ def test_it_asks_the_sft_actor_under_the_rewriters_prompts(required: dict[str, P
     assert policy.rewriter.respond(TEST) == load_policy(required["metatuner_warmup"], fresh()).respond(TEST)
     policy.save(tmp_path / "policy")
     assert load_policy(tmp_path / "policy", fresh()).respond(TEST) == expected
+
+
+@register_policy("noting")
+class Noting(Policy):
+    """A rewriter that looks at the actor as it is read."""
+
+    def __init__(self, tuned: bool) -> None:
+        self.tuned = tuned
+
+    def write_prompts(self, queries: Sequence[Query]) -> list[str]:
+        return [INITIAL] * len(queries)
+
+    def respond(self, queries: Sequence[Query]) -> list[Response]:
+        raise NotImplementedError
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "Noting":
+        return cls(any("lora_" in name for name, _ in ground.actor.model.named_parameters()))
+
+
+def test_a_rewriter_is_read_on_the_actor_that_is_not_yet_tuned(required: dict[str, Path], tmp_path: Path) -> None:
+    Noting(False).save(tmp_path / "noting")
+    policy = RewrittenPrompts.of(tmp_path / "noting", required["sft"], ground := fresh())
+    assert isinstance(policy.rewriter, Noting)
+    assert not policy.rewriter.tuned
+    assert Noting.read(tmp_path, {}, ground).tuned  # as anyone would find it now
 
 
 def test_without_one_of_its_parts_it_says_which(required: dict[str, Path]) -> None:
