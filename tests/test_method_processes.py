@@ -21,9 +21,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Despite its name, this flag starts processes on CPUs too, if the script's Accelerator asks for them.
     options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     launch = [sys.executable, "-m", "accelerate.commands.launch", *options.split(), "--main_process_port", "0"]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     run = subprocess.run(
         [*launch, joint_processes.__file__, str(made)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"},
+        # Torch leaves folders where temporary files go.
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path_factory.mktemp("torch"))},
         capture_output=True,
         text=True,
         check=False,

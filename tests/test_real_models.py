@@ -4,13 +4,12 @@ real schema, the DAG of the `paper` preset."""
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dag_runs import Runs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
@@ -156,16 +155,9 @@ def test_the_paper_presets_steps_run_to_the_table_on_local_folders(folders, tmp_
 
 
 @pytest.mark.slow
-def test_the_paper_preset_runs_to_its_table_on_local_folders(folders, tmp_path):
+def test_the_paper_preset_runs_to_its_table_on_local_folders(folders, tmp_path, server):
     folder, methods = project(tmp_path / "paper"), ["few_shot", "sft", "metatuner_j"]
     write_rows(folder / "rows" / "gsm8k")
     words = [f"{key}={json.dumps(value)}" for key, value in overrides(*folders, methods).items()]
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "preset=paper", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    Runs(server, "paper").snakemake(folder, config=words)
     check_results(folder / "results" / "paper", folders, methods)
