@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_toys import actor, generator
+from method_toys import INITIAL, actor, generator
 from peft import LoraConfig, get_peft_model
 from test_contender import BENCHMARKS, TEST, WARM_UP, lab
 
