@@ -269,6 +269,7 @@ class _Server:
         os.setsid()
         os.environ.clear()
         os.environ.update(request["env"])
+        tempfile.tempdir = None  # TMPDIR is the caller's
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import quick_worlds
 
 from metatuner.authoring import new_method
 from metatuner.authoring.conformance import Finding, TinyWorld, check_method
 from metatuner.cli import main
 from metatuner.errors import UserError
+from metatuner.forkserver import ADDRESS, ForkServer
 from metatuner.harness.registry import Registry
 from metatuner.hashing import ROOT
 
@@ -50,10 +50,13 @@ def test_a_new_methods_file_is_a_method_and_taken_names_are_refused(tmp_path: Pa
         new_method("My-Search", "prompt", tmp_path)
 
 
-def test_the_template_keeps_the_contract(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    quick_worlds(monkeypatch)
+@pytest.fixture
+def forks(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check-method`'s commands are forks of the server, but those whose opened files are watched."""
+    monkeypatch.setenv(ADDRESS, str(server.address))
+
+
+def test_the_template_keeps_the_contract(forks: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = new_method("my_search", "prompt", tmp_path)
     assert main(["check-method", str(path)]) == 0
     assert "10 checks, 0 failed" in capsys.readouterr().out
@@ -68,9 +71,10 @@ def test_a_method_of_the_project_can_be_checked_too(tmp_path: Path) -> None:
     assert '"epochs":2' in fit.settings
 
 
-def test_a_method_that_breaks_the_contract_is_told_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_breaks_the_contract_is_told_how(
+    forks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Temporary folders may be written to; the one of this test is not, wherever the project and pytest's folders lie.
-    quick_worlds(monkeypatch)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -88,8 +92,7 @@ def test_a_method_that_breaks_the_contract_is_told_how(tmp_path: Path, monkeypat
     assert "two runs differ in policy/manifest.json" in failed[next(check for check in failed if "same seed" in check)]
 
 
-def test_a_method_that_raises_is_shown_with_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick_worlds(monkeypatch)
+def test_a_method_that_raises_is_shown_with_its_traceback(forks: None, tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
     file.write_text(BAD.format(outside="x").replace("Path('x').write_text(\"here\")", 'raise ValueError("my mistake")'))
     found = findings(file, tmp_path / "home")

@@ -4,12 +4,13 @@ The steps are those of the workflow, one after another. That Snakemake goes on a
 """
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
-from forked import metatuner
 
 from metatuner.files import write_text
+from metatuner.forkserver import ForkServer
 from metatuner.harness.config import dump_config, load_config
 from metatuner.plan import Plan
 
@@ -90,7 +91,7 @@ FINE = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, str]]:
+def run(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, str]]:
     """The results folder after every step with all of them, what was said, and the reason to be seen for each."""
     folder = tmp_path_factory.mktemp("bad")
     outside = folder / "elsewhere.txt"  # no temporary place to the run, whose own is set apart below
@@ -119,15 +120,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, 
     said = []
 
     def step(*words: str, status: int = 0) -> None:
-        done, told = metatuner(
-            *words,
-            "--config",
-            str(plan.layout.config),
-            cwd=folder,
-            environment={"TMPDIR": str(temporary), "PYTHONHASHSEED": "0"},
-        )
-        assert done == status, told
-        said.append(told)
+        line = ["metatuner", *words, "--config", str(plan.layout.config)]
+        done = server.run(line, folder, {**os.environ, "TMPDIR": str(temporary)})
+        assert done.returncode == status, done.stderr
+        said.append(done.stdout + done.stderr)
 
     for role in plan.nano_roles:
         step("pretrain", "--role", role)
