@@ -10,7 +10,7 @@ import dspy
 import pytest
 from baseline_toys import NEW_TOKENS, PAIR, lab_settings, like, mixed_rows, sums, tiny_lm, toy_lab
 
-from baselines._dspy_program import BASE, AnswerBook, DemonstratedActor, places, shown
+from baselines._dspy_program import BASE, AnswerBook, DemonstratedActor, places
 from baselines._dspy_proposals import InstructionAdapter, RewriteAdapter, RewriteEngine
 from baselines.bootstrap_few_shot import BootstrapFewShot
 from baselines.bootstrap_few_shot import Settings as BootstrapSettings
@@ -321,6 +321,36 @@ def test_copro_scores_on_rows_drawn_from_all_of_them(tmp_path: Path) -> None:
     assert asked != {row.id for row in lab.train[:16]}
 
 
+def test_a_round_of_copro_has_as_many_instructions_as_it_is_broad(tmp_path: Path) -> None:
+    asked: set[str] = set()
+
+    class Listening(ScriptedLab):
+        def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Response]:
+            asked.update([prompts] if isinstance(prompts, str) else prompts)
+            return super().answer(queries, prompts, **options)
+
+    for depth in (1, 2):
+        asked.clear()
+        lab = like(scripted(tmp_path, []), Listening)
+        COPRO(COPROSettings(proposer="rewrite", breadth=2, depth=depth)).fit(lab)
+        assert lab.initial_prompt("gsm8k") in asked
+        assert 1 < len(asked) <= 2 * depth
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+def test_miprov2_shows_no_more_demonstrations_than_it_may(shots: int, tmp_path: Path) -> None:
+    sizes: set[int] = set()
+
+    class Listening(ScriptedLab):
+        def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Response]:
+            sizes.update(len(each) for each in options["demos"])
+            return super().answer(queries, prompts, **options)
+
+    method = MIPROv2(MIPROSettings(proposer="rewrite", candidates=6, trials=6, shots=shots))
+    method.fit(like(scripted(tmp_path, []), Listening))
+    assert max(sizes) == shots
+
+
 def test_a_query_that_the_book_was_not_asked_for_comes_with_as_many_as_are_known(tmp_path: Path) -> None:
     lab = scripted(tmp_path, [])
     book = AnswerBook(lab)
@@ -373,7 +403,7 @@ def test_a_program_answers_as_its_policy_does_and_never_sees_a_query_among_its_d
     program.predict.demos = [{"query": row.query, "answer": row.target} for row in rows[:2]]
     found = [book.answer(program.deepcopy(), place)[0] for place in places(rows)]
     for row, text in zip(rows, found, strict=True):
-        demos = {"gsm8k": list(shown(program.predict.demos, row.query))}
+        demos = {"gsm8k": [(other.query, other.target) for other in rows[:2] if other is not row]}
         (expected,) = FixedPrompt(lab, {"gsm8k": "say it"}, demos).respond([to_query(row)])
         assert text == expected.completion
     copied = program.deepcopy()
