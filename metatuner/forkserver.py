@@ -6,8 +6,8 @@
 A `metatuner` command that finds the server's address in METATUNER_FORK_SERVER asks that server for a fork instead of
 importing anything itself. So a whole Snakemake run under `server.environment` takes its jobs from one server.
 
-What a fork shares with the server: the code as it was when the server started, and environment variables that libraries
-read when they are imported (HF_HUB_OFFLINE, OMP_NUM_THREADS, PYTHONHASHSEED). Everything else is the caller's: words,
+A fork keeps the server's code as it was when the server started, and the environment variables that libraries read when
+they are imported (HF_HUB_OFFLINE, OMP_NUM_THREADS, PYTHONHASHSEED). Everything else is the caller's: words,
 folder, environment, standard streams, signals. A caller that dies takes its command with it. POSIX only.
 """
 
@@ -25,10 +25,12 @@ import sys
 import tempfile
 import threading
 import traceback
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from metatuner.errors import UserError
 
@@ -47,6 +49,8 @@ PRELOADED = tuple(
 )
 """What the server imports. A module that is missing here is imported by each command that needs it."""
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 10.0
+"""Seconds in which a caller must have said what it wants: meanwhile nobody else is served."""
 _LOST = 70
 """Exit status where the server went away before the command ended (EX_SOFTWARE)."""
 
@@ -143,10 +147,18 @@ def become(words: Sequence[str]) -> int:
     Raises:
         UserError: no server answers.
     """
-    with _ask(Path(os.environ[ADDRESS]), words, Path.cwd(), os.environ, (0, 1, 2)) as connection:
-        for number in _FORWARDED:
-            signal.signal(number, lambda number, frame: connection.sendall(bytes([number])))
-        return _wait(connection)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # until there is somebody to pass them on to
+    connection = _ask(Path(os.environ[ADDRESS]), words, Path.cwd(), os.environ, (0, 1, 2))
+
+    def pass_on(number: int, frame: object) -> None:
+        with suppress(OSError):  # the command has just ended
+            connection.sendall(bytes([number]))
+
+    for number in _FORWARDED:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+    return _wait(connection)  # the connection closes with this process
 
 
 def _ask(
@@ -170,7 +182,7 @@ def _receive(connection: socket.socket, count: int) -> bytes:
     """So many bytes; fewer if the other side is gone."""
     found = b""
     while len(found) < count:
-        with suppress(ConnectionError):
+        with suppress(ConnectionError, TimeoutError):
             part = connection.recv(count - len(found))
             if part:
                 found += part
@@ -188,7 +200,7 @@ def _wait(connection: socket.socket) -> int:
 
 
 def _server_environment() -> dict[str, str]:
-    # A command's own server, if this process has one, is none for the server itself. Sets are ordered by this seed.
+    # The server must not ask another server. PYTHONHASHSEED fixes the order of sets.
     return {**{name: value for name, value in os.environ.items() if name != ADDRESS}, "PYTHONHASHSEED": "0"}
 
 
@@ -203,6 +215,7 @@ def _preload() -> None:
     assert plan.cells  # reads and hashes the code of all methods once
     gc.collect()
     gc.freeze()  # a fork's collections leave alone what it shares with the server
+    # Threads of Python; a library's own (OMP_NUM_THREADS=1 keeps BLAS from starting some) are not seen.
     threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if threads:
         raise UserError(f"imports have started threads, which a fork would lose: {', '.join(threads)}")
@@ -244,14 +257,17 @@ class _Server:
             return None
         finally:
             for pid in self.running:
-                with suppress(ProcessLookupError):
+                with suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
 
     def _take(self, connection: socket.socket) -> Sequence[str] | None:
         """Fork for a request: None in the server, the words in the fork."""
-        head, streams, _, _ = socket.recv_fds(connection, 4, 3)
-        body = _receive(connection, struct.unpack("!I", head)[0]) if len(head) == 4 else b""
+        streams: list[int] = []
         try:
+            connection.settimeout(_PATIENCE)
+            head, streams, _, _ = socket.recv_fds(connection, 4, 3)
+            body = _receive(connection, struct.unpack("!I", head)[0]) if len(head) == 4 else b""
+            connection.settimeout(None)
             request = json.loads(body)
             pid = os.fork()
         except (ValueError, OSError):  # a caller that died while it asked; no place for another process
@@ -260,16 +276,23 @@ class _Server:
                 os.close(stream)
             return None
         if pid:
+            with suppress(OSError):  # here and in the fork: whoever comes first
+                os.setpgid(pid, pid)
             for stream in streams:
                 os.close(stream)
             self.running[pid] = connection
             self.selector.register(connection, selectors.EVENT_READ, pid)
             return None
         self._let_go(connection)
-        os.setsid()
+        os.setpgid(0, 0)
         os.environ.clear()
         os.environ.update(request["env"])
         tempfile.tempdir = None  # TMPDIR is the caller's
+        # What the server's imports clean up at their end is not a fork's.
+        atexit._clear()
+        finalizers: Any = weakref.finalize
+        finalizers._registry.clear()
+        finalizers._registered_with_atexit = False
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
@@ -313,7 +336,7 @@ class _Server:
             numbers = b""
         if not numbers:
             self.selector.unregister(connection)
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):
             for number in numbers or [signal.SIGKILL]:
                 os.killpg(pid, number)
 
@@ -332,11 +355,12 @@ def main(address: str, owner: str) -> int:
     """Be a server; in each of its forks: run the command, whose exit status is returned."""
     from metatuner import usage
 
+    ready = os.dup(1)
+    os.dup2(2, 1)  # what imports print
     _preload()
     server = _Server(Path(address), int(owner))
-    os.write(1, b"ready")
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)  # closes the pipe for whoever waits for it
+    os.write(ready, b"ready")
+    os.close(ready)
     words = server.serve()
     if words is None:
         return 0
@@ -346,13 +370,13 @@ def main(address: str, owner: str) -> int:
         status = _command(words)
     finally:
         # Without the interpreter's own end, which would take apart (and so copy) all that was imported.
-        for thread in threading.enumerate():
-            if thread is not threading.main_thread() and not thread.daemon:
-                thread.join()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        try:
+            threading._shutdown()  # type: ignore[attr-defined]  # ends executors' threads, waits for the others
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
 
 
 def _command(words: Sequence[str]) -> int:

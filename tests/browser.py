@@ -30,6 +30,7 @@ class Browser:
             pass_fds=(read, write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": str(profile)},  # it leaves temporary files when it is killed
         )
         os.close(read)
         os.close(write)

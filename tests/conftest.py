@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = {"finished": "finished", "finished_smoke": "finished smoke"}
 """Fixtures that take long to make, and the group of tests that share each: one process runs them all."""
 FIRST = ("test_dag", "test_smoke", "test_bad_methods", "test_authoring", "test_null_world", "test_scoring_math")
-"""Files that take longest, or hold a group's fixture: they begin first, so that no process waits for the other."""
+"""Files that take longest, or hold a group's fixture: they begin first, so that no process is idle at the end."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -4,6 +4,7 @@ import base64
 import csv
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -203,12 +204,15 @@ def test_a_missing_table_or_figure_is_named(made: tuple[Config, str], tmp_path: 
 
 @pytest.mark.slow
 @needs_browser
-def test_in_a_browser_nothing_of_it_runs_and_queries_and_cells_are_shown(made: tuple[Config, str]) -> None:
+def test_in_a_browser_nothing_of_it_runs_and_queries_and_cells_are_shown(
+    made: tuple[Config, str], tmp_path: Path
+) -> None:
     config, _ = made
     key = next(row["cell"] for row in plan_rows(config) if row["method"] == "metatuner_j")
     address = (Path(config.results) / "report.html").resolve().as_uri() + f"#cell-{key}"
     command = [str(PROGRAM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
-    done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # the browser leaves files there
+    done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True, env=environment)
     body = re.search(r"<body[^>]*>", done.stdout)
     assert body is not None
     assert 'data-ready="yes"' in body[0]

@@ -147,7 +147,7 @@ def run_all(waiting: list[Callable[[Path], Run]], copies: Sequence[Path]) -> Non
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the listed mutants and print the survivors.")
-    parser.add_argument("words", nargs="*", help="only mutants with one of these in their id, file or list")
+    parser.add_argument("words", nargs="*", help="only mutants with this id, or with this in their file's name")
     parser.add_argument("--jobs", type=int, default=2, help="test runs at a time")
     parser.add_argument("--unchanged", action="store_true", help="first run all named tests on the unchanged code")
     arguments = parser.parse_args()
@@ -175,6 +175,8 @@ def main() -> int:
             def done(status: int, last: str, seconds: float) -> None:
                 path.write_text(before, encoding="utf-8")
                 word = {0: "SURVIVED", 1: "killed"}.get(status, "WRONG")
+                if status == 1 and last.startswith("ERROR") and "import" in last.lower():
+                    word = "WRONG"
                 if word == "SURVIVED":
                     survivors.append(mutant.id)
                 if word == "WRONG":
