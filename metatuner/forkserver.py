@@ -73,7 +73,7 @@ class ForkServer:
         self.address = Path(self._home.name) / "s"
         log = Path(self._home.name) / "log"
         words = [sys.executable, "-m", "metatuner.forkserver", str(self.address), str(owner or os.getpid())]
-        # Nothing is written to the pipe: it closes once the server listens, or dies.
+        # The server writes one word to the pipe once it listens; without it the pipe closes when the server dies.
         with open(log, "wb") as out:
             self._process = subprocess.Popen(
                 words,
@@ -395,7 +395,7 @@ def _command(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         traceback.print_exc()
         return 130
-    except BaseException:
+    except BaseException:  # as the interpreter does at its end: a traceback and status 1, whatever it was
         traceback.print_exc()
         return 1
 
