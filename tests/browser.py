@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +17,20 @@ PATIENCE = 60.0
 """Seconds that a page may take to be ready."""
 
 
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for the browser's temporary files, which it leaves when it is killed.
+
+    Its path is short whatever TMPDIR is: Chromium aborts if the path of a socket in it has more than 107 characters.
+    """
+    return tempfile.TemporaryDirectory(prefix="page-", dir="/tmp", ignore_cleanup_errors=True)
+
+
 class Browser:
     """One page; a context manager."""
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self) -> None:
+        self._scratch = scratch()
+        profile = Path(self._scratch.name)
         read, self._out = os.pipe()
         self._in, write = os.pipe()
         words = [str(PROGRAM), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
@@ -30,7 +41,7 @@ class Browser:
             pass_fds=(read, write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "TMPDIR": str(profile)},  # it leaves temporary files when it is killed
+            env={**os.environ, "TMPDIR": str(profile)},
         )
         os.close(read)
         os.close(write)
@@ -46,6 +57,7 @@ class Browser:
         self._process.wait()
         os.close(self._in)
         os.close(self._out)
+        self._scratch.cleanup()
 
     def open(self, address: str, ready: str) -> None:
         """Load a page and wait until an expression is true in it."""

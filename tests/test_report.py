@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import PROGRAM, Browser
+from browser import PROGRAM, Browser, scratch
 from fake_results import few_draws, plan_rows
 from test_analysis_appendix import run
 from test_analysis_costs_shown import HEADER
@@ -205,14 +205,16 @@ def test_a_missing_table_or_figure_is_named(made: tuple[Config, str], tmp_path: 
 @pytest.mark.slow
 @needs_browser
 def test_in_a_browser_nothing_of_it_runs_and_queries_and_cells_are_shown(
-    made: tuple[Config, str], tmp_path: Path
+    made: tuple[Config, str],
 ) -> None:
     config, _ = made
     key = next(row["cell"] for row in plan_rows(config) if row["method"] == "metatuner_j")
     address = (Path(config.results) / "report.html").resolve().as_uri() + f"#cell-{key}"
     command = [str(PROGRAM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # the browser leaves files there
-    done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True, env=environment)
+    with scratch() as folder:
+        environment = {**os.environ, "TMPDIR": folder}
+        done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
     body = re.search(r"<body[^>]*>", done.stdout)
     assert body is not None
     assert 'data-ready="yes"' in body[0]
@@ -233,10 +235,10 @@ def test_in_a_browser_nothing_of_it_runs_and_queries_and_cells_are_shown(
 
 
 @pytest.fixture(scope="module")
-def page(made: tuple[Config, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def page(made: tuple[Config, str]) -> Iterator[Browser]:
     """The report in a browser."""
     config, _ = made
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+    with Browser() as browser:
         address = (Path(config.results) / "report.html").resolve().as_uri()
         browser.open(address, "document.body?.dataset.ready === 'yes'")
         yield browser
