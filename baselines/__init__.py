@@ -1,1 +1,1 @@
-"""The methods that MetaTuner is compared with: one file each, found by the registry, imported by nobody."""
+"""The methods that are compared, MetaTuner among them: one file each, found by the registry."""

@@ -1,20 +1,18 @@
 """BetterTogether: demonstrations and a LoRA, searched and trained in turns, so that the actor teaches itself."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from metatuner.errors import UserError
-from metatuner.harness.ground import Demo, Ground, Lab
+from baselines.shared.budget import AHEAD
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Method, Positive
-from metatuner.harness.policies import Adapter, FixedPrompt
-from metatuner.harness.policy import Policy, Query, Response, register_policy
+from metatuner.harness.policies import StaticPolicy
 
 if TYPE_CHECKING:
-    from metatuner.lm import LM
+    pass
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class BetterTogether(Method):
     """
 
     name = "better_together"
+    title = "BetterTogether"
     family = "hybrid"
     reference = (
         "Soylu et al. 2024, Fine-Tuning and Prompt Optimization: Two Great Steps that Work Better Together "
@@ -69,47 +68,24 @@ class BetterTogether(Method):
     )
     Settings = Settings
 
-    def fit(self, lab: Lab) -> Policy:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        steps = s.strategy.split(" -> ")
+        searched = (s.candidates + 3) * rows.judging + s.candidates * max(AHEAD, s.shots / shares.right)
+        answers = steps.count("p") * searched + steps.count("w") * (rows.train + rows.judging)
+        counted = Sequences(answers=answers, actor_trained=s.epochs * shares.right * rows.train)
+        return Loop(counted, shots=s.shots, own_answers=True, actor_rank=s.rank)
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Run the strategy on `lab.train`; trained on several benchmarks, each query has the p~ of its own, and all
         have the same demonstrations.
 
         Raises what made a step fail, unless it is the budget.
         """
-        from baselines._better_together_program import run
-        from baselines._dspy_program import BASE
+        from baselines.shared.better_together_program import run
+        from baselines.shared.dspy_program import BASE
 
         state = run(lab, self.settings)
         prompts = {name: lab.initial_prompt(name) for name in lab.benchmarks}
         demos = dict.fromkeys(lab.benchmarks, state.demos)
-        if state.actor == BASE:
-            return FixedPrompt(lab, prompts, demos)
-        return DemonstratedAdapter(lab, state.lm, prompts, demos)
-
-
-@register_policy("demonstrated_adapter")
-class DemonstratedAdapter(Adapter):
-    """The actor with a PEFT adapter, asked under one prompt and after the same demonstrations a benchmark."""
-
-    def __init__(
-        self, ground: Ground, actor: "LM", prompts: Mapping[str, str], demos: Mapping[str, Sequence[Demo]]
-    ) -> None:
-        """`actor.model` is a `peft.PeftModel` around the ground's actor."""
-        super().__init__(ground, actor, prompts)
-        self.demos: dict[str, list[Demo]] = {
-            name: [(query, answer) for query, answer in pairs] for name, pairs in demos.items()
-        }
-
-    def respond(self, queries: Sequence[Query]) -> list[Response]:
-        prompts = [self.prompts[query.benchmark] for query in queries]
-        demos = [self.demos.get(query.benchmark, []) for query in queries]
-        return self.ground.answer(queries, prompts, demos=demos, actor=self.actor)
-
-    def write(self, folder: Path) -> dict[str, Any]:
-        return {**super().write(folder), "demos": self.demos}
-
-    @classmethod
-    def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "DemonstratedAdapter":
-        adapter = Adapter.read(folder, state, ground)
-        if not isinstance(state.get("demos"), dict):
-            raise UserError(f"{folder}: its manifest has no demonstrations; fit again")
-        return cls(ground, adapter.actor, adapter.prompts, state["demos"])
+        return StaticPolicy(lab, prompts, demos, None if state.actor == BASE else state.lm)

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from metatuner.harness.ground import Lab
+from baselines.shared.budget import AHEAD
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Method
-from metatuner.harness.policies import FixedPrompt
+from metatuner.harness.policies import StaticPolicy
 
 if TYPE_CHECKING:
-    from baselines._dspy_program import DemonstratedActor
+    from baselines.shared.dspy_program import DemonstratedActor
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class BootstrapFewShot(Method):
     """The actor answers train rows after labelled demonstrations until enough of its answers are right."""
 
     name = "bootstrap_few_shot"
+    title = "BootstrapFewShot"
     family = "prompt"
     reference = "Khattab et al. 2023, DSPy (arXiv 2310.03714), section 4, through dspy.BootstrapFewShot"
     deviations = (
@@ -37,14 +40,20 @@ class BootstrapFewShot(Method):
     )
     Settings = Settings
 
-    def fit(self, lab: Lab) -> FixedPrompt:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        asked = s.bootstrapped / shares.right  # the batches after the first double
+        answers = min(rows.train, AHEAD if asked <= AHEAD else 2 * asked)
+        return Loop(Sequences(answers=answers), shots=s.labeled)
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Bootstrap on `lab.train`; trained on several benchmarks, all have the same demonstrations, each its own p~.
 
         Dev rows are not asked for: DSPy's optimizer chooses nothing by them.
         """
         import dspy
 
-        from baselines._dspy_program import AnswerBook, examples, reward, search
+        from baselines.shared.dspy_program import AnswerBook, examples, reward, search
 
         settings: Settings = self.settings
         rows = list(lab.train)
@@ -62,4 +71,4 @@ class BootstrapFewShot(Method):
 
         found = search(self.name, AnswerBook(lab), [], compile, instructed=False)
         prompts = {name: lab.initial_prompt(name) for name in lab.benchmarks}
-        return FixedPrompt(lab, prompts, dict.fromkeys(lab.benchmarks, found.demos))
+        return StaticPolicy(lab, prompts, dict.fromkeys(lab.benchmarks, found.demos))

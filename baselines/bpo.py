@@ -6,10 +6,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from metatuner.harness.ground import Ground, Lab, derive_seed, to_query
+from metatuner.harness.ground import Ground
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Method, Positive, Share, make_settings
-from metatuner.harness.policy import Policy, Query, Response, register_policy
+from metatuner.harness.policy import Policy, register_policy
+from metatuner.harness.query import Prepared, Query, to_query
 from metatuner.harness.rows import Row
+from metatuner.hashing import derive_seed
 
 if TYPE_CHECKING:
     from metatuner.lm import LM
@@ -57,6 +61,7 @@ class BPO(Method):
     """
 
     name = "bpo"
+    title = "BPO"
     family = "prompt"
     reference = "Cheng et al. 2024, Black-Box Prompt Optimization (arXiv 2311.04155); thu-coai/BPO"
     deviations = (
@@ -72,9 +77,15 @@ class BPO(Method):
     def skip(self, lab: Lab) -> str | None:
         return "no generator to train as a rewriter" if lab.generator is None else None
 
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        rollouts, trained = s.rollouts * rows.train, s.epochs * shares.mixed * rows.train
+        counted = Sequences(answers=rollouts, rewrites=rollouts, generator_trained=trained)
+        return Loop(counted, writes_prompts=True, generator=s.trainable, generator_rank=s.rank)
+
     def fit(self, lab: Lab) -> "RewriterPolicy":
         """Find pairs on `lab.train` and train on them; if there are none, the generator stays as it is."""
-        from baselines._bpo_rewriter import to_train, train
+        from baselines.shared.bpo_rewriter import to_train, train
         from metatuner.lm import completion_ids, render_rewrite
 
         settings: Settings = self.settings
@@ -103,7 +114,7 @@ class BPO(Method):
 
     def _pairs(self, lab: Lab) -> list[tuple[Row, str]]:
         """Train rows with the rewrite that is their target."""
-        from baselines._budget import affordable
+        from baselines.shared.budget import affordable
 
         settings: Settings = self.settings
         samples, draws = lab.random("rollouts"), lab.random("ties")
@@ -190,18 +201,18 @@ class RewriterPolicy(Policy):
         )
         return [completion.text for completion in completions]
 
-    def respond(self, queries: Sequence[Query]) -> list[Response]:
-        return self.ground.answer(queries, self.write_prompts(queries))
+    def prepare(self, queries: Sequence[Query]) -> Prepared:
+        return Prepared(self.write_prompts(queries))
 
     def write(self, folder: Path) -> dict[str, Any]:
-        from baselines._bpo_rewriter import save
+        from baselines.shared.bpo_rewriter import save
 
         save(self.generator, folder / "generator.safetensors")
         return {"settings": asdict(self.settings), "seed": self.seed}
 
     @classmethod
     def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "RewriterPolicy":
-        from baselines._bpo_rewriter import load, to_train
+        from baselines.shared.bpo_rewriter import load, to_train
 
         settings: Settings = make_settings(BPO, state["settings"], str(folder))
         generator = ground.need_generator()

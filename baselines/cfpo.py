@@ -3,13 +3,18 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from baselines._proposing import Proposing
-from metatuner.harness.ground import Lab
+from baselines.shared.proposing import Proposing
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, NotNegative, Positive
-from metatuner.harness.policies import FixedPrompt
+from metatuner.harness.policies import StaticPolicy
 
 if TYPE_CHECKING:
-    from baselines._cfpo_teleprompter import Editor
+    from baselines.shared.cfpo_teleprompter import Editor
+
+
+RENDERERS, QUERY_FORMATS = 7, 6
+"""Formats that `shared.cfpo_teleprompter` starts from."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class CFPO(Proposing):
     """One prompt for all queries: an instruction in a format, both searched; the generator, or a server, proposes."""
 
     name = "cfpo"
+    title = "CFPO"
     reference = "Liu et al. 2025, Content-Format Integrated Prompt Optimization (arXiv 2502.04295); HenryLau7/CFPO"
     deviations = (
         "The release cannot finish its fourth round, in which a model writes new formats as code; here formats come "
@@ -68,11 +74,27 @@ class CFPO(Proposing):
     )
     Settings = Settings
 
-    def fit(self, lab: Lab) -> FixedPrompt:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        tried, calls = 1, 0
+        for number in range(1, s.rounds + 1):
+            parents = min(s.beam, tried)
+            if number % 2 == 1:
+                calls += parents * (s.diagnoses * (2 if s.proposer == "instruct" else 1) + s.variations)
+                tried += parents * (s.diagnoses + s.variations)
+            elif number == 2:
+                both = RENDERERS * QUERY_FORMATS - 1
+                tried += parents * (both if s.all_pairs else RENDERERS + QUERY_FORMATS - 2)
+            else:
+                tried += parents * 2 * s.formats
+        answers = tried * min(s.scored_rows, rows.train) + s.finalists * rows.dev
+        return Loop(Sequences(answers=answers, rewrites=calls))
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Search from p~; trained on several benchmarks, one prompt for all, from the p~ of each."""
-        from baselines._budget import affordable
-        from baselines._cfpo_teleprompter import CFPO as Teleprompter
-        from metatuner.harness.dspy_bridge import ActorProgram, RewardMetric, examples
+        from baselines.shared.budget import affordable
+        from baselines.shared.cfpo_teleprompter import CFPO as Teleprompter
+        from baselines.shared.dspy_bridge import ActorProgram, RewardMetric, examples
 
         settings: Settings = self.settings
         # A diagnosis by meta-prompt is two calls.
@@ -102,11 +124,11 @@ class CFPO(Proposing):
         program = optimizer.compile(
             ActorProgram(lab, starts[0]), trainset=examples(lab.train), valset=examples(lab.dev)
         )
-        return FixedPrompt(lab, dict.fromkeys(lab.benchmarks, program.instruction))
+        return StaticPolicy(lab, dict.fromkeys(lab.benchmarks, program.instruction))
 
     def _editor(self, lab: Lab) -> "Editor":
-        from baselines._cfpo_teleprompter import InstructEditor, RewriteEditor
-        from metatuner.harness.dspy_bridge import proposer_client
+        from baselines.shared.cfpo_teleprompter import InstructEditor, RewriteEditor
+        from baselines.shared.dspy_bridge import proposer_client
 
         limit = self.settings.proposal_tokens
         if self.settings.proposer == "rewrite":

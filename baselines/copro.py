@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from baselines._proposing import DEVIATIONS, Proposing
-from metatuner.harness.ground import Lab
+from baselines.shared.proposing import DEVIATIONS, Proposing
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Positive
-from metatuner.harness.policies import FixedPrompt
+from metatuner.harness.policies import StaticPolicy
 
 if TYPE_CHECKING:
-    from baselines._dspy_program import DemonstratedActor
+    from baselines.shared.dspy_program import DemonstratedActor
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class COPRO(Proposing):
     """DSPy's coordinate ascent over instructions; with one predictor, a search from the best ones so far."""
 
     name = "copro"
+    title = "COPRO"
     reference = "Khattab et al. 2023, DSPy (arXiv 2310.03714), through dspy.COPRO"
     deviations = (
         *DEVIATIONS,
@@ -44,12 +46,18 @@ class COPRO(Proposing):
     )
     Settings = Settings
 
-    def fit(self, lab: Lab) -> FixedPrompt:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        candidates = s.breadth * s.depth
+        answers = candidates * min(s.scored_rows, rows.train)
+        return Loop(Sequences(answers=answers, rewrites=candidates - 1))
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Search from p~ on `lab.train`; trained on several benchmarks, one instruction for all."""
         import dspy
 
-        from baselines._dspy_program import AnswerBook, examples, places, reward, search
-        from baselines._dspy_proposals import proposer
+        from baselines.shared.dspy_program import AnswerBook, examples, places, reward, search
+        from baselines.shared.dspy_proposals import proposer
 
         settings: Settings = self.settings
         rows = lab.random("search").sample(list(lab.train), min(settings.scored_rows, len(lab.train)))
@@ -75,4 +83,4 @@ class COPRO(Proposing):
                 return optimizer.compile(program, trainset=examples(rows), eval_kwargs={"num_threads": 1})
 
         found = search(self.name, book, rows, compile)
-        return FixedPrompt(lab, dict.fromkeys(lab.benchmarks, found.instruction))
+        return StaticPolicy(lab, dict.fromkeys(lab.benchmarks, found.instruction))

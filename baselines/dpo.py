@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from metatuner.errors import UserError
-from metatuner.harness.ground import Lab, derive_seed
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Method, Positive, Share
-from metatuner.harness.policies import Adapter
+from metatuner.harness.policies import StaticPolicy
+from metatuner.hashing import derive_seed
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class DPO(Method):
     """Preference optimisation on pairs of a right and a wrong rollout."""
 
     name = "dpo"
+    title = "DPO"
     family = "parameter"
     reference = "Rafailov et al. 2023, Direct Preference Optimization (arXiv 2305.18290), through TRL's DPOTrainer"
     deviations = (
@@ -47,10 +50,17 @@ class DPO(Method):
     requires = ("sft",)
     Settings = Settings
 
-    def fit(self, lab: Lab) -> Adapter:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        pairs = shares.mixed * rows.train * min(s.pairs, s.rollouts // 2)
+        sides = 2 * s.epochs * pairs  # the reference reads what the policy trains on
+        counted = Sequences(answers=s.rollouts * rows.train, answers_read=sides, actor_trained=sides)
+        return Loop(counted, own_answers=True, keeps_required=True)
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Sample answers to `lab.train` and train on pairs of them; where no row gives one, SFT's actor is returned and
         the log says so."""
-        from baselines._rollouts import sft_policy
+        from baselines.shared.rollouts import sft_policy
 
         settings: Settings = self.settings
         policy = sft_policy(lab)
@@ -60,13 +70,13 @@ class DPO(Method):
         return policy
 
 
-def find_pairs(lab: Lab, policy: Adapter, settings: Settings) -> list[dict[str, list[int]]]:
+def find_pairs(lab: Lab, policy: StaticPolicy, settings: Settings) -> list[dict[str, list[int]]]:
     """Token ids of pairs: `prompt_ids`, `chosen_ids`, `rejected_ids`, the completions with their end of turn.
 
     A row's answers are paired the best with the worst, the next best with the next worst, and so on while their rewards
     differ; equal answers count once.
     """
-    from baselines._rollouts import covers, sample
+    from baselines.shared.rollouts import covers, sample
 
     random = lab.random("pairs")
     rows = [row for row in lab.train for _ in range(settings.rollouts)]
@@ -104,7 +114,7 @@ def find_pairs(lab: Lab, policy: Adapter, settings: Settings) -> list[dict[str, 
     return pairs
 
 
-def train(lab: Lab, policy: Adapter, pairs: list[dict[str, list[int]]], settings: Settings) -> None:
+def train(lab: Lab, policy: StaticPolicy, pairs: list[dict[str, list[int]]], settings: Settings) -> None:
     """Train the policy's adapter on pairs, against itself as it is now."""
     import torch
     from datasets import Dataset
@@ -118,7 +128,7 @@ def train(lab: Lab, policy: Adapter, pairs: list[dict[str, list[int]]], settings
         def _prepare_dataset(self, dataset: Any, *rest: Any, **options: Any) -> Any:
             return dataset
 
-    lm = policy.actor
+    lm = policy.tuned_actor
     model: Any = lm.model
     for name, weight in model.named_parameters():
         weight.requires_grad_("lora_" in name)

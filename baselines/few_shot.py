@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from metatuner.errors import UserError
-from metatuner.harness.ground import Demo, Lab
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Shares
 from metatuner.harness.method import Count, Method
-from metatuner.harness.policies import FixedPrompt
+from metatuner.harness.policies import StaticPolicy
+from metatuner.harness.query import Demo
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,15 @@ class FewShot(Method):
     """The same randomly drawn demonstrations before every query of a benchmark."""
 
     name = "few_shot"
+    title = "Few-shot"
     family = "vanilla"
     reference = "Brown et al. 2020, Language Models are Few-Shot Learners (arXiv 2005.14165)"
     Settings = Settings
 
-    def fit(self, lab: Lab) -> FixedPrompt:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        return Loop(shots=self.settings.shots)
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Draw `shots` train rows a benchmark; one without train rows (a transfer) is shown rows of the others."""
         shots = self.settings.shots
         random = lab.random("demos")
@@ -34,4 +40,4 @@ class FewShot(Method):
             if not 0 < shots <= len(pool):
                 raise UserError(f"few_shot: shots is {shots}, but {name} has {len(pool)} train rows; set 1 to that")
             demos[name] = [(row.query, row.target) for row in random.sample(list(pool), shots)]
-        return FixedPrompt(lab, {name: lab.initial_prompt(name) for name in lab.benchmarks}, demos)
+        return StaticPolicy(lab, {name: lab.initial_prompt(name) for name in lab.benchmarks}, demos)

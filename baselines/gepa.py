@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from baselines._proposing import DEVIATIONS, Proposing
-from metatuner.harness.ground import Lab
+from baselines.shared.proposing import DEVIATIONS, Proposing
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Positive
-from metatuner.harness.policies import FixedPrompt
+from metatuner.harness.policies import StaticPolicy
 
 if TYPE_CHECKING:
-    from baselines._dspy_program import DemonstratedActor
+    from baselines.shared.dspy_program import DemonstratedActor
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class GEPA(Proposing):
     """DSPy's GEPA: reflective mutation of instructions, chosen from the Pareto front over dev rows."""
 
     name = "gepa"
+    title = "GEPA"
     reference = (
         "Agrawal et al. 2025, GEPA: Reflective Prompt Evolution Can Outperform Reinforcement Learning "
         "(arXiv 2507.19457), through dspy.GEPA"
@@ -43,15 +45,21 @@ class GEPA(Proposing):
     )
     Settings = Settings
 
-    def fit(self, lab: Lab) -> FixedPrompt:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        # Half of the mutations are kept, and those are asked on all dev rows.
+        rewrites = s.answers / (2 * s.minibatch + rows.judging / 2)
+        return Loop(Sequences(answers=s.answers, rewrites=rewrites))
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Reflect on `lab.train`, keep what does well on `lab.dev` (on train rows where there are none); trained on
         several benchmarks, one instruction for all."""
         import dspy
         from dspy.teleprompt.gepa import InstructionProposer
         from gepa.strategies.batch_sampler import EpochShuffledBatchSampler
 
-        from baselines._dspy_program import AnswerBook, examples, places, search
-        from baselines._dspy_proposals import proposer
+        from baselines.shared.dspy_program import AnswerBook, examples, places, search
+        from baselines.shared.dspy_proposals import proposer
 
         settings: Settings = self.settings
         rows, whole = lab.dev or lab.train, places(lab.dev or lab.train)
@@ -103,4 +111,4 @@ class GEPA(Proposing):
             return optimizer.compile(program, trainset=examples(lab.train), valset=examples(rows))
 
         found = search(self.name, book, rows, compile)
-        return FixedPrompt(lab, dict.fromkeys(lab.benchmarks, found.instruction))
+        return StaticPolicy(lab, dict.fromkeys(lab.benchmarks, found.instruction))

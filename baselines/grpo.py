@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from metatuner.harness.ground import Lab, derive_seed
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Method, NotNegative, Positive
-from metatuner.harness.policies import Adapter
+from metatuner.harness.policies import StaticPolicy
+from metatuner.hashing import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-    from baselines._rollouts import Sampled
+    from baselines.shared.rollouts import Sampled
     from metatuner.lm import LM
 
 
@@ -51,6 +53,7 @@ class GRPO(Method):
     """
 
     name = "grpo"
+    title = "GRPO"
     family = "parameter"
     reference = "Shao et al. 2024, DeepSeekMath (arXiv 2402.03300), equations 3 and 4; outcome supervision"
     deviations = (
@@ -60,16 +63,23 @@ class GRPO(Method):
     requires = ("sft",)
     Settings = Settings
 
-    def fit(self, lab: Lab) -> Adapter:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        answers = s.steps * min(s.queries, rows.train) * s.group
+        used = shares.mixed * answers
+        counted = Sequences(answers=answers, answers_read=2 * used, actor_trained=s.updates * used)
+        return Loop(counted, own_answers=True, keeps_required=True)
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Sample and update in turns."""
         import torch
 
-        from baselines._policy_gradient import Updates, adapter_weights, recomputed
-        from baselines._rollouts import covers, sample, sft_policy
+        from baselines.shared.policy_gradient import Updates, adapter_weights, recomputed
+        from baselines.shared.rollouts import covers, sample, sft_policy
 
         settings: Settings = self.settings
         policy = sft_policy(lab)
-        lm, random = policy.actor, lab.random("batches")
+        lm, random = policy.tuned_actor, lab.random("batches")
         weights = adapter_weights(lm.model)
         start = {name: weight.detach().clone() for name, weight in weights.items()}
         rates = [{"params": list(weights.values()), "lr": settings.learning_rate}]
@@ -129,7 +139,7 @@ def _read(
     """The kept answers of a batch with their log-probabilities; `start` are the reference's values of `weights`."""
     import torch
 
-    from baselines._policy_gradient import chunks, frozen, joined, log_probs, token_mask
+    from baselines.shared.policy_gradient import chunks, frozen, joined, log_probs, token_mask
 
     prompts, completions = [told.prompts[index] for index in kept], [told.completions[index] for index in kept]
     parts = chunks(len(kept), chunk)
@@ -147,7 +157,7 @@ def _read(
 
 def _losses(lm: "LM", batch: Batch, settings: Settings) -> "Iterator[Tensor]":
     """The parts of a batch's loss: a mean over answers of means over their tokens."""
-    from baselines._policy_gradient import clipped_loss, kl_estimate, log_probs
+    from baselines.shared.policy_gradient import clipped_loss, kl_estimate, log_probs
 
     for part in batch.parts:
         new = log_probs(lm, [batch.prompts[i] for i in part], [batch.completions[i] for i in part])

@@ -5,13 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from baselines._proposing import DEVIATIONS, Proposing
-from metatuner.harness.ground import Lab
+from baselines.shared.budget import AHEAD
+from baselines.shared.proposing import DEVIATIONS, Proposing
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Positive
-from metatuner.harness.policies import FixedPrompt
+from metatuner.harness.policies import StaticPolicy
 
 if TYPE_CHECKING:
-    from baselines._dspy_program import DemonstratedActor
+    from baselines.shared.dspy_program import DemonstratedActor
+
+
+DESCRIBING = 12
+"""Most calls in which DSPy describes the train rows before it proposes."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class MIPROv2(Proposing):
     """DSPy's MIPROv2: bootstrapped demonstrations, instructions grounded in them and in the data, and TPE over both."""
 
     name = "miprov2"
+    title = "MIPROv2"
     reference = (
         "Opsahl-Ong et al. 2024, Optimizing Instructions and Demonstrations for Multi-Stage Language Model Programs "
         "(arXiv 2406.11695), through dspy.MIPROv2"
@@ -57,13 +64,20 @@ class MIPROv2(Proposing):
     )
     Settings = Settings
 
-    def fit(self, lab: Lab) -> FixedPrompt:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        sets = max(0, s.candidates - 2)
+        answers = (1 + s.trials) * rows.judging + sets * max(AHEAD, s.shots / shares.right)
+        rewrites = s.candidates + (DESCRIBING if s.proposer == "instruct" else 0)
+        return Loop(Sequences(answers=answers, rewrites=rewrites), shots=s.shots)
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Bootstrap and propose from `lab.train`, search on `lab.dev` (on train rows where there are none); trained on
         several benchmarks, one instruction and one set of demonstrations for all."""
         import dspy
 
-        from baselines._dspy_program import AnswerBook, examples, places, reward, search
-        from baselines._dspy_proposals import proposer
+        from baselines.shared.dspy_program import AnswerBook, examples, places, reward, search
+        from baselines.shared.dspy_proposals import proposer
 
         settings: Settings = self.settings
         instructs = settings.proposer == "instruct"
@@ -106,4 +120,4 @@ class MIPROv2(Proposing):
 
         found = search(self.name, book, rows, compile)
         prompts = dict.fromkeys(lab.benchmarks, found.instruction)
-        return FixedPrompt(lab, prompts, dict.fromkeys(lab.benchmarks, found.demos))
+        return StaticPolicy(lab, prompts, dict.fromkeys(lab.benchmarks, found.demos))

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from baselines._proposing import Proposing
-from metatuner.harness.ground import Lab
+from baselines.shared.proposing import Proposing
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Positive
-from metatuner.harness.policies import FixedPrompt
+from metatuner.harness.policies import StaticPolicy
 
 if TYPE_CHECKING:
-    from baselines._opro_teleprompter import Proposer
+    from baselines.shared.opro_teleprompter import Proposer
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class OPRO(Proposing):
     """One instruction for all queries, searched by a language model: the generator, or a server's."""
 
     name = "opro"
+    title = "OPRO"
     reference = "Yang et al. 2024, Large Language Models as Optimizers (arXiv 2309.03409); google-deepmind/opro"
     deviations = (
         "The meta-prompt is worded anew and put to the generator (or to the server that the config names) instead of "
@@ -52,11 +54,17 @@ class OPRO(Proposing):
     )
     Settings = Settings
 
-    def fit(self, lab: Lab) -> FixedPrompt:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        proposals = s.steps * s.samples
+        answers = (1 + proposals) * min(s.scored_rows, rows.train) + s.finalists * rows.dev
+        return Loop(Sequences(answers=answers, rewrites=proposals))
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Search from p~; trained on several benchmarks, one instruction for all, from the p~ of each."""
-        from baselines._budget import affordable
-        from baselines._opro_teleprompter import OPRO as Teleprompter
-        from metatuner.harness.dspy_bridge import ActorProgram, RewardMetric, examples
+        from baselines.shared.budget import affordable
+        from baselines.shared.dspy_bridge import ActorProgram, RewardMetric, examples
+        from baselines.shared.opro_teleprompter import OPRO as Teleprompter
 
         settings = self.settings
         starts = list(dict.fromkeys(lab.initial_prompt(name) for name in lab.trained_on))
@@ -79,11 +87,11 @@ class OPRO(Proposing):
         program = optimizer.compile(
             ActorProgram(lab, starts[0]), trainset=examples(lab.train), valset=examples(lab.dev)
         )
-        return FixedPrompt(lab, dict.fromkeys(lab.benchmarks, program.instruction))
+        return StaticPolicy(lab, dict.fromkeys(lab.benchmarks, program.instruction))
 
     def _proposer(self, lab: Lab) -> "Proposer":
-        from baselines._opro_teleprompter import InstructProposer, RewriteProposer
-        from metatuner.harness.dspy_bridge import proposer_client
+        from baselines.shared.dspy_bridge import proposer_client
+        from baselines.shared.opro_teleprompter import InstructProposer, RewriteProposer
 
         settings = self.settings
         if settings.proposer == "rewrite":

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from metatuner.harness.ground import Lab, derive_seed
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Method, NotNegative, Positive, Share
-from metatuner.harness.policies import Adapter
+from metatuner.harness.policies import StaticPolicy
+from metatuner.hashing import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
-    from baselines._rollouts import Sampled
+    from baselines.shared.rollouts import Sampled
     from metatuner.lm import LM
 
 
@@ -63,6 +65,7 @@ class PPO(Method):
     """
 
     name = "ppo"
+    title = "PPO"
     family = "parameter"
     reference = (
         "Schulman et al. 2017 (arXiv 1707.06347), as for language models in Ziegler et al. 2019 (arXiv 1909.08593)"
@@ -76,16 +79,22 @@ class PPO(Method):
     requires = ("sft",)
     Settings = Settings
 
-    def fit(self, lab: Lab) -> Adapter:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        answers = s.steps * min(s.batch, rows.train)
+        counted = Sequences(answers=answers, answers_read=2 * answers, actor_trained=s.epochs * answers)
+        return Loop(counted, own_answers=True, keeps_required=True)
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Sample a batch and learn from it in turns."""
         import torch
 
-        from baselines._policy_gradient import Updates, adapter_weights, recomputed
-        from baselines._rollouts import covers, sample, sft_policy
+        from baselines.shared.policy_gradient import Updates, adapter_weights, recomputed
+        from baselines.shared.rollouts import covers, sample, sft_policy
 
         settings: Settings = self.settings
         policy = sft_policy(lab)
-        lm, random = policy.actor, lab.random("batches")
+        lm, random = policy.tuned_actor, lab.random("batches")
         weights = adapter_weights(lm.model)
         start = {name: weight.detach().clone() for name, weight in weights.items()}
         head = torch.nn.Linear(lm.model.config.hidden_size, 1, device=lm.device)
@@ -157,7 +166,7 @@ def _batch(
     """Log-probabilities, values and advantages of sampled answers; `start` are the reference's values of `weights`."""
     import torch
 
-    from baselines._policy_gradient import chunks, frozen, joined, token_mask
+    from baselines.shared.policy_gradient import chunks, frozen, joined, token_mask
 
     mask = token_mask([len(each) for each in told.completions], lm.device)
     parts = chunks(len(told), settings.chunk)
@@ -177,7 +186,7 @@ def _losses(
     lm: "LM", head: "Module", told: "Sampled", chosen: list[int], batch: Batch, settings: Settings
 ) -> "Iterator[Tensor]":
     """The parts of a minibatch's loss: a mean over its tokens of the policy's loss and the value's."""
-    from baselines._policy_gradient import chunks, clipped_loss
+    from baselines.shared.policy_gradient import chunks, clipped_loss
 
     count = batch.mask[chosen].sum()
     for places in chunks(len(chosen), settings.chunk):
@@ -255,7 +264,7 @@ def _read(lm: "LM", told: "Sampled", chosen: Sequence[int]) -> tuple["Tensor", "
     """Log-probabilities [B, T] of the chosen answers' tokens, and the hidden states [B, T, H] that predict them."""
     import torch
 
-    from baselines._policy_gradient import answer_tokens, padded
+    from baselines.shared.policy_gradient import answer_tokens, padded
 
     prompts, completions = [told.prompts[index] for index in chosen], [told.completions[index] for index in chosen]
     inputs, places, targets, lengths = answer_tokens(lm, prompts, completions)

@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from metatuner.harness.ground import Ground, Lab
+from metatuner.harness.ground import Ground
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Shares
 from metatuner.harness.method import Method
-from metatuner.harness.policies import Adapter
-from metatuner.harness.policy import Policy, Query, Response, load_policy, register_policy
+from metatuner.harness.policies import StaticPolicy, load_static
+from metatuner.harness.policy import Policy, load_policy, register_policy
+from metatuner.harness.query import Prepared, Query
 
 
 class RewriterSFT(Method):
     """What MetaTuner's parts reach when they are put together after training."""
 
     name = "rewriter_sft"
+    title = "Rewriter + SFT"
     family = "hybrid"
     reference = "Cheng et al. 2024, Black-Box Prompt Optimization (arXiv 2311.04155): a trained rewriter before a model"
     deviations = (
@@ -22,6 +26,9 @@ class RewriterSFT(Method):
     )
     uses_generator = True
     requires = ("sft", "metatuner_warmup")
+
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        return Loop(writes_prompts=True, keeps_required=True)
 
     def fit(self, lab: Lab) -> "RewrittenPrompts":
         """Put the two saved policies together."""
@@ -40,24 +47,22 @@ class Rewriter(Protocol):
 class RewrittenPrompts(Policy):
     """One policy's prompts in front of another's actor."""
 
-    def __init__(self, ground: Ground, rewriter: Rewriter, adapter: Adapter) -> None:
-        self.ground, self.rewriter, self.adapter = ground, rewriter, adapter
+    def __init__(self, ground: Ground, rewriter: Rewriter, tuned: StaticPolicy) -> None:
+        self.ground, self.rewriter, self.tuned = ground, rewriter, tuned
 
     @classmethod
     def of(cls, rewriter: Path, adapter: Path, ground: Ground) -> "RewrittenPrompts":
         """From two saved policies."""
         # In this order: an adapter is put into the ground's actor itself, which a rewriter may copy.
         writes = cast(Rewriter, load_policy(rewriter, ground))
-        tuned = load_policy(adapter, ground)
-        assert isinstance(tuned, Adapter)
-        return cls(ground, writes, tuned)
+        return cls(ground, writes, load_static(adapter, ground))
 
-    def respond(self, queries: Sequence[Query]) -> list[Response]:
-        return self.ground.answer(queries, self.rewriter.write_prompts(queries), actor=self.adapter.actor)
+    def prepare(self, queries: Sequence[Query]) -> Prepared:
+        return Prepared(self.rewriter.write_prompts(queries), actor=self.tuned.tuned_actor)
 
     def write(self, folder: Path) -> dict[str, Any]:
         self.rewriter.save(folder / "rewriter")
-        self.adapter.save(folder / "adapter")
+        self.tuned.save(folder / "adapter")
         return {}
 
     @classmethod

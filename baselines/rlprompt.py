@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from metatuner.errors import UserError
-from metatuner.harness.ground import Lab, to_query
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Method, Positive, Share
-from metatuner.harness.policies import FixedPrompt
+from metatuner.harness.policies import StaticPolicy
+from metatuner.harness.query import to_query
 from metatuner.harness.rows import Row
 
 
@@ -54,6 +56,7 @@ class RLPrompt(Method):
     """
 
     name = "rlprompt"
+    title = "RLPrompt"
     family = "prompt"
     reference = "Deng et al. 2022, RLPrompt (arXiv 2205.12548); mingkaid/rl-prompt"
     deviations = (
@@ -71,10 +74,16 @@ class RLPrompt(Method):
     def skip(self, lab: Lab) -> str | None:
         return "no generator to build the policy on" if lab.generator is None else None
 
-    def fit(self, lab: Lab) -> FixedPrompt:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        judged, drafts = 2 * (s.steps // s.eval_steps) * rows.judging, s.steps * s.samples
+        answers = drafts * min(s.scored_rows, rows.train) + judged
+        return Loop(Sequences(answers=answers, drafts=drafts, draft_tokens=drafts * s.prompt_tokens))
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Train on `lab.train`; trained on several benchmarks, one prompt for all, after the p~ of each if kept."""
-        from baselines._budget import affordable
-        from baselines._rlprompt_policy import PromptPolicy, z_scores
+        from baselines.shared.budget import affordable
+        from baselines.shared.rlprompt_policy import PromptPolicy, z_scores
 
         settings: Settings = self.settings
         policy = PromptPolicy(
@@ -116,7 +125,7 @@ class RLPrompt(Method):
             self._judge(lab, [policy.greedy(), *last], judges, judged, settings.steps)
         chosen = max(judged, key=judged.__getitem__)
         lab.log(event="choice", prompt=chosen, dev=round(judged[chosen], 5))
-        return FixedPrompt(lab, {name: self._prompt(lab.initial_prompt(name), chosen) for name in lab.benchmarks})
+        return StaticPolicy(lab, {name: self._prompt(lab.initial_prompt(name), chosen) for name in lab.benchmarks})
 
     def _judge(self, lab: Lab, texts: Sequence[str], rows: Sequence[Row], judged: dict[str, float], step: int) -> None:
         """Score the texts that are new."""

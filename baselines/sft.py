@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import benchmark_file
-from metatuner.harness.ground import Lab
+from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Method, NotNegative, Positive, Share
-from metatuner.harness.policies import Adapter
+from metatuner.harness.policies import StaticPolicy
 from metatuner.harness.rows import Row
 
 
@@ -48,11 +49,16 @@ class SFT(Method):
     """Completion-only cross-entropy on the reference answers."""
 
     name = "sft"
+    title = "SFT"
     family = "parameter"
     reference = "Hu et al. 2022, LoRA (arXiv 2106.09685), through TRL's SFTTrainer"
     Settings = Settings
 
-    def fit(self, lab: Lab) -> Adapter:
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        s: Settings = self.settings
+        return Loop(Sequences(actor_trained=s.epochs * rows.train), actor_rank=s.rank)
+
+    def fit(self, lab: Lab) -> StaticPolicy:
         """Train on `lab.train`; rows that do not fit the actor's window are left out and counted in the log."""
         import torch
         from datasets import Dataset
@@ -115,7 +121,7 @@ class SFT(Method):
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
         # The trainer's own forward still calls this model when it stands on a copy of it.
         vars(model.get_base_model()).pop("forward", None)
-        return Adapter(lab, replace(lm, model=model), prompts)
+        return StaticPolicy(lab, prompts, actor=replace(lm, model=model))
 
 
 def encode(lab: Lab, rows: Sequence[Row], prompts: Mapping[str, str] | None = None) -> list[dict[str, list[int]]]:

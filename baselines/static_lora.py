@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from metatuner.contender import MetaTunerJ
+from baselines.metatuner import MetaTunerJ
 from metatuner.method.config import MetaTunerConfig
 
 
@@ -20,6 +20,7 @@ class StaticLoRA(MetaTunerJ):
     query; from the same warm-up, on the same loss."""
 
     name = "static_lora"
+    title = "Static LoRA + prompt decoder"
     deviations = (
         *MetaTunerJ.deviations,
         "Not in the paper: the arm that tells LoRA weights for each query from LoRA weights.",

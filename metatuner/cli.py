@@ -1,4 +1,4 @@
-"""The command line. Every rule of the DAG is one of these commands; heavy imports wait for the step that needs them."""
+"""The command line: finds the command, reads its config, and turns the user's errors into one line."""
 
 import argparse
 import errno
@@ -6,129 +6,47 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
-from metatuner import forkserver, usage
-from metatuner.errors import UserError
+from metatuner import forkserver, progress
+from metatuner.commands import Command, groups
+from metatuner.commands.base import label
+from metatuner.errors import UserError, suggest
 
 NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 """Errors of the place that files go to, not of the program."""
 BROKEN_WEIGHTS_REMEDY = "a file of weights is cut off or broken: restore it, or remove its folder and run again"
 NO_PLACE_REMEDY = "free space or make the place writable, then run again: finished work is kept"
+ABOUT = "Reproducibility benchmark harness for MetaTuner. `snakemake --cores all` runs the steps."
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Every command with its words."""
+    top = argparse.ArgumentParser(
         prog="metatuner",
-        description="Reproducibility benchmark harness for MetaTuner. `snakemake --cores all` runs the steps.",
+        description=ABOUT,
+        usage="metatuner COMMAND ...",
+        epilog=_listing(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    top.add_argument("--version", action="version", version=f"metatuner {version('metatuner')}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    for each in _commands().values():
+        text = each.description or each.help[0].upper() + each.help[1:] + "."
+        each.add_options(commands.add_parser(each.name, description=text, add_help=each.name != "lm-eval"))
+    return top
 
-    def add(name: str, text: str, *, pack: bool = False) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.add_argument("--config", type=Path, help="a resolved config, as results/<preset>/config.json")
-        command.add_argument("--log", type=Path, help="write all output there; the terminal sees progress only")
-        if pack:
-            command.add_argument("--pack", required=True, help="name of the pack, e.g. sft-00")
-            command.add_argument("--attempt", default="", help="number of this attempt, which the workflow counts")
-        command.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="without --config: preset=NAME and config keys"
-        )
-        return command
 
-    add("config", "print the resolved config (JSON)").add_argument(
-        "--schema", action="store_true", help="its JSON schema"
-    )
-    methods = add("methods", "list the methods at hand: name, family, settings, reference")
-    methods.add_argument("--json", action="store_true", help="as JSON")
-    add("check-data", "load each benchmark's rows from its source, verify them, print counts and hashes")
-    add("world", "write the raw rows of the nano world")
-    add("pretrain", "train a nano model from scratch").add_argument(
-        "--role", required=True, help="actor, generator, ..."
-    )
-    add("world-report", "measure the nano world's bars on its audit draw")
-    add("data", "draw the splits of a benchmark").add_argument("--benchmark", required=True)
-    add("fit", "fit the policies of a pack", pack=True)
-    add("evaluate", "evaluate the cells of a pack on test rows", pack=True)
-    warm_up = add("tune-warmup", "fit what the searches on a benchmark build on")
-    warm_up.add_argument("--benchmark", required=True)
-    tune = add("tune", "random search for one method and benchmark, on the tune split")
-    tune.add_argument("--method", required=True, help="a method, or METHOD.VARIANT")
-    tune.add_argument("--benchmark", required=True)
-    add("winners", "store the winners of all finished searches in the preset's file")
-    add("confirm", "run the winning trials of expired winners again and keep those that score as before")
-    add("scores", "collect scores.csv from the cells at hand")
-    add("table", "make a table from scores at hand").add_argument(
-        "--name", required=True, help="table_1, table_3, table_EXPERIMENT, or all"
-    )
-    add("figure", "make a figure from scores at hand").add_argument(
-        "--name", required=True, help="figure_main, figure_2 to figure_6, figure_EXPERIMENT, or all"
-    )
-    add("claims", "judge the paper's claims on scores at hand and on its published numbers")
-    add("report", "write report.html from the files of the results folder")
-    add("swaps", "score a finished MetaTuner cell under other queries' prompts and LoRAs, on tune rows").add_argument(
-        "--cell", required=True, help="its key in scores.csv"
-    )
-    export = add("export-adapter", "write the LoRA that a finished MetaTuner cell makes for a query as a PEFT folder")
-    export.add_argument("--cell", required=True, help="its key in scores.csv")
-    asked = export.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--query", help="a query as the model reads it")
-    asked.add_argument("--id", help="the id of one of the cell's test rows")
-    export.add_argument("--out", type=Path, required=True, help="a new folder")
-    add("efficiency", "time what the main experiment's policies cost a query")
-    add("provenance", "write what the results depend on")
-    add("verdict", "fail if any cell failed, naming each with its reason")
-    cost = add("cost", "predict what a preset will cost, from a finished run's meter or, on other models, from counts")
-    cost.add_argument(
-        "--from", type=Path, default=Path("results/nano"), dest="metered", help="results folder of that run"
-    )
-    cost.add_argument(
-        "--assume", type=Path, default=Path("config/forecast.yaml"), help="lengths, weights and speeds of other models"
-    )
-    add("usage", "where the run's CPU time went, process start and imports apart")
-    resume = add("resume", "take up an interrupted run, once the old one and its children are gone")
-    resume.add_argument("--cores", default="all")
-    bench = commands.add_parser(
-        "bench",
-        help="time per-query LoRA, the joint step and rollouts against other ways, at random weights",
-        description="Ratios of times measured interleaved in one process, at random weights. docs/performance.md says "
-        "what is compared.",
-    )
-    bench.add_argument("--device", default="auto", help="cpu, cuda or auto (cuda where there is one)")
-    bench.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
-    bench.add_argument("--shape", help="nano, d512, 3b or 7b: make every measurement at this one")
-    for option in ("width", "layers", "batch", "rank"):
-        bench.add_argument(f"--{option}", type=int, help="in place of the shape's own")
-    bench.add_argument("--repeats", type=int, default=9, help="rounds, at least 9")
-    bench.add_argument("--only", help="training, generation, joint or rollouts")
-    bench.add_argument("--json", type=Path, dest="json_file", metavar="FILE", help="write all times there too")
-    diff = commands.add_parser(
-        "diff",
-        help="compare two results folders cell by cell, with paired tests",
-        description="Differences are the second's scores less the first's, in points, query by query where both "
-        "folders have their predictions. docs/statistics.md says how.",
-    )
-    diff.add_argument("first", type=Path, help="a results folder, or a snapshot of one")
-    diff.add_argument("second", type=Path)
-    diff.add_argument("--csv", type=Path, dest="csv_file", metavar="FILE", help="write every cell there")
-    diff.add_argument(
-        "--fail-on-difference", action="store_true", help="exit 1 if anything is missing or differs by more than chance"
-    )
-    new = commands.add_parser("new-method", help="write a commented file that is a working method from the start")
-    new.add_argument("name", help="lower-case letters, digits and underscores")
-    new.add_argument("--family", choices=("vanilla", "prompt", "parameter", "hybrid"), default="prompt")
-    new.add_argument("--dir", type=Path, default=Path(), dest="folder", help="where to write NAME.py; here, by default")
-    check = commands.add_parser(
-        "check-method",
-        help="check that a file's methods keep their contract, on untrained models and a few rows",
-        description="Runs each method of the file several times on untrained models; takes a minute or two.",
-    )
-    check.add_argument("file", type=Path)
-    check.add_argument("--method-config", help="the method's part of a config, e.g. '{settings: {epochs: 1}}'")
-    lm_eval = commands.add_parser("lm-eval", help="lm-eval's command line with our policies as a model", add_help=False)
-    lm_eval.add_argument("arguments", nargs=argparse.REMAINDER)
-    return parser
+def _commands() -> dict[str, Command]:
+    return {each.name: each for group in groups().values() for each in group}
+
+
+def _listing() -> str:
+    lines = []
+    for name, commands in groups().items():
+        lines += [f"{name}:", *(f"  {each.name:<15} {each.help}" for each in commands), ""]
+    return "\n".join([*lines, "`metatuner COMMAND --help` shows a command's words."])
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -150,51 +68,80 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a UserError is one line on stderr and exit status 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if argv is None and os.environ.get(forkserver.ADDRESS):
-        try:
+    try:
+        if argv is None and os.environ.get(forkserver.ADDRESS):
             return forkserver.become(["metatuner", *words])
-        except UserError as error:
-            print(f"metatuner: {error}", file=sys.stderr)
-            return 2
+        commands = _commands()
+        if words and not words[0].startswith("-") and words[0] not in commands:
+            raise UserError(f"unknown command {words[0]!r}; {suggest(words[0], commands)}")
+    except UserError as error:
+        print(f"metatuner: {error}", file=sys.stderr)
+        return 2
     if words[:1] == ["lm-eval"]:  # its own options follow, --help included
         arguments = argparse.Namespace(command="lm-eval", arguments=words[1:])
     else:
-        arguments = _parser().parse_args(words)
+        arguments = _parse(words)
     if argv is None and "PYTHONHASHSEED" not in os.environ:
         # Libraries write sets to files in their order, which differs from process to process unless this is set.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONHASHSEED": "0"})
-    usage.start()
+    return _guarded(commands[arguments.command], arguments, words)
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    made = parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        import argcomplete
+
+        argcomplete.autocomplete(made)
+    return made.parse_args(words)
+
+
+def _run(command: Command, arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    """Run a command on its config."""
+    from metatuner.metering import Process
+
+    arguments.process = Process()
+    if not command.configured:
+        return command.action(arguments) or 0
+    from metatuner.config import Layout, load_config, read_config
+
+    names = label(arguments)
+    if arguments.log is not None:
+        progress.to_log(arguments.log, " ".join([command.name, *names]), shlex.join(["metatuner", *words]))
+    overrides = parse_overrides(arguments.overrides)
+    if arguments.config is not None and overrides:
+        raise UserError("give either --config or key=value overrides, not both")
+    preset = str(overrides.pop("preset", "nano"))
+    config = read_config(arguments.config) if arguments.config else load_config(preset, overrides)
+    status = command.action(config, arguments) or 0
+    if arguments.log is not None:
+        arguments.process.write(Layout(config).usage, command.name, "-".join(names) or "all")
+    return status
+
+
+def _guarded(command: Command, arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    """Run a command; errors that a user can mend are one line."""
     from safetensors import SafetensorError
 
-    from metatuner import progress
-
     try:
-        from metatuner import steps
-
-        if getattr(arguments, "log", None):
-            label = " ".join([arguments.command, *(str(value) for value in _what(arguments))])
-            progress.to_log(arguments.log, label, shlex.join(["metatuner", *words]))
-        return steps.run(arguments, parse_overrides(getattr(arguments, "overrides", [])))
+        status = _run(command, arguments, words)
+        sys.stdout.flush()
+        return status
     except UserError as error:
-        progress.say(f"metatuner {arguments.command}: {error}")
-        return 2
+        message = str(error)
     except SafetensorError as error:  # its writer wraps the system's errors in one of its own
-        if not any(f"os error {number}" in str(error) for number in NO_PLACE):
-            progress.say(f"metatuner {arguments.command}: {error}; {BROKEN_WEIGHTS_REMEDY}")
-            return 2
-        progress.say(f"metatuner {arguments.command}: {error}; {NO_PLACE_REMEDY}")
-        return 2
+        full = any(f"os error {number}" in str(error) for number in NO_PLACE)
+        message = f"{error}; {NO_PLACE_REMEDY if full else BROKEN_WEIGHTS_REMEDY}"
+    except BrokenPipeError:  # what reads the output has closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        progress.say(f"metatuner {arguments.command}: {place}{error.strerror}; {NO_PLACE_REMEDY}")
-        return 2
-
-
-def _what(arguments: argparse.Namespace) -> list[str]:
-    names = ("pack", "role", "method", "benchmark", "name")
-    return [getattr(arguments, name) for name in names if getattr(arguments, name, None)]
+        message = f"{place}{error.strerror}; {NO_PLACE_REMEDY}"
+    progress.say(f"metatuner {command.name}: {message}")
+    return 2
 
 
 if __name__ == "__main__":

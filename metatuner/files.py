@@ -1,7 +1,13 @@
-"""Writing and reading small files: what is there is the old file or the whole new one, also after a crash."""
+"""Reading and writing files: what is there is the old file or the whole new one, also after a crash."""
 
+import csv
+import io
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,16 @@ def write_text(path: Path, text: str) -> Path:
     return write_bytes(path, text.encode())
 
 
+def read_text(path: Path, remedy: str) -> str:
+    """A UTF-8 text file; UserError names the file and the remedy."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no file {path}; {remedy}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; {remedy}") from None
+
+
 def write_json(path: Path, value: Any) -> Path:
     """Write indented JSON with sorted keys."""
     return write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
@@ -35,11 +51,74 @@ def write_json(path: Path, value: Any) -> Path:
 
 def read_json(path: Path, remedy: str) -> Any:
     """A JSON file's value; UserError names the file (and line) and the remedy."""
+    text = read_text(path, remedy)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}; {remedy}") from None
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); {remedy}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; {remedy}") from None
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]], *, sort_keys: bool = False) -> Path:
+    """Write JSON Lines."""
+    lines = [json.dumps(record, ensure_ascii=False, sort_keys=sort_keys) + "\n" for record in records]
+    return write_text(path, "".join(lines))
+
+
+def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file; UserError names the file, the line and the remedy."""
+    found = []
+    for number, line in enumerate(read_text(path, remedy).split("\n"), 1):
+        if line.strip():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}); {remedy}") from None
+    return found
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows, the header first, as CSV with line feeds."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> Path:
+    """Write rows, the header first, as CSV with line feeds."""
+    return write_text(path, csv_text(rows))
+
+
+def read_csv(path: Path, columns: Iterable[str], remedy: str) -> list[dict[str, str]]:
+    """The rows of a CSV file by column; UserError if a column, or a value of a row, is missing."""
+    reader = csv.DictReader(io.StringIO(read_text(path, remedy), newline=""))
+    try:
+        header, rows = reader.fieldnames or [], list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error}); {remedy}") from None
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]!r}; {remedy}")
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}, row {number}: {len(header)} columns expected; {remedy}")
+    return rows
+
+
+@contextmanager
+def complete_folder(final: Path) -> Iterator[Path]:
+    """A temporary sibling folder that is renamed to `final` when the block ends well, and removed when it does not.
+
+    If another process has made `final` meanwhile, that one stays: equal keys mean equal contents.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        try:
+            os.replace(temporary, final)
+        except OSError:
+            if not final.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -40,7 +40,8 @@ PROGRAMS = {"metatuner": "metatuner.cli", "snakemake": "snakemake.cli"}
 """Commands that a server runs, and the modules of their `main(words)`."""
 PRELOADED = tuple(
     """
-    metatuner.dag metatuner.steps metatuner.efficiency metatuner.harness.evaluation metatuner.nano.bars
+    metatuner.plan.dag metatuner.run.packs metatuner.run.tuning metatuner.run.efficiency metatuner.run.evaluation
+    metatuner.run.swaps metatuner.nano.bars
     metatuner.method.training metatuner.analysis.claims metatuner.analysis.report metatuner.analysis.diff
     metatuner.authoring.conformance snakemake.cli snakemake.executors.local snakemake.report.html_reporter
     trl.trainer.sft_trainer trl.trainer.dpo_trainer peft dspy.teleprompt optuna matplotlib.pyplot
@@ -208,11 +209,11 @@ def _preload() -> None:
     """Import what commands need. UserError if that leaves threads behind: a fork would copy their locks, not them."""
     for name in PRELOADED:
         importlib.import_module(name)
-    from metatuner.harness.config import load_config
+    from metatuner.config import load_config
     from metatuner.plan import Plan
 
     plan = Plan(load_config("nano"))
-    assert plan.cells  # reads and hashes the code of all methods once
+    assert plan.grid.cells  # reads and hashes the code of all methods once
     gc.collect()
     gc.freeze()  # a fork's collections leave alone what it shares with the server
     # Threads of Python; a library's own (OMP_NUM_THREADS=1 keeps BLAS from starting some) are not seen.
@@ -353,8 +354,6 @@ def _is_alive(pid: int) -> bool:
 
 def main(address: str, owner: str) -> int:
     """Be a server; in each of its forks: run the command, whose exit status is returned."""
-    from metatuner import usage
-
     ready = os.dup(1)
     os.dup2(2, 1)  # what imports print
     _preload()
@@ -364,7 +363,6 @@ def main(address: str, owner: str) -> int:
     words = server.serve()
     if words is None:
         return 0
-    usage.restart()
     status = 1
     try:
         status = _command(words)

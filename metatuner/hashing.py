@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import subprocess
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,12 @@ def canonical(value: Any) -> str:
 def hash_value(value: Any, length: int = 16) -> str:
     """The first `length` hex digits of the SHA-256 of a JSON-able value."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from names and numbers, the same on every machine."""
+    digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @cache
@@ -114,3 +121,20 @@ def hash_code(*roots: Path, data: Iterable[Path] = ()) -> str:
     parts = [[name(path), _parsed(path)[0]] for path in import_closure(*roots)]
     parts += [[name(path.resolve()), hash_file(path)] for path in sorted(data)]
     return hash_value(parts)
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """The commit of the checkout whose top is `folder`, and whether files differ from it; None where there is none."""
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    if top is None or Path(top) != folder.resolve():  # an installed copy below someone else's checkout
+        return {"commit": None, "modified": None}
+    commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
+    return {"commit": commit, "modified": None if changes is None else bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

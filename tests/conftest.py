@@ -10,15 +10,15 @@ import pytest
 # Read by the libraries when they are imported, and inherited by the commands that tests start.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", OMP_NUM_THREADS="1", MPLBACKEND="Agg")
 
-from dag_runs import Runs, project
+from tests.toys.runs import Runs, project
 
 from metatuner.forkserver import ADDRESS, ForkServer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = {"finished": "finished", "finished_smoke": "finished smoke"}
 """Fixtures that take long to make, and the group of tests that share each: one process runs them all."""
-FIRST = ("test_dag", "test_smoke", "test_bad_methods", "test_authoring", "test_null_world", "test_scoring_math")
-"""Files that take longest, or hold a group's fixture: they begin first, so that no process is idle at the end."""
+FIRST = ("dag/test_smoke", "dag", "authoring", "nano/test_null_world", "harness/test_scoring_math")
+"""Files or folders that take longest: they begin first, so that no process is idle at the end."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -27,7 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         used = [group for name, group in SHARED.items() if name in getattr(item, "fixturenames", ())]
         item.add_marker(pytest.mark.xdist_group(used[0] if used else item.path.stem))
-    items.sort(key=lambda item: next((at for at, name in enumerate(FIRST) if item.path.stem.startswith(name)), 99))
+    places = [(str(ROOT / "tests" / name), at) for at, name in enumerate(FIRST)]
+    items.sort(key=lambda item: next((at for start, at in places if str(item.path).startswith(start)), len(FIRST)))
 
 
 @pytest.fixture(scope="session", autouse=True)

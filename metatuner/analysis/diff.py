@@ -1,7 +1,5 @@
 """Two results folders, cell by cell: what is missing, what is the same, and which differences are more than chance."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -10,12 +8,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from metatuner.analysis.effects import Contrast, Gaps, contrast, unpaired_difference
-from metatuner.analysis.labels import method_title
-from metatuner.analysis.scores import Score, cell_folder, has_query_scores, read_query_scores, read_scores
-from metatuner.analysis.statistics import LEVEL, derive_seed, holm, smallest_detectable_effect
+from metatuner.analysis.names import Names
+from metatuner.analysis.results.scores import Score, cell_folder, has_query_scores, read_query_scores, read_scores
+from metatuner.analysis.statistics import (
+    LEVEL,
+    Contrast,
+    Gaps,
+    contrast,
+    derive_seed,
+    holm,
+    smallest_detectable_effect,
+    unpaired_difference,
+)
 from metatuner.errors import UserError
-from metatuner.files import read_json, write_text
+from metatuner.files import csv_text, read_csv, read_json, write_text
 
 Kind = Literal["only in the first", "only in the second", "identical", "equal scores", "differs", "no result"]
 SCORED: tuple[Kind, ...] = ("identical", "equal scores", "differs")
@@ -171,11 +177,8 @@ def claim_differences(first: Path, second: Path) -> list[str]:
 
 
 def _verdicts(path: Path) -> dict[tuple[str, str], str]:
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"claim", "data", "verdict"} <= set(rows.fieldnames or ()):
-            raise UserError(f"{path}, line 1: no column claim, data or verdict; run `metatuner claims` again")
-        return {(row["claim"], row["data"]): row["verdict"] for row in rows}
+    rows = read_csv(path, ("claim", "data", "verdict"), "run `metatuner claims` again")
+    return {(row["claim"], row["data"]): row["verdict"] for row in rows}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -194,15 +197,13 @@ COLUMNS = (
 
 def as_csv(found: Sequence[Compared]) -> str:
     """A line a cell; differences in points, the second less the first."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows: list[list[object]] = [COLUMNS]
     for each in found:
         told = each.told
         numbers = [f"{100 * value:.2f}" for value in (told.estimate, told.low, told.high)] if told else [""] * 3
         tests = [f"{told.p:.2g}", f"{each.p_holm:.2g}"] if told else ["", ""]
-        writer.writerow([*each.name, each.kind, str(each.paired).lower(), *numbers, *tests, each.detail])
-    return text.getvalue()
+        rows.append([*each.name, each.kind, str(each.paired).lower(), *numbers, *tests, each.detail])
+    return csv_text(rows)
 
 
 def describe(found: Sequence[Compared], provenance: Sequence[str], claims: Sequence[str] = ()) -> str:
@@ -242,7 +243,7 @@ def _absent(found: Sequence[Compared]) -> list[str]:
     by_method: dict[tuple[str, Kind], list[Compared]] = {}
     for each in found:
         if each.kind not in SCORED:
-            by_method.setdefault((method_title(each.name[0], each.name[1]), each.kind), []).append(each)
+            by_method.setdefault((Names().title(each.name[0], each.name[1]), each.kind), []).append(each)
     for (title, kind), absent in by_method.items():
         if len(absent) > FEW:
             lines.append(f"  {title}: {len(absent)} cells and metrics {kind}")
@@ -257,7 +258,7 @@ def _absent(found: Sequence[Compared]) -> list[str]:
 def _title(name: Name) -> str:
     method, variant, benchmark, trained, generator, seed, metric = name
     where = benchmark if trained == benchmark else f"{benchmark} (trained on {trained})"
-    title = f"{method_title(method, variant)} on {where}, {metric}, seed {seed}"
+    title = f"{Names().title(method, variant)} on {where}, {metric}, seed {seed}"
     return title + (f", {generator}" if generator else "")
 
 

@@ -19,14 +19,14 @@ from typing import Any, Literal
 import yaml
 
 from metatuner import progress
+from metatuner.config import Config, dump_config, load_config
 from metatuner.errors import UserError
 from metatuner.files import write_text
-from metatuner.guard import CHECKING, below, is_a_librarys, open_places
-from metatuner.harness.config import Config, dump_config, load_config
 from metatuner.harness.method import make_settings, settings_dict
 from metatuner.harness.registry import Registry
 from metatuner.hashing import ROOT, canonical
 from metatuner.plan import Fit, Plan
+from metatuner.run.guard import CHECKING, below, is_a_librarys, open_places
 
 BENCHMARKS = ("gsm8k", "math")
 """The first is trained on."""
@@ -70,7 +70,7 @@ class TinyWorld:
     def plan(self, config: Config) -> tuple[Plan, Fit]:
         """Its plan, and the method's fit."""
         plan = Plan(config)
-        return plan, next(cell.fit for cell in plan.cells.values())
+        return plan, next(cell.fit for cell in plan.grid.cells.values())
 
     def prepare(self, run: str, **changes: Any) -> tuple[Config, Plan, Fit]:
         """A copy of the world, ready to fit in; made of the first one where there is one."""
@@ -84,7 +84,7 @@ class TinyWorld:
             for needed in fit.requires:
                 shutil.copytree(first / "fits" / needed.key, self.home / run / "fits" / needed.key, dirs_exist_ok=True)
             return config, plan, fit
-        for role in plan.nano_roles:
+        for role in plan.keys.nano_roles:
             self.run(plan, "pretrain", "--role", role)
         self.run(plan, "world")
         for benchmark in BENCHMARKS:
@@ -118,10 +118,10 @@ class TinyWorld:
 
     def fit(self, plan: Plan, *, watch: Path | None = None) -> dict[str, Any]:
         """Run the fit (and what it requires); its outcome."""
-        for name in plan.fit_packs:
+        for name in plan.packs.fits:
             self.run(plan, "fit", "--pack", name, watch=watch)
         name = f"{self.name}-00"
-        (outcome,) = json.loads(plan.layout.pack(plan.fit_step(name), name).read_text(encoding="utf-8"))["outcomes"]
+        (outcome,) = json.loads(plan.packs.fit_file(name).read_text(encoding="utf-8"))["outcomes"]
         return dict(outcome)
 
 
@@ -178,7 +178,7 @@ def check_method(file: Path, home: Path, overrides: dict[str, Any], say: Callabl
 
 
 def _is_ours(file: Path) -> bool:
-    return file.resolve().is_relative_to(ROOT / "baselines") or file.resolve() == ROOT / "metatuner" / "contender.py"
+    return file.resolve().is_relative_to(ROOT / "baselines")
 
 
 def _check(world: TinyWorld, registry: Registry, tell: Callable[..., None]) -> None:
@@ -246,7 +246,7 @@ def _check_again(world: TinyWorld, first: dict[str, str], tell: Callable[..., No
 def _check_killed(world: TinyWorld, first: dict[str, str], took: float, tell: Callable[..., None]) -> None:
     check = "killed in the middle, it leaves nothing half done, and the next run makes the same files"
     _, plan, fit = world.prepare("killed")
-    *before, name = plan.fit_packs
+    *before, name = plan.packs.fits
     for needed in before:
         world.run(plan, "fit", "--pack", needed)
     process = subprocess.Popen(
@@ -300,9 +300,9 @@ def _check_budget(world: TinyWorld, cost: dict[str, Any], tell: Callable[..., No
 
 def _check_answers(world: TinyWorld, plan: Plan, fit: Fit, tell: Callable[..., None]) -> None:
     check = "saved and loaded, its policy answers every query once, in order, and always alike"
-    from metatuner.harness.ground import to_query
+    from metatuner.harness.query import to_query
     from metatuner.harness.rows import read_rows
-    from metatuner.steps import Workshop
+    from metatuner.run.workshop import Workshop
 
     shop = Workshop(plan.config)
     rows = read_rows(plan.layout.data(BENCHMARKS[0]) / "test.jsonl")
@@ -329,7 +329,7 @@ def _check_answers(world: TinyWorld, plan: Plan, fit: Fit, tell: Callable[..., N
 
 def _check_skip(world: TinyWorld, cls: Any, tell: Callable[..., None]) -> None:
     check = "without a generator it skips with a reason, or runs"
-    from metatuner.harness.ground import Lab
+    from metatuner.harness.lab import Lab
 
     try:
         reason = cls(cls.Settings()).skip(Lab(actor=None, generator=None, benchmarks={}))  # type: ignore[arg-type]

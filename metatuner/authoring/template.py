@@ -7,13 +7,14 @@ from metatuner.files import write_text
 from metatuner.harness.method import NAME
 from metatuner.harness.registry import Registry
 
-TEMPLATE = '''"""{title}: the best of a few rewrites of the initial prompt. Replace this by what your method does."""
+TEMPLATE = '''"""{shown}: the best of a few rewrites of the initial prompt. Replace this by what your method does."""
 
 from dataclasses import dataclass
 
-from metatuner.harness.ground import Lab, to_query
+from metatuner.harness.lab import Lab
 from metatuner.harness.method import Count, Method, Positive
-from metatuner.harness.policies import FixedPrompt
+from metatuner.harness.policies import StaticPolicy
+from metatuner.harness.query import to_query
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class {cls}(Method):
     """One prompt for all queries, the best of sampled rewrites on dev rows."""
 
     name = "{name}"
+    title = "{shown}"  # as tables and figures print it
     family = "{family}"  # vanilla, prompt, parameter or hybrid
     reference = "where the method is described"
     deviations = ()  # what differs here from that description, one sentence each
@@ -40,7 +42,7 @@ class {cls}(Method):
         """A reason why it cannot run here, or None. A skipped cell is no failure."""
         return "no generator to write rewrites" if lab.generator is None else None
 
-    def fit(self, lab: Lab) -> FixedPrompt:
+    def fit(self, lab: Lab) -> StaticPolicy:
         """`lab` has the models, train and dev rows, the reward and the budget; nothing leads to tune or test rows."""
         # All randomness comes from named streams of the lab, so that a seed gives the same result everywhere.
         random = lab.random("rewrites")
@@ -66,7 +68,7 @@ class {cls}(Method):
             if reward > best_reward:
                 best, best_reward = prompt, reward
         # A prompt for every benchmark of the lab: one may be tested on that was not trained on.
-        return FixedPrompt(lab, dict.fromkeys(lab.benchmarks, best))
+        return StaticPolicy(lab, dict.fromkeys(lab.benchmarks, best))
 '''
 
 
@@ -84,5 +86,6 @@ def new_method(name: str, family: str, folder: Path) -> Path:
     if path.exists():
         raise UserError(f"{path} exists already; remove it, or choose another name")
     words = name.split("_")
-    text = TEMPLATE.format(name=name, family=family, cls="".join(map(str.capitalize, words)), title=" ".join(words))
+    shown = " ".join(map(str.capitalize, words))
+    text = TEMPLATE.format(name=name, family=family, cls=shown.replace(" ", ""), shown=shown)
     return write_text(path, text)

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from metatuner.guard import touched
+from metatuner.run.guard import touched
 
 
 def main() -> int:

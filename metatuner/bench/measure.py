@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from metatuner.bench.shapes import Shape
 from metatuner.lm import LM, ModelSpec
+from metatuner.metering import peak_allocated
 from metatuner.method.optimising import OUT_OF_MEMORY
-from metatuner.usage import peak_allocated
 
 LEAST_REPEATS = 9
 LEAST_SECONDS = 0.2

@@ -14,6 +14,7 @@ def describe_method(cls: type[Method]) -> dict[str, Any]:
     defaults, meanings = settings_dict(cls.Settings()), field_meanings(cls.Settings)
     return {
         "name": cls.name,
+        "title": cls.title,
         "summary": inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " "),
         "family": cls.family,
         "internal": cls.internal,

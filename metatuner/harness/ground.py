@@ -1,37 +1,15 @@
-"""What fit and evaluation share (Ground), and what a method is given to fit with (Lab)."""
+"""What fit and evaluation share: the models, and how any prompt and query become an answer."""
 
-import hashlib
-import json
-import random
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from metatuner.errors import UserError, suggest
 from metatuner.harness.benchmarks import Benchmark
-from metatuner.harness.budget import Budget
-from metatuner.harness.policy import Query, Response
-from metatuner.harness.proposer import ProposerServer
-from metatuner.harness.rows import Row
+from metatuner.harness.query import Demo, Query, Response
 
 if TYPE_CHECKING:
     from metatuner.lm import LM, Adapt
-
-Demo = tuple[str, str]
-"""A demonstration: a query and the answer to imitate."""
-
-
-def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from names and numbers, the same on every machine."""
-    digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def to_query(row: Row) -> Query:
-    """The row as a policy sees it: without its answer."""
-    return Query(row.id, row.benchmark, row.query)
 
 
 @dataclass
@@ -146,64 +124,3 @@ class Ground:
 
 def _shifted(adapt: "Adapt", chosen: Sequence[int]) -> "Adapt":
     return lambda rows: adapt([chosen[row] for row in rows])
-
-
-@dataclass
-class Lab(Ground):
-    """What a method is given. It has no handle on the tune and test splits."""
-
-    train: Sequence[Row] = ()
-    dev: Sequence[Row] = ()
-    """Rows for choices inside the fit, disjoint from train."""
-    trained_on: tuple[str, ...] = ()
-    generator_name: str = ""
-    seed: int = 0
-    budget: Budget = field(default_factory=Budget)
-    workdir: Path = Path(".")
-    """A scratch folder, removed after the fit."""
-    prerequisites: Mapping[str, Path] = field(default_factory=dict)
-    log_line: Callable[[str], None] = lambda line: None
-    proposer: ProposerServer | None = None
-    """Asked for prompts in the generator's place, by methods that ask one (see `dspy_bridge.proposer_client`)."""
-    _start: float = field(default_factory=time.monotonic)
-
-    def initial_prompt(self, where: Row | Query | str) -> str:
-        """p~ of a row's (or query's, or named) benchmark."""
-        return self.benchmark(where if isinstance(where, str) else where.benchmark).initial_prompt
-
-    def reward(self, rows: Sequence[Row], responses: Sequence[Response]) -> list[float]:
-        """The primary metric of each response, 0 to 1."""
-        return self.reward_texts(rows, [response.completion for response in responses])
-
-    def reward_texts(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
-        """The primary metric of each completion, 0 to 1."""
-        rewards = [0.0] * len(rows)
-        for name in dict.fromkeys(row.benchmark for row in rows):
-            benchmark = self.benchmark(name)
-            chosen = [i for i, row in enumerate(rows) if row.benchmark == name]
-            extracted = [benchmark.extract(completions[i]) for i in chosen]
-            for i, scored in zip(chosen, benchmark.score_all(extracted, [rows[i] for i in chosen]), strict=True):
-                rewards[i] = scored.metrics[benchmark.primary]
-        return rewards
-
-    def stream(self, name: str) -> int:
-        """An integer seed for one named use.
-
-        It derives from the train benchmarks, the generator and the seed, not from the method: variants of a method that
-        draw from the same stream are paired.
-        """
-        return derive_seed("+".join(self.trained_on), self.generator_name, self.seed, name)
-
-    def random(self, name: str) -> random.Random:
-        """A random generator for one named use; see `stream`."""
-        return random.Random(self.stream(name))
-
-    def required(self, method: str) -> Path:
-        """The folder of the saved policy of a method named in `requires`."""
-        if method not in self.prerequisites:
-            raise UserError(f"{method!r} was not fitted before; name it in the method's `requires`")
-        return self.prerequisites[method]
-
-    def log(self, **event: Any) -> None:
-        """Write one JSON line to the fit's training log (no times: the log is the same in every run)."""
-        self.log_line(json.dumps(event, ensure_ascii=False, sort_keys=True))

@@ -2,16 +2,19 @@
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from metatuner.errors import UserError, suggest
+from metatuner.harness.loop import Loop, Rows, Shares
 from metatuner.hashing import canonical
 
 if TYPE_CHECKING:
-    from metatuner.harness.ground import Lab
+    from metatuner.harness.lab import Lab
     from metatuner.harness.policy import Policy
 
 Family = Literal["vanilla", "prompt", "parameter", "hybrid"]
@@ -36,7 +39,9 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    """Lower-case letters, digits and underscores; the name in tables and in the config."""
+    """Lower-case letters, digits and underscores; the name in the config and in scores.csv."""
+    title: ClassVar[str]
+    """The name in print: in tables and figures."""
     family: ClassVar[Family]
     reference: ClassVar[str]
     """Where the method is described (paper or repository)."""
@@ -66,6 +71,10 @@ class Method(ABC):
         """A reason why this method cannot run here (no generator, no rationales), or None."""
         return None
 
+    def loop(self, rows: Rows, shares: Shares) -> Loop | None:
+        """What one `fit` on these rows does, counted; None: `metatuner cost` lists the method as not counted."""
+        return None
+
     @abstractmethod
     def fit(self, lab: "Lab") -> "Policy":
         """Fit on `lab.train` (with `lab.dev` for choices within the fit); return the policy to evaluate."""
@@ -73,7 +82,7 @@ class Method(ABC):
 
 def check_method(cls: type[Method], where: str) -> None:
     """Raise UserError, with an instruction to the author, if a method's class attributes are not as they must be."""
-    for attribute in ("name", "family", "reference"):
+    for attribute in ("name", "title", "family", "reference"):
         if not isinstance(getattr(cls, attribute, None), str):
             raise UserError(f"{where}: class {cls.__name__} needs `{attribute}` (a string)")
     if not NAME.fullmatch(cls.name):
@@ -92,11 +101,16 @@ def make_settings(cls: type[Method], values: dict[str, Any], where: str) -> Any:
             raise UserError(f"{where}: unknown setting {name!r} of method {cls.name}; {suggest(name, known)}")
     try:
         # Read as JSON: strict about types, but a list is a tuple and 1 is a float.
-        return TypeAdapter(cls.Settings).validate_json(canonical(values), strict=True)
+        return _reader(cls.Settings).validate_json(canonical(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where}.{key}: {first['msg']}, got {first['input']!r}") from None
+
+
+@cache
+def _reader(settings: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(settings)
 
 
 def settings_dict(settings: Any) -> dict[str, Any]:

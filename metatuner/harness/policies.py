@@ -1,12 +1,14 @@
-"""The two policies most methods end in: a fixed prompt, and a fixed prompt before an actor with a LoRA adapter."""
+"""The policy that most methods end in: the same prompt, demonstrations and adapter for every query of a benchmark."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from metatuner.harness.ground import Demo, Ground
-from metatuner.harness.policy import Policy, Query, Response, register_policy
+from metatuner.errors import UserError
+from metatuner.harness.ground import Ground
+from metatuner.harness.policy import Policy, load_policy, register_policy
+from metatuner.harness.query import Demo, Prepared, Query
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -14,49 +16,61 @@ if TYPE_CHECKING:
     from metatuner.lm import LM
 
 
-@register_policy("fixed_prompt")
-class FixedPrompt(Policy):
-    """One prompt (and demonstrations) a benchmark, for every query of it."""
+@register_policy("static")
+class StaticPolicy(Policy):
+    """One prompt, and perhaps demonstrations, per benchmark; the actor as it is, or with a PEFT adapter."""
 
     def __init__(
-        self, ground: Ground, prompts: Mapping[str, str], demos: Mapping[str, Sequence[Demo]] | None = None
+        self,
+        ground: Ground,
+        prompts: Mapping[str, str],
+        demos: Mapping[str, Sequence[Demo]] | None = None,
+        actor: "LM | None" = None,
     ) -> None:
-        self.ground, self.prompts = ground, dict(prompts)
-        self.demos = {name: [tuple(pair) for pair in pairs] for name, pairs in (demos or {}).items()}
+        """
+        Args:
+            ground: the models and benchmarks.
+            prompts: one for each benchmark, by name.
+            demos: demonstrations of each benchmark, oldest first; none for one that is not named.
+            actor: the ground's actor in a `peft.PeftModel`; None: the ground's actor as it is.
+        """
+        self.ground, self.prompts, self.actor = ground, dict(prompts), actor
+        self.demos: dict[str, list[Demo]] = {
+            name: [(query, answer) for query, answer in pairs] for name, pairs in (demos or {}).items()
+        }
 
-    def respond(self, queries: Sequence[Query]) -> list[Response]:
-        prompts = [self.prompts[query.benchmark] for query in queries]
-        demos = [self.demos.get(query.benchmark, []) for query in queries]
-        return self.ground.answer(queries, prompts, demos=demos)  # type: ignore[arg-type]
+    def prepare(self, queries: Sequence[Query]) -> Prepared:
+        names = [query.benchmark for query in queries]
+        demos = [self.demos.get(name, []) for name in names]
+        return Prepared([self.prompts[name] for name in names], demos, actor=self.actor)
 
-    def write(self, folder: Path) -> dict[str, Any]:
-        return {"prompts": self.prompts, "demos": self.demos}
-
-    @classmethod
-    def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "FixedPrompt":
-        return cls(ground, state["prompts"], state["demos"])
-
-
-@register_policy("adapter")
-class Adapter(Policy):
-    """The actor with a PEFT adapter, asked under one prompt a benchmark."""
-
-    def __init__(self, ground: Ground, actor: "LM", prompts: Mapping[str, str]) -> None:
-        """`actor.model` is a `peft.PeftModel` around the ground's actor."""
-        self.ground, self.actor, self.prompts = ground, actor, dict(prompts)
-
-    def respond(self, queries: Sequence[Query]) -> list[Response]:
-        return self.ground.answer(queries, [self.prompts[query.benchmark] for query in queries], actor=self.actor)
+    @property
+    def tuned_actor(self) -> "LM":
+        """The actor with its adapter; UserError where the policy has none."""
+        if self.actor is None:
+            raise UserError("this policy has no adapter: only its prompt differs from the initial one")
+        return self.actor
 
     def write(self, folder: Path) -> dict[str, Any]:
-        self.actor.model.save_pretrained(folder / "adapter", safe_serialization=True)
-        return {"prompts": self.prompts}
+        if self.actor is not None:
+            self.actor.model.save_pretrained(folder / "adapter", safe_serialization=True)
+        return {"prompts": self.prompts, "demos": self.demos, "adapter": self.actor is not None}
 
     @classmethod
-    def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "Adapter":
-        from peft import PeftModel
+    def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "StaticPolicy":
+        actor = None
+        if state["adapter"]:
+            from peft import PeftModel
 
-        model = PeftModel.from_pretrained(ground.actor.model, folder / "adapter")
-        # A PeftModel runs as the model it wraps, but is no PreTrainedModel to the type checker.
-        actor = replace(ground.actor, model=cast("PreTrainedModel", model.eval()))
-        return cls(ground, actor, state["prompts"])
+            model = PeftModel.from_pretrained(ground.actor.model, folder / "adapter")
+            # A PeftModel runs as the model it wraps, but is no PreTrainedModel to the type checker.
+            actor = replace(ground.actor, model=cast("PreTrainedModel", model.eval()))
+        return cls(ground, state["prompts"], state["demos"], actor)
+
+
+def load_static(folder: Path, ground: Ground) -> StaticPolicy:
+    """A saved policy of this kind; UserError for one of another."""
+    policy = load_policy(folder, ground)
+    if not isinstance(policy, StaticPolicy):
+        raise UserError(f"{folder}: a policy of kind {policy.kind!r}, not a fixed prompt or adapter")
+    return policy

@@ -1,55 +1,39 @@
-"""What `fit` returns and `evaluate` asks: a policy answers queries, and is saved as deltas over named base models."""
+"""What `fit` returns and `evaluate` asks: a policy prepares queries, and is saved as deltas over named base models."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, final
 
 from metatuner.errors import UserError, suggest
 from metatuner.files import write_text
-
-if TYPE_CHECKING:
-    from metatuner.harness.ground import Ground
+from metatuner.harness.ground import Ground
+from metatuner.harness.query import Prepared, Query, Response
 
 FORMAT = 1
 _KINDS: dict[str, type["Policy"]] = {}
 
 
-@dataclass(frozen=True)
-class Query:
-    """A question put to a policy: no gold answer travels with it."""
-
-    id: str
-    benchmark: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Response:
-    """A policy's answer to one query, with the prompt it was asked under."""
-
-    prompt: str
-    completion: str
-    prompt_tokens: int
-    completion_tokens: int
-    truncated: bool
-    """The completion reached the benchmark's limit of new tokens."""
-    cut_tokens: int = 0
-    """Query tokens dropped from its start, because the input did not fit the model's window."""
-    cut_demos: int = 0
-    """Demonstrations dropped before that, for the same reason."""
-
-
 class Policy(ABC):
-    """Answers queries. Subclasses are registered by name with `@register_policy`; the manifest names that kind."""
+    """Says what each query gets; the ground answers. Subclasses are registered by name with `@register_policy`, and the
+    manifest of a saved policy names that kind."""
 
     kind: ClassVar[str]
+    ground: Ground
+    """The models and the decoding rules that it is used with."""
 
     @abstractmethod
+    def prepare(self, queries: Sequence[Query]) -> Prepared:
+        """The prompt, demonstrations and adaptation of each query, in the same order."""
+
+    @final
     def respond(self, queries: Sequence[Query]) -> list[Response]:
-        """One response a query, in the same order."""
+        """One response per query, in the same order."""
+        prepared = self.prepare(queries)
+        return self.ground.answer(
+            queries, prepared.prompts, demos=prepared.demos, adapt=prepared.adapt, actor=prepared.actor
+        )
 
     @abstractmethod
     def write(self, folder: Path) -> dict[str, Any]:
@@ -57,7 +41,7 @@ class Policy(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, folder: Path, state: dict[str, Any], ground: "Ground") -> "Policy":
+    def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "Policy":
         """The policy that `write` saved, on the given models."""
 
     def save(self, folder: Path) -> None:
@@ -85,7 +69,7 @@ def register_policy(kind: str) -> Callable[[type[Policy]], type[Policy]]:
     return register
 
 
-def load_policy(folder: Path, ground: "Ground") -> Policy:
+def load_policy(folder: Path, ground: Ground) -> Policy:
     """Load a saved policy. The module that registers its kind must have been imported (the registry does this)."""
     path = folder / "manifest.json"
     if not path.is_file():

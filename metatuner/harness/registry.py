@@ -1,4 +1,4 @@
-"""Methods by name: every file of baselines/, the contenders, entry points of other packages, and files a user names."""
+"""Methods by name: every file of baselines/, entry points of other packages, and files that a user names."""
 
 import ast
 import importlib
@@ -44,9 +44,6 @@ class Registry:
         """Names of the methods in other packages and in the user's own files."""
         for file in sorted((ROOT / "baselines").glob("[!_]*.py")):
             self._add_module(importlib.import_module(f"baselines.{file.stem}"), file)
-        contender = ROOT / "metatuner" / "contender.py"
-        if contender.is_file():
-            self._add_module(importlib.import_module("metatuner.contender"), contender)
         own = set(self._found)
         for point in sorted(set(entry_points(group=ENTRY_POINT_GROUP)), key=lambda point: point.name):
             self._add_point(point)
@@ -107,7 +104,7 @@ class Registry:
         def fit(self: Method, lab: object) -> Policy:
             raise error
 
-        body = {"name": name, "family": "vanilla", "reference": name, "fit": fit, "__doc__": str(error)}
+        body = {"name": name, "title": name, "family": "vanilla", "reference": name, "fit": fit, "__doc__": str(error)}
         # Its code is this module's: the file cannot even be parsed, perhaps. Mended, it has a key of its own.
         self._found[name] = Registered(type("Broken", (Method,), body), Path(__file__).resolve(), broken=True)
 

@@ -5,35 +5,32 @@ processors of one kind only; on others, thousands of steps make another model of
 """
 
 import hashlib
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
-from metatuner import nano
 from metatuner.errors import UserError
 from metatuner.files import write_json
+from metatuner.nano.keys import WEIGHTS, model_key, read_index
 from metatuner.nano.world import World
 
-FOLDER = Path(__file__).parent / "weights"
 
-
-def given(role: str, world: World, folder: Path = FOLDER) -> Path | None:
+def given(role: str, world: World, folder: Path = WEIGHTS) -> Path | None:
     """The folder of a model that was pretrained by the present recipe in this world; None if none comes with the
     package."""
-    told = _index(folder).get(role)
-    return folder / role if told is not None and told["key"] == nano.model_key(role, world) else None
+    known = read_index(folder).get(role)
+    return folder / role if known is not None and known["key"] == model_key(role, world) else None
 
 
 def copy_given(source: Path, out: Path) -> None:
     """Copy a model's folder to `out`, whole or not at all.
 
     Raises:
-        UserError: its weights are not those that the index tells the digest of.
+        UserError: its weights have not the digest that the index names.
     """
     weights = source / "model.safetensors"
-    told = _index(source.parent)[source.name]["sha256"]
-    if not weights.is_file() or hashlib.sha256(weights.read_bytes()).hexdigest() != told:
+    digest = read_index(source.parent)[source.name]["sha256"]
+    if not weights.is_file() or hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
         raise UserError(f"{weights}: not the weights that index.json names; restore it, or set nano.given to false")
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -53,17 +50,11 @@ def copy_given(source: Path, out: Path) -> None:
 
 def write_index(folder: Path, world: World) -> Path:
     """Write `index.json` for the models in a folder: each one's key and the digest of its weights."""
-    told = {
+    found = {
         weights.parent.name: {
-            "key": nano.model_key(weights.parent.name, world),
+            "key": model_key(weights.parent.name, world),
             "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         }
         for weights in sorted(folder.glob("*/model.safetensors"))
     }
-    return write_json(folder / "index.json", told)
-
-
-def _index(folder: Path) -> dict[str, dict[str, str]]:
-    path = folder / "index.json"
-    found: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    return write_json(folder / "index.json", found)

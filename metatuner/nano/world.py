@@ -3,16 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from metatuner.errors import UserError, suggest
-from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.rows import normalise_text
-from metatuner.hashing import hash_code, hash_value
-from metatuner.nano.constants import constants_hash
 from metatuner.nano.problems import BENCHMARKS, KINDS, SHIFTED, UNSHIFTED, Problem, Style, problem
 
 _PARTS = {
@@ -95,9 +92,3 @@ def write_rows(world: World, out_dir: Path, sizes: Mapping[str, Mapping[str, int
             part = folder / f"{split}.jsonl.part"
             part.write_text("".join(lines), encoding="utf-8")
             part.replace(folder / f"{split}.jsonl")
-
-
-def world_key(world: World) -> str:
-    """What the rows of a world depend on, as a hash: constants, the code that writes them, the benchmarks' versions."""
-    versions = {name: get_benchmark(name).version for name in BENCHMARKS}
-    return hash_value([constants_hash(), hash_code(Path(__file__)), versions, asdict(world)])

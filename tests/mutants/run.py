@@ -10,7 +10,7 @@ Each `*.toml` beside this file lists changes ("mutants") of one room:
     file = "metatuner/analysis/statistics.py"
     old = "return (1 + as_extreme) / (1 + resamples)"   # stands exactly once in the file
     new = "return as_extreme / resamples"
-    tests = ["tests/test_analysis_statistics.py"]       # what pytest is given
+    tests = ["tests/analysis/test_intervals.py"]       # what pytest is given
     equivalent = "why no test can notice it"            # optional: then it is not run
 
 Changes are made in copies of the checkout, never in the checkout itself. A mutant is killed by a failed test. One that

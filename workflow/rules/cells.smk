@@ -1,9 +1,9 @@
 # Fits and evaluations, a pack of them a job. A pack's file lists its keys; what is complete lies in fits/ and cells/ and is
-# never computed twice. `retry` changes after a failure, so that failed keys are tried again. What the first experiment (the
-# main table) needs has rules of its own, the same but for their priority.
+# never computed twice. `retry` changes after a failure, so that failed keys are tried again. What the main experiment
+# needs has rules of its own, the same but for their priority.
 
-FIRST_FITS = BENCH.first_packs(BENCH.plan.fit_packs)
-FIRST_EVALUATIONS = BENCH.first_packs(BENCH.plan.evaluate_packs)
+FIRST_FITS = BENCH.first_packs(BENCH.plan.packs.fits)
+FIRST_EVALUATIONS = BENCH.first_packs(BENCH.plan.packs.evaluations)
 
 
 rule warmup:

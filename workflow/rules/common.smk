@@ -6,7 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYTHONHASHSEED", "0")  # libraries write sets to files in their order
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from metatuner.dag import Dag
+from metatuner.plan.dag import Dag
 from metatuner.errors import UserError
 
 try:

@@ -3,7 +3,7 @@
 
 rule scores:
     input:
-        BENCH.pack_files,
+        BENCH.plan.packs.files,
     output:
         scores=L.scores,
         settings=L.settings,
@@ -33,6 +33,7 @@ for name in BENCH.tables:
             csv=L.table(name, "csv"),
             md=report(L.table(name, "md"), caption="../captions/table.rst", category="Tables"),
             tex=L.table(name, "tex"),
+            json=L.table(name, "json"),
         log:
             usage_log("results", name),
         conda:
@@ -40,7 +41,7 @@ for name in BENCH.tables:
         params:
             config=CONFIG,
             name=name,
-            key=BENCH.analysis_key,
+            key=BENCH.tables_key,
         shell:
             "metatuner table --config {params.config:q} --name {params.name} --log {log:q}"
 
@@ -62,7 +63,7 @@ for name in BENCH.figures:
         params:
             config=CONFIG,
             name=name,
-            key=BENCH.analysis_key,
+            key=BENCH.figures_key,
         shell:
             "metatuner figure --config {params.config:q} --name {params.name} --log {log:q}"
 

@@ -34,7 +34,7 @@ rule tune_one:
         gpu=1,  # counts only where it is limited: --resources gpu=1
     params:
         config=CONFIG,
-        key=lambda wildcards: BENCH.plan.tuning_key(wildcards.method, wildcards.benchmark),
+        key=lambda wildcards: BENCH.plan.settings.winner_key(wildcards.method, wildcards.benchmark),
     shell:
         "metatuner tune --config {params.config:q} --method {wildcards.method} --benchmark {wildcards.benchmark} --log {log:q}"
 
@@ -50,20 +50,3 @@ rule tune:
         config=CONFIG,
     shell:
         "metatuner winners --config {params.config:q} --log {log:q}"
-
-
-rule confirm:
-    # After a change that was not meant to change results: a winner that scores as before is kept, without a new search.
-    input:
-        BENCH.model_marks,
-        BENCH.confirm_inputs,
-    log:
-        usage_log("tune", "confirm"),
-    conda:
-        "../../envs/metatuner.yaml"
-    resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
-    params:
-        config=CONFIG,
-    shell:
-        "metatuner confirm --config {params.config:q} --log {log:q}"

@@ -66,6 +66,6 @@ rule data:
         "../../envs/metatuner.yaml"
     params:
         config=CONFIG,
-        key=lambda wildcards: BENCH.plan.data_key(wildcards.benchmark),
+        key=lambda wildcards: BENCH.plan.keys.data_key(wildcards.benchmark),
     shell:
         "metatuner data --config {params.config:q} --benchmark {wildcards.benchmark} --log {log:q}"

@@ -1,6 +1,5 @@
 """The ten claims, on what was measured. A claim names experiments, never the baselines that happen to be there."""
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
@@ -17,8 +16,11 @@ from metatuner.analysis.claims.ruling import (
     every,
     some,
 )
-from metatuner.analysis.claims.runs import Arm, Runs
+from metatuner.analysis.claims.runs import Arm, Hole, Runs
+from metatuner.analysis.results.costs import TIME_AGAIN
+from metatuner.analysis.statistics import Gaps, contrast, derive_seed
 from metatuner.errors import UserError
+from metatuner.files import read_csv
 
 METATUNER = ("metatuner_i", "metatuner_j")
 WHOLE = Arm("metatuner_j")
@@ -103,14 +105,14 @@ def _beats_baselines(runs: Runs, experiment: str) -> Judged:
     for benchmark in runs.benchmarks(experiment):
         trained = runs.config.experiments[experiment].trained_on(benchmark)
         chosen, detail = _chosen(runs, experiment, trained)
-        details.append(detail or f"{runs.title(benchmark)}: {Arm(chosen).title} by tune scores")
+        details.append(detail or f"{runs.title(benchmark)}: {runs.arm(Arm(chosen))} by tune scores")
         for name in baselines:
-            title = f"{Arm(chosen).title} over {Arm(name).title} on {runs.title(benchmark)}"
+            title = f"{runs.arm(Arm(chosen))} over {runs.arm(Arm(name))} on {runs.title(benchmark)}"
             parts.append(runs.part(title, experiment, [Arm(chosen)], [Arm(name)], [benchmark]))
     own = [name for name in runs.methods(experiment) if name in PARTS]
-    named = f"baselines: {', '.join(Arm(name).title for name in baselines)}" if baselines else ""
+    named = f"baselines: {', '.join(runs.arm(Arm(name)) for name in baselines)}" if baselines else ""
     if own:
-        named += f"; not counted, as MetaTuner's own parts: {', '.join(Arm(name).title for name in own)}"
+        named += f"; not counted, as MetaTuner's own parts: {', '.join(runs.arm(Arm(name)) for name in own)}"
     return _judged(every(parts), parts, *dict.fromkeys(details), named)
 
 
@@ -135,7 +137,7 @@ def claim_2(runs: Runs) -> Judged:
         )
         for family in ("prompt", "parameter")
     ]
-    named = "; ".join(f"{family}: {', '.join(arm.title for arm in arms)}" for family, arms in families.items())
+    named = "; ".join(f"{family}: {', '.join(runs.arm(arm) for arm in arms)}" for family, arms in families.items())
     return _judged(every(parts), parts, named)
 
 
@@ -161,7 +163,7 @@ def _ablations(runs: Runs, variants: Sequence[str]) -> list[Part]:
     for variant in variants:
         for benchmark in runs.benchmarks("ablation"):
             arm = Arm("metatuner_j", variant)
-            title = f"{WHOLE.title} over {arm.title} on {runs.title(benchmark)}"
+            title = f"{runs.arm(WHOLE)} over {runs.arm(arm)} on {runs.title(benchmark)}"
             parts.append(runs.part(title, "ablation", [WHOLE], [arm], [benchmark]))
     return parts
 
@@ -274,11 +276,8 @@ def claim_8(runs: Runs) -> Judged:
 
 def _across(runs: Runs, optimiser: str, variant: str, benchmarks: list[str]) -> Part:
     """A prompt optimiser of the main experiment over SFT under a prompt, on the seeds that both have."""
-    from metatuner.analysis.claims.runs import Hole
-    from metatuner.analysis.effects import Gaps, contrast
-    from metatuner.analysis.statistics import derive_seed
 
-    name = f"{Arm(optimiser).title} over SFT under {variant}"
+    name = f"{runs.arm(Arm(optimiser))} over SFT under {variant}"
     try:
         gaps = []
         for benchmark in benchmarks:
@@ -306,16 +305,13 @@ def claim_10(runs: Runs) -> Judged:
     """Writing a query's prompt and parameters takes less than half of the time of answering it."""
     path = runs.layout.efficiency
     if not path.is_file():
-        return _missing("no timings: run `snakemake --cores all efficiency` with this run's preset")
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["method"] == "metatuner_j"]
-    shares = []
+        return _missing(f"no timings: {TIME_AGAIN}")
+    keys = ("write_share_low", "write_share_high")
+    rows = [row for row in read_csv(path, ("method", *keys), TIME_AGAIN) if row["method"] == "metatuner_j"]
     try:
-        for row in rows:
-            shares.append([float(row[key]) for key in ("write_share_low", "write_share_high")])
-    except (KeyError, ValueError) as error:
-        remedy = "run `snakemake --cores all efficiency` with this run's preset"
-        raise UserError(f"{path}: not a file of timings ({error!r}); {remedy}") from None
+        shares = [[float(row[key]) for key in keys] for row in rows]
+    except ValueError as error:
+        raise UserError(f"{path}: not a file of timings ({error!r}); {TIME_AGAIN}") from None
     if not shares:
         return _missing("no timing of MetaTuner-J")
     verdict: Verdict = "undecided"

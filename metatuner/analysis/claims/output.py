@@ -1,21 +1,18 @@
 """claims.csv, claims_parts.csv and claims.md of a results folder."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from metatuner.analysis.claims import published
+from metatuner.analysis.claims import paper
 from metatuner.analysis.claims.measured import CLAIMS
 from metatuner.analysis.claims.ruling import Outcome, Part, Ruling, describe_needed
 from metatuner.analysis.claims.runs import Runs
-from metatuner.analysis.effects import Contrast
 from metatuner.analysis.escaping import escape_markdown, inert
-from metatuner.analysis.labels import describe_world, name_world
-from metatuner.analysis.published import read_published, read_test_sizes
-from metatuner.files import write_text
-from metatuner.harness.config import Config
-from metatuner.harness.layout import Layout
+from metatuner.analysis.names import describe_world, name_world
+from metatuner.analysis.results.published import read_published, read_test_sizes
+from metatuner.analysis.statistics import Contrast
+from metatuner.config import Config, Layout
+from metatuner.files import write_csv, write_text
 
 COLUMNS = (
     "claim,title,data,world,verdict,estimand,test,threshold,part,estimate,low,high,p_for,p_against,needed,needed_of,"
@@ -33,25 +30,21 @@ PUBLISHED_WORLD = "paper (7B + 3B), from secondary sources"
 def claims(config: Config) -> list[Path]:
     """Judge every claim on the config's results and on published numbers; write the three files, and say where."""
     runs, layout = Runs(config), Layout(config)
-    experiment = next(iter(config.experiments))
+    experiment = config.main
     measured = [claim.on(runs) for claim in CLAIMS]
-    told = published.rulings(published.Paper(read_published(), read_test_sizes()))
+    told = paper.rulings(paper.Paper(read_published(), read_test_sizes()))
     worlds = {"measured": name_world(config, experiment), "published": PUBLISHED_WORLD}
     both = [ruling for pair in zip(measured, told, strict=True) for ruling in pair]
     page = as_markdown(both, worlds, describe_world(config, experiment), searched=bool(runs.searches))
     return [
-        write_text(layout.claims("csv"), _table(COLUMNS, [_line(ruling, worlds) for ruling in both])),
-        write_text(layout.claims("parts.csv"), _table(PART_COLUMNS, _part_lines(both, worlds))),
+        _write(layout.claims("csv"), COLUMNS, [_line(ruling, worlds) for ruling in both]),
+        _write(layout.claims("parts.csv"), PART_COLUMNS, _part_lines(both, worlds)),
         write_text(layout.claims("md"), page),
     ]
 
 
-def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([[inert(value) for value in line] for line in lines])
-    return text.getvalue()
+def _write(path: Path, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Path:
+    return write_csv(path, [columns, *([inert(value) for value in line] for line in lines)])
 
 
 def _p(value: float) -> str:

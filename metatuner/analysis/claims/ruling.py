@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
-from metatuner.analysis.effects import Contrast
-from metatuner.analysis.statistics import LEVEL, holm
+from metatuner.analysis.statistics import LEVEL, Contrast, holm
 
 Verdict = Literal["supported", "contradicted", "undecided", "not evaluable"]
 VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "undecided", "not evaluable")

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 
 from metatuner.analysis.claims.ruling import Part
-from metatuner.analysis.comparison import aligned
-from metatuner.analysis.effects import Gaps, cohens_dz, contrast, probability_of_improvement
-from metatuner.analysis.labels import DEFAULT_VARIANT, benchmark_rank, benchmark_title, method_family, method_title
-from metatuner.analysis.scores import Score, read_metrics, read_query_scores, read_scores
-from metatuner.analysis.statistics import Array, derive_seed
+from metatuner.analysis.names import DEFAULT_VARIANT, Names, benchmark_rank, benchmark_title
+from metatuner.analysis.results.comparison import aligned
+from metatuner.analysis.results.scores import Score, read_metrics, read_query_scores, read_scores
+from metatuner.analysis.statistics import Array, Gaps, cohens_dz, contrast, derive_seed, probability_of_improvement
+from metatuner.config import Config, Layout
 from metatuner.files import read_json
-from metatuner.harness.config import Config
-from metatuner.harness.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -26,11 +24,6 @@ class Arm:
     variant: str = DEFAULT_VARIANT
     generator: str = ""
     """"": the experiment's first."""
-
-    @property
-    def title(self) -> str:
-        """Its name in print."""
-        return method_title(self.method, self.variant)
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,11 @@ class Runs:
     """The run that a config's results folder holds."""
 
     def __init__(self, config: Config) -> None:
-        self.config, self.layout = config, Layout(config)
+        self.config, self.layout, self.names = config, Layout(config), Names.of(config)
+
+    def arm(self, arm: Arm) -> str:
+        """An arm's name in print."""
+        return self.names.title(arm.method, arm.variant)
 
     @cached_property
     def _scores(self) -> list[Score]:
@@ -80,7 +77,7 @@ class Runs:
     def methods(self, experiment: str, family: str = "") -> list[str]:
         """The experiment's methods (of a family)."""
         found = self.config.experiments[experiment].methods
-        return [name for name in found if not family or method_family(name) == family]
+        return [name for name in found if not family or self.names.family(name) == family]
 
     def variants(self, experiment: str, method: str) -> list[str]:
         """The variants of a method in an experiment, in the order of the config."""
@@ -101,10 +98,12 @@ class Runs:
             and score.generator in ("", generator)
         ]
         if not lines:
-            raise Hole(f"{arm.title} on {self.title(benchmark)} is not in experiment {experiment}")
+            raise Hole(f"{self.arm(arm)} on {self.title(benchmark)} is not in experiment {experiment}")
         failed = next((line for line in lines if line.status != "ok"), None)
         if failed:
-            raise Hole(f"{arm.title} on {self.title(benchmark)}, seed {failed.seed}: {failed.status}: {failed.reason}")
+            raise Hole(
+                f"{self.arm(arm)} on {self.title(benchmark)}, seed {failed.seed}: {failed.status}: {failed.reason}"
+            )
         primary = read_metrics(self.layout.root, lines[0].cell)["primary"]
         own = sorted((line for line in lines if line.metric == primary), key=lambda line: line.seed)
         found, groups = [], self._groups(benchmark, own[0])

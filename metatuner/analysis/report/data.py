@@ -5,15 +5,13 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from metatuner.analysis.labels import DEFAULT_VARIANT, benchmark_rank, benchmark_title, method_rank, method_title
-from metatuner.analysis.scores import RERUN, Score, cell_folder, read_scores, read_settings
+from metatuner.analysis.names import DEFAULT_VARIANT, Names, benchmark_rank, benchmark_title
+from metatuner.analysis.results.scores import RERUN, Score, cell_folder, read_scores, read_settings
+from metatuner.config import Config, Layout
 from metatuner.errors import UserError
-from metatuner.files import read_json
-from metatuner.harness.config import Config
-from metatuner.harness.layout import Layout
+from metatuner.files import read_json, read_lines
 
 POINTS = 200
 """Points of a training curve, at most; longer ones are thinned."""
@@ -47,7 +45,7 @@ def browser(config: Config) -> dict[str, dict[str, Any]]:
     (indices of texts; -1 for none) and `score`; `holes`, what has no result, with `method`, `seed`, `status` and
     `reason`; `methods`, in the order of tables.
     """
-    layout = Layout(config)
+    layout, names = Layout(config), Names.of(config)
     by_benchmark: dict[str, list[Score]] = {}
     holes: dict[str, list[Score]] = {}
     for score in main_scores(config, complete=False):
@@ -55,18 +53,18 @@ def browser(config: Config) -> dict[str, dict[str, Any]]:
     found = {}
     for benchmark in sorted({*by_benchmark, *holes}, key=benchmark_rank):
         complete = by_benchmark.get(benchmark, [])
-        missing = sorted(holes.get(benchmark, []), key=lambda each: (method_rank(each.method), each.seed))
+        missing = sorted(holes.get(benchmark, []), key=lambda each: (names.rank(each.method), each.seed))
         methods = {each.method for each in (*complete, *missing)}
-        rows = _lines(layout.data(benchmark) / "test.jsonl")
+        rows = read_lines(layout.data(benchmark) / "test.jsonl", RERUN)
         place = {row["id"]: index for index, row in enumerate(rows)}
         texts: dict[str, int] = {}
         cells = []
-        for score in sorted(complete, key=lambda each: (method_rank(each.method), each.seed)):
-            records = _lines(cell_folder(layout.root, score.cell) / "predictions.jsonl")
+        for score in sorted(complete, key=lambda each: (names.rank(each.method), each.seed)):
+            records = read_lines(cell_folder(layout.root, score.cell) / "predictions.jsonl", RERUN)
             ordered = sorted(records, key=lambda record: place.get(record["id"], len(rows)))
             if [record["id"] for record in ordered] != [row["id"] for row in rows]:
                 raise UserError(f"cell {score.cell} was tested on other rows than data/{benchmark}/test.jsonl; {RERUN}")
-            cell: dict[str, Any] = {"method": method_title(score.method), "seed": score.seed, "key": score.cell}
+            cell: dict[str, Any] = {"method": names.title(score.method), "seed": score.seed, "key": score.cell}
             for name in ("prompt", "completion", "extracted"):
                 cell[name] = [
                     -1 if record[name] is None else texts.setdefault(record[name], len(texts)) for record in ordered
@@ -81,9 +79,9 @@ def browser(config: Config) -> dict[str, dict[str, Any]]:
             "golds": [" or ".join(row["gold"]) for row in rows],
             "texts": list(texts),
             "cells": cells,
-            "methods": [method_title(name) for name in sorted(methods, key=method_rank)],
+            "methods": [names.title(name) for name in sorted(methods, key=names.rank)],
             "holes": [
-                {"method": method_title(one.method), "seed": one.seed, "status": one.status, "reason": one.reason}
+                {"method": names.title(one.method), "seed": one.seed, "status": one.status, "reason": one.reason}
                 for one in missing
             ],
         }
@@ -94,11 +92,11 @@ def main_scores(config: Config, *, complete: bool = True) -> list[Score]:
     """The cells of the main experiment, each once; if `complete`, those that have a score."""
     if "main" not in config.experiments:
         return []
-    generator = config.experiments["main"].generators[0]
+    generator = config.experiments[config.main].generators[0]
     found = {
         score.cell: score
         for score in read_scores(Layout(config).scores)
-        if score.experiment == "main"
+        if score.experiment == config.main
         and score.variant == DEFAULT_VARIANT
         and (score.status == "ok" or not complete)
         and score.generator in ("", generator)
@@ -108,7 +106,7 @@ def main_scores(config: Config, *, complete: bool = True) -> list[Score]:
 
 def cells(config: Config) -> list[dict[str, Any]]:
     """Every cell of every experiment: where it stands, its score or the reason it has none, settings, cost, curves."""
-    layout = Layout(config)
+    layout, names = Layout(config), Names.of(config)
     settings = {
         (row["experiment"], row["method"], row["variant"], row["benchmark"]): (row["tuned"], row["settings"])
         for row in read_settings(layout.settings)
@@ -123,7 +121,7 @@ def cells(config: Config) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {
             "key": score.cell,
             "experiments": [score.experiment],
-            "method": method_title(score.method, score.variant),
+            "method": names.title(score.method, score.variant),
             "benchmark": benchmark_title(score.benchmark, config.benchmarks[score.benchmark].source),
             "trained_on": score.trained_on,
             "generator": score.generator,
@@ -153,7 +151,7 @@ def _made(layout: Layout, cell: str) -> dict[str, Any]:
         if (fit / "cost.json").is_file():
             told["fit_cost"] = read_json(fit / "cost.json", RERUN)
         if (fit / "log.jsonl").is_file():
-            told |= _curves(_lines(fit / "log.jsonl"))
+            told |= _curves(read_lines(fit / "log.jsonl", RERUN))
     return told
 
 
@@ -184,8 +182,8 @@ def thinned(values: list[float]) -> list[float]:
 
 
 def costs(config: Config) -> list[list[str]]:
-    """By method: fits, and means a fit of what it used, with what it builds on; then of a test query."""
-    layout = Layout(config)
+    """Of each method: fits, and means per fit of what it used, with what it builds on; then per test query."""
+    layout, names = Layout(config), Names.of(config)
     fits: dict[str, list[dict[str, Any]]] = {}
     queries: dict[str, list[float]] = {}
     for score in main_scores(config):
@@ -199,31 +197,21 @@ def costs(config: Config) -> list[list[str]]:
             spent = read_json(layout.cell(score.cell) / "cost.json", RERUN)["seconds"]
             queries.setdefault(score.method, []).append(spent / score.n)
     rows = []
-    for method in sorted(fits, key=method_rank):
-        told = fits[method]
+    for method in sorted(fits, key=names.rank):
+        own = fits[method]
 
-        def mean(name: str, told: list[dict[str, Any]] = told) -> float:
-            return sum(each.get(name, 0) for each in told) / len(told)
+        def mean(name: str, own: list[dict[str, Any]] = own) -> float:
+            return sum(each.get(name, 0) for each in own) / len(own)
 
         rows.append(
             [
-                method_title(method),
-                str(len(told)),
+                names.title(method),
+                str(len(own)),
                 *(f"{mean(name):,.0f}" for name in ("lm_calls", "prompt_tokens", "generated_tokens", "trained_tokens")),
                 f"{mean('flops') / 1e12:.3g}",
                 f"{mean('seconds'):.1f}",
-                f"{max(each['peak_gpu_memory_bytes'] or each['peak_memory_bytes'] for each in told) / 1e6:,.0f}",
+                f"{max(each['peak_gpu_memory_bytes'] or each['peak_memory_bytes'] for each in own) / 1e6:,.0f}",
                 f"{1000 * sum(queries.get(method, [0])) / max(len(queries.get(method, [])), 1):.1f}",
             ]
         )
     return rows
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except FileNotFoundError:
-        raise UserError(f"no file {path}; {RERUN}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON Lines ({error.msg}); {RERUN}") from None

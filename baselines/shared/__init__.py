@@ -1,0 +1,1 @@
+"""What several baselines share. Imported within a fit where it needs torch or DSPy."""

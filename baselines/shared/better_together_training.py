@@ -1,0 +1,73 @@
+"""BetterTogether's step w: a LoRA on the actor, trained on answers. Imported by its program within a fit."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING, cast
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from baselines.shared.policy_gradient import Updates, adapter_weights
+from metatuner.harness.lab import Lab
+from metatuner.lm import LM, completion_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from baselines.better_together import Settings
+
+Turn = tuple[list[int], list[int]]
+"""What the actor reads and what it is to write, as token ids."""
+
+
+def attach_adapter(lab: Lab, settings: "Settings") -> LM:
+    """The lab's actor with a new LoRA, put into the model itself; it changes nothing before it is trained."""
+    with torch.random.fork_rng(devices=[]):  # PEFT draws A from torch's global stream
+        torch.manual_seed(lab.stream("adapter"))
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules="all-linear" if settings.targets == ("all-linear",) else list(settings.targets),
+        )
+        model = get_peft_model(lab.actor.model, config)
+    return replace(lab.actor, model=cast("PreTrainedModel", model.eval()))
+
+
+def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: "Settings") -> None:
+    """AdamW on the cross-entropy of what is to be written; it ends before a step that the budget does not cover."""
+    order, size = lab.random("batches"), settings.batch_size
+    weights = list(adapter_weights(lm.model).values())
+    updates = Updates(
+        [{"params": weights, "lr": settings.learning_rate}],
+        steps=settings.epochs * -(-len(turns) // size),
+        gradient_clip=settings.gradient_clip,
+        what="better_together",
+    )
+    with _checkpointing(lm, settings.gradient_checkpointing):
+        for epoch in range(1, settings.epochs + 1):
+            losses = []
+            shuffled = order.sample(list(turns), len(turns))
+            for batch in (shuffled[first : first + size] for first in range(0, len(turns), size)):
+                if lab.budget.left("trained_tokens") < sum(len(read) + len(written) for read, written in batch):
+                    lab.log(event="budget", steps=updates.taken)
+                    return
+                losses.append(updates.step([completion_loss(lm, batch)]))
+            lab.log(event="epoch", epoch=epoch, loss=round(fmean(losses), 5))
+
+
+@contextmanager
+def _checkpointing(lm: LM, wanted: bool) -> Iterator[None]:
+    """Within it, if wanted, activations are computed again in the backward pass."""
+    if not wanted:
+        yield
+        return
+    lm.model.activation_checkpointing_enable({"use_reentrant": False})
+    lm.model.train()  # else it is not used; the adapter has no dropout
+    try:
+        yield
+    finally:
+        lm.model.activation_checkpointing_disable()
+        lm.model.eval()

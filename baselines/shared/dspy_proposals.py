@@ -1,0 +1,131 @@
+"""Who proposes instructions to DSPy's optimizers. Imported within a fit, because DSPy is slow to import."""
+
+import re
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any, Literal
+
+import dspy
+from dspy.lm15 import Request, Response
+from dspy.utils.exceptions import AdapterParseError
+
+from baselines.shared.dspy_bridge import Engine, proposer_engine
+from baselines.shared.dspy_program import AnswerBook, OutOfBudget
+from metatuner.harness.lab import Lab
+from metatuner.harness.proposer import Reply
+from metatuner.harness.query import Demo, to_query
+
+Proposes = Literal["instruct", "rewrite"]
+
+
+def proposer(
+    book: AnswerBook, proposes: Proposes, *, temperature: float, max_tokens: int, fan_out: int = 1
+) -> tuple[dspy.LM, dspy.Adapter]:
+    """The client that proposes and the adapter through which DSPy must ask it.
+
+    Args:
+        book: its lab's generator or server proposes; it keeps the first error, as DSPy's optimizers go on after errors,
+            and ends the search where the budget does not cover another proposal.
+        proposes: `instruct`: a model reads what DSPy writes to it. `rewrite`: the generator, which was trained to
+            rewrite prompts, rewrites one.
+        temperature: of the proposals.
+        max_tokens: most tokens of one.
+        fan_out: how often a request is sampled at once; as many as candidates are asked for.
+    """
+    lab = book.lab
+    if proposes == "rewrite":
+        engine: Engine = RewriteEngine(lab, seed=lab.stream("proposals"), fan_out=fan_out)
+    else:
+        engine = proposer_engine(lab, fan_out=fan_out)
+    client = BookedEngine(engine, book).client(temperature=temperature, max_tokens=max_tokens)
+    return client, RewriteAdapter() if proposes == "rewrite" else InstructionAdapter()
+
+
+class BookedEngine(Engine):
+    """An engine whose errors, and the end of whose budget, the book keeps."""
+
+    def __init__(self, engine: Engine, book: AnswerBook) -> None:
+        super().__init__(seed=engine.seed, fan_out=engine.fan_out)
+        self.engine, self.book, self.name = engine, book, engine.name
+
+    def complete(self, request: Request) -> Response:
+        with self.book.kept_error():
+            if not self.book.affords(0):
+                raise OutOfBudget
+            return self.engine.complete(request)
+
+    def sample(self, *args: Any, **options: Any) -> list[Reply]:
+        return self.engine.sample(*args, **options)
+
+
+class InstructionAdapter(dspy.ChatAdapter):
+    """DSPy's own format; a reply out of form is the first output field, without what it marks as another.
+
+    An empty proposal is the instruction that was to be improved.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(use_json_adapter_fallback=False)
+        self.improved = ""
+
+    def format(
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[dict[str, str]]:
+        self.improved = _instruction(inputs)
+        return super().format(signature, demos, inputs)
+
+    def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
+        first, *others = signature.output_fields
+        try:
+            parsed: dict[str, Any] = super().parse(signature, completion)
+        except AdapterParseError:
+            before, *fields = re.split(r"\[\[ ## (\w+) ## \]\]", completion)
+            marked = dict(zip(fields[::2], fields[1::2], strict=True))
+            parsed = {first: marked.get(first, before or completion)} | dict.fromkeys(others, "")
+        return parsed | {first: str(parsed[first]).strip() or self.improved}
+
+
+class RewriteAdapter(InstructionAdapter):
+    """Asks for a rewrite of the instruction that DSPy wants improved, and for nothing else."""
+
+    def format(
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[dict[str, str]]:
+        self.improved = _instruction(inputs)
+        return [{"role": "user", "content": self.improved}]
+
+    def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
+        first, *others = signature.output_fields
+        return {first: completion.strip() or self.improved} | dict.fromkeys(others, "")
+
+
+class RewriteEngine(Engine):
+    """The generator as what it was trained to be: it rewrites a prompt for a train query, drawn anew each time."""
+
+    name = "local/rewriter"
+
+    def __init__(self, lab: Lab, *, seed: int, fan_out: int = 1) -> None:
+        super().__init__(seed=seed, fan_out=fan_out)
+        self.lab = lab
+
+    def sample(
+        self, system: str, demos: Sequence[Demo], query: str, *, temperature: float, limit: int, seeds: Sequence[int]
+    ) -> list[Reply]:
+        rows = [Random(seed).choice(self.lab.train) for seed in seeds]
+        texts = self.lab.rewrite(
+            [to_query(row) for row in rows],
+            [query] * len(rows),
+            temperature=temperature,
+            seeds=list(seeds),
+            max_new_tokens=limit,
+        )
+        return [Reply(text, 0, 0, False) for text in texts]  # the lab's meter counts the tokens
+
+
+def _instruction(inputs: Mapping[str, Any]) -> str:
+    """The instruction that DSPy asks to improve: as such, or of COPRO's attempts the last, which scored best."""
+    for name in ("basic_instruction", "current_instruction"):
+        if name in inputs:
+            return str(inputs[name])
+    attempts = [str(each) for each in inputs.get("attempted_instructions", []) if str(each).startswith("Instruction #")]
+    return attempts[-1].partition(": ")[2] if attempts else ""

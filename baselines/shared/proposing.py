@@ -1,0 +1,29 @@
+"""What methods share that ask a language model for instructions through DSPy's optimizers."""
+
+from metatuner.harness.lab import Lab
+from metatuner.harness.method import Method
+
+DEVIATIONS = (
+    "The generator, or the server that the config names, proposes instead of a commercial model; a reply without "
+    "DSPy's field markers is taken for the instruction as a whole.",
+    "With `proposer: rewrite` no meta-prompt is read: a proposal is a rewrite of the instruction that DSPy asks to "
+    "improve.",
+    "A program is the actor asked once under one instruction, without a chain of modules; trained on several "
+    "benchmarks, the search starts from the initial prompt of the first.",
+    "Where the budget ends the search, the best candidate so far is kept.",
+)
+
+
+class Proposing(Method):
+    """A prompt method whose setting `proposer` says who proposes: `instruct`, the generator or the server that
+    `models.proposer` names reads what DSPy writes to it; `rewrite`, the generator rewrites an instruction."""
+
+    family = "prompt"
+    uses_generator = True
+
+    @property
+    def asks_proposer(self) -> bool:
+        return bool(self.settings.proposer == "instruct")
+
+    def skip(self, lab: Lab) -> str | None:
+        return "no generator to propose instructions" if lab.generator is None and lab.proposer is None else None

@@ -1,0 +1,7 @@
+"""`python -m metatuner` is `metatuner`."""
+
+import sys
+
+from metatuner.cli import main
+
+sys.exit(main())

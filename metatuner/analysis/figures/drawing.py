@@ -1,0 +1,116 @@
+"""What all figures share: type, colours, size, and files of the same bytes from the same data."""
+
+import io
+import textwrap
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metatuner.analysis.results.comparison import Entry
+from metatuner.analysis.statistics import LEVEL
+from metatuner.config import Config, Layout
+from metatuner.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by colour-blind readers; light enough for black interval bars.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+FAMILY_COLOURS = {
+    "vanilla": "#999999",
+    "prompt": "#56B4E9",
+    "parameter": "#E69F00",
+    "hybrid": "#009E73",
+    "other": "#CC79A7",
+}
+INK, FAINT = "#222222", "#8a8a8a"
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "text.color": INK,
+    "text.parse_math": False,  # a reason or a name may hold dollar signs
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.size": 0,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.columnspacing": 1.4,
+    "legend.borderaxespad": 0.0,
+    "pdf.fonttype": 42,
+}
+
+WIDTH = 7.6
+"""Inches: a page's text width, or a slide."""
+
+NOTE_LENGTH = 158
+"""Characters of a note in a line of that width."""
+NOTE_HEIGHT = 0.13
+"""Inches a line of it."""
+
+
+def printable(text: str, length: int | None = None) -> str:
+    """A text that is not the project's own, on one line: control and format characters are blanks (a PDF's fonts have
+    no glyph for them), and what is longer than `length` characters is cut."""
+    words = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return words if length is None or len(words) <= length else words[: length - 1] + "…"
+
+
+def draw(config: Config, name: str, make: Callable[[], "Figure"]) -> list[Path]:
+    """Make a figure in the project's style, whatever the user's own is, and save it as `figures/NAME.{png,pdf}`.
+
+    PNG has 200 dpi. The files hold no date and no version of the library: equal data, equal bytes.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure, layout, paths = make(), Layout(config), []
+        metadata: dict[str, dict[str, None]] = {
+            "png": {"Software": None},
+            "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+        }
+        for suffix, entries in metadata.items():
+            content = io.BytesIO()
+            figure.savefig(content, format=suffix, dpi=200, metadata=entries)
+            paths.append(write_bytes(layout.figure(name, suffix), content.getvalue()))
+        return paths
+
+
+def note_lines(text: str, width: float = WIDTH) -> list[str]:
+    """A note as the lines that fit under a figure of so many inches."""
+    return textwrap.wrap(text, int(NOTE_LENGTH * width / WIDTH))
+
+
+def write_note(figure: "Figure", lines: list[str]) -> None:
+    """Put a note at the figure's foot; each line takes `NOTE_HEIGHT` inches."""
+    width, height = figure.get_size_inches()
+    figure.text(
+        0.1 / width, 0.08 / height, "\n".join(lines), fontsize=6.5, color="#555555", linespacing=1.35, va="bottom"
+    )
+
+
+def whiskers(entries: Collection[Entry]) -> str:
+    """What the intervals of means are over, as a caption says it."""
+    conditional = any(entry.mean and entry.mean.conditional for entry in entries)
+    single = max((len(entry.seeds) for entry in entries), default=0) == 1
+    over = "" if conditional else " and seeds"
+    limits = " (1 seed: intervals are over queries only)" if single else ", for these seeds" if conditional else ""
+    return f"whiskers: {100 * LEVEL:.0f} % bootstrap interval over test queries{over}{limits}"
+
+
+def size(n: int, seeds: int) -> str:
+    """A panel's size: test rows and seeds."""
+    return f"n = {n}, {seeds} seed{'' if seeds == 1 else 's'}" if n else "no results"

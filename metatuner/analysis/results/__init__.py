@@ -1,0 +1,1 @@
+"""What a results folder holds: scores, query scores, provenance, and comparisons of its methods."""

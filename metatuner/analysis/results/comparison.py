@@ -1,0 +1,292 @@
+"""An experiment's methods side by side, for tables and figures: means with intervals, each paired with the best."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import comb
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from metatuner.analysis import statistics
+from metatuner.analysis.names import Names, benchmark_rank, benchmark_title
+from metatuner.analysis.results.scores import (
+    RERUN,
+    QueryScore,
+    Score,
+    read_metrics,
+    read_query_scores,
+    read_scores,
+    read_tuned,
+)
+from metatuner.analysis.statistics import Array, Difference, Interval
+from metatuner.config import Config, Layout
+from metatuner.errors import UserError, suggest
+
+MethodId = tuple[str, str]
+"""Method and variant."""
+
+ROUNDING = 0.00011
+"""Points by which a score of scores.csv may differ from the mean of its cell's predictions: four decimals each."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one method, in one variant, reached on one benchmark. Scores are in 0..1."""
+
+    method: str
+    variant: str
+    benchmark: str
+    metric: str
+    """The benchmark's primary metric; "" where no method has a result."""
+    seeds: tuple[int, ...]
+    """Seeds with a result."""
+    n: int
+    """Test rows a seed."""
+    groups: int
+    """Groups these come in: as many as rows where each stands alone, fewer where some share a context."""
+    mean: Interval | None
+    """None: no seed has a result."""
+    seed_sd: float | None
+    """Standard deviation of the seeds' means; None with fewer than two."""
+    hole: str
+    """Why seeds have no result: "failed: ...", "skipped on seed 1: ..."; "" if all have one."""
+    tuned: str = ""
+    """Where the settings come from, as `read_tuned` tells; "" where it does not."""
+    behind: Difference | None = None
+    """Paired difference to the comparison's reference or, where it has none, to the benchmark's best, over the seeds
+    that both have; None for that one itself (of several best, the first) and for holes."""
+    p_holm: float | None = None
+    """Of `behind`, corrected for all differences to the reference on this benchmark, or for all pairs of methods."""
+    mark: Literal["best", "tied", "differs", ""] = ""
+    """best: the highest mean, or equal to it; tied: not significantly below it. Where there is a reference: differs,
+    significantly, from it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An experiment: entries by (method id, benchmark)."""
+
+    methods: tuple[MethodId, ...]
+    """In the order of tables."""
+    benchmarks: tuple[str, ...]
+    titles: Mapping[str, str]
+    """The benchmarks' names in print."""
+    entries: Mapping[tuple[MethodId, str], Entry]
+    names: Names
+    """What methods are called."""
+    generator: str = ""
+    """Its name in the config."""
+    reference: MethodId | None = None
+    """What each other method is compared with; None: the best."""
+
+    def of(self, benchmark: str) -> list[Entry]:
+        """The benchmark's entries, in the order of `methods`."""
+        return [self.entries[method, benchmark] for method in self.methods if (method, benchmark) in self.entries]
+
+
+def compare(
+    config: Config, experiment: str, *, generator: str | None = None, reference: MethodId | None = None
+) -> Comparison:
+    """Read an experiment's scores.csv lines and the per-query scores of their cells, and compare.
+
+    Args:
+        config: says where the results lie.
+        experiment: its name in the config and in scores.csv.
+        generator: one of the experiment's; the first if none is given. Methods that use none are in each comparison.
+        reference: compare with this method, and keep the config's order; else with the best, in the order of tables.
+
+    Raises:
+        UserError: no such experiment, a file is missing or wrong, scores.csv is older than its cells, or cells of one
+            benchmark were tested on different rows.
+    """
+    if experiment not in config.experiments:
+        raise UserError(f"config key 'experiments': no {experiment!r}; {suggest(experiment, config.experiments)}")
+    layout, generator = Layout(config), generator or config.experiments[experiment].generators[0]
+    root, scores = layout.root, read_scores(layout.scores)
+    tuned = read_tuned(layout.settings, experiment, ("", generator))
+    known = dict.fromkeys(score.experiment for score in scores)
+    if experiment not in known:
+        raise UserError(f"{layout.scores}: no experiment {experiment!r}; {suggest(experiment, known)}")
+    lines = [score for score in scores if score.experiment == experiment and score.generator in ("", generator)]
+    methods = list(dict.fromkeys((line.method, line.variant) for line in lines))
+    names = Names.of(config)
+    if reference is None:
+        methods.sort(key=lambda each: names.rank(each[0]))
+    benchmarks = sorted(dict.fromkeys(line.benchmark for line in lines), key=benchmark_rank)
+    entries = {}
+    for benchmark in benchmarks:
+        own = [line for line in lines if line.benchmark == benchmark]
+        for entry in _compare_on([*own, *_absent(config, own, benchmark, methods)], methods, root, reference):
+            origin = tuned.get((entry.method, entry.variant, benchmark), "")
+            entries[(entry.method, entry.variant), benchmark] = replace(entry, tuned=origin)
+    titles = {benchmark: benchmark_title(benchmark, _source(config, benchmark)) for benchmark in benchmarks}
+    return Comparison(tuple(methods), tuple(benchmarks), titles, entries, names, generator, reference)
+
+
+def _absent(config: Config, lines: Sequence[Score], benchmark: str, methods: Sequence[MethodId]) -> list[Score]:
+    """Holes for the seeds of the config that a benchmark's lines do not have, where other lines have them."""
+    if not lines:
+        return []
+    design, first = config.experiments[lines[0].experiment], lines[0]
+    if benchmark not in design.benchmarks:
+        return []
+    there = {(line.method, line.variant, line.seed) for line in lines}
+    reason = "no line in scores.csv; run `metatuner scores` again"
+    return [
+        replace(
+            first,
+            method=method,
+            variant=variant,
+            seed=seed,
+            metric="",
+            score=None,
+            n=0,
+            status="missing",
+            reason=reason,
+        )
+        for method, variant in methods
+        for seed in design.seeds
+        if (method, variant, seed) not in there
+    ]
+
+
+def unequal_tuning(comparison: Comparison) -> str:
+    """A warning where, on one benchmark, some methods with a search space are tuned and others are not; else ""."""
+    unequal: dict[str, list[str]] = {}
+    for benchmark in comparison.benchmarks:
+        searched = [entry for entry in comparison.of(benchmark) if entry.mean and entry.tuned not in ("", "none")]
+        tuned = [entry for entry in searched if entry.tuned.startswith(("winner", "inherited", "medians"))]
+        if tuned and len(tuned) < len(searched):
+            names = ", ".join(comparison.names.title(entry.method, entry.variant) for entry in tuned)
+            others = ", ".join(
+                comparison.names.title(each.method, each.variant) for each in searched if each not in tuned
+            )
+            unequal.setdefault(f"{names} tuned, {others} not", []).append(comparison.titles[benchmark])
+    cases = [f"on {', '.join(benchmarks)}: {who}" for who, benchmarks in unequal.items()]
+    return f"Unequal tuning: {'; '.join(cases)}." if cases else ""
+
+
+def _source(config: Config, benchmark: str) -> str:
+    if benchmark not in config.benchmarks:
+        raise UserError(
+            f"config key 'benchmarks': no {benchmark!r}, which scores.csv has; run `metatuner scores` again"
+        )
+    return config.benchmarks[benchmark].source
+
+
+def _compare_on(
+    lines: Sequence[Score], methods: Iterable[MethodId], root: Path, reference: MethodId | None
+) -> list[Entry]:
+    """One benchmark's entries, in the order of `methods`."""
+    primary = next((str(read_metrics(root, line.cell)["primary"]) for line in lines if line.status == "ok"), "")
+    entries, arrays = [], {}
+    groups: dict[str, str] = {}
+    for method, variant in methods:
+        own = [line for line in lines if (line.method, line.variant) == (method, variant)]
+        if not own:
+            continue
+        by_seed: dict[int, Score] = {}
+        for line in own:
+            if line.metric in (primary, ""):
+                if line.seed in by_seed:
+                    raise UserError(
+                        f"{root / 'scores.csv'}: {line.experiment} has {method} on {line.benchmark} twice with seed "
+                        f"{line.seed} (trained on or generator differ); give each its own experiment"
+                    )
+                by_seed[line.seed] = line
+        found: dict[int, Array] = {}
+        for seed, line in sorted(by_seed.items()):
+            if line.status == "ok":
+                answers = read_query_scores(root, line.cell)
+                groups = groups or {query: answers[query].group for query in sorted(answers)}
+                found[seed] = aligned(answers, groups, line, root)
+        entries.append(_measure(own[0], primary, found, list(groups.values()), _holes(by_seed.values())))
+        arrays[method, variant] = found
+    return _mark(entries, arrays, list(groups.values()), reference)
+
+
+def aligned(answers: Mapping[str, QueryScore], queries: Mapping[str, str], line: Score, root: Path) -> Array:
+    """A cell's scores in the order of `queries`, checked against its line of scores.csv."""
+    if answers.keys() != queries.keys():
+        raise UserError(
+            f"cell {line.cell} ({line.method} on {line.benchmark}, seed {line.seed}) was tested on other rows than the "
+            f"benchmark's other cells; remove its folder and {RERUN}"
+        )
+    array = np.array([answers[query].score for query in queries])
+    if line.score is None or abs(100 * array.mean() - line.score) > ROUNDING or len(array) != line.n:
+        raise UserError(
+            f"{root / 'scores.csv'}: {line.method} on {line.benchmark}, seed {line.seed} is {line.score} of {line.n} "
+            f"rows, but cell {line.cell} has {100 * array.mean():.4f} of {len(array)}; run `metatuner scores` again"
+        )
+    return array
+
+
+def _holes(lines: Iterable[Score]) -> str:
+    """The reasons of the seeds without a result, each once, with the seeds if others have one."""
+    lines = list(lines)
+    reasons: dict[tuple[str, str], list[int]] = {}
+    for line in lines:
+        if line.status != "ok":
+            reasons.setdefault((line.status, line.reason), []).append(line.seed)
+    partial = any(line.status == "ok" for line in lines) or len(reasons) > 1
+    named = []
+    for (status, reason), seeds in reasons.items():
+        where = f" on seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if partial else ""
+        named.append(f"{status}{where}: {reason}")
+    return "; ".join(named)
+
+
+def _measure(line: Score, metric: str, found: Mapping[int, Array], groups: Sequence[str], hole: str) -> Entry:
+    entry = Entry(line.method, line.variant, line.benchmark, metric, tuple(found), 0, 0, None, None, hole)
+    if not found:
+        return entry
+    array = np.stack(list(found.values()))
+    seed = statistics.derive_seed("mean", line.experiment, line.benchmark, line.method, line.variant)
+    return replace(
+        entry,
+        n=array.shape[1],
+        groups=len(set(groups)),
+        mean=statistics.mean_interval(array, groups, seed=seed),
+        seed_sd=float(array.mean(axis=1).std(ddof=1)) if len(array) > 1 else None,
+    )
+
+
+def _mark(
+    entries: Sequence[Entry],
+    arrays: Mapping[MethodId, Mapping[int, Array]],
+    groups: Sequence[str],
+    reference: MethodId | None,
+) -> list[Entry]:
+    """The entries, each tested against the reference (else the best, which is marked) on the seeds both have."""
+    means = {(entry.method, entry.variant): entry.mean.estimate for entry in entries if entry.mean}
+    if len(means) < 2 or (reference and reference not in means):
+        return list(entries)
+    best = max(means, key=lambda key: means[key])
+    other = reference or best
+    tested: dict[MethodId, Difference] = {}
+    for key in means:
+        own, top = arrays[key], arrays[other]
+        shared = [seed for seed in own if seed in top]
+        if key != other and shared:
+            seed = statistics.derive_seed("difference", entries[0].benchmark, *key, *other)
+            tested[key] = statistics.paired_difference(
+                np.stack([own[each] for each in shared]), np.stack([top[each] for each in shared]), groups, seed=seed
+            )
+    # The best was chosen by looking: whichever pair luck drives apart gets tested, so all pairs are corrected for.
+    tests = len(tested) if reference else comb(len(means), 2)
+    adjusted = statistics.holm([each.p for each in tested.values()], tests=tests)
+    p_holm = dict(zip(tested, adjusted, strict=True))
+    marked = []
+    for entry in entries:
+        key = (entry.method, entry.variant)
+        if key in tested:
+            alike = p_holm[key] > 1 - statistics.LEVEL
+            mark: Literal["differs", "tied", ""] = (
+                ("" if alike else "differs") if reference else "tied" if alike else ""
+            )
+            entry = replace(entry, behind=tested[key], p_holm=p_holm[key], mark=mark)
+        if not reference and key in means and means[best] - means[key] <= statistics.TOLERANCE:
+            entry = replace(entry, mark="best")
+        marked.append(entry)
+    return marked

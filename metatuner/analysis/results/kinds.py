@@ -1,0 +1,54 @@
+"""The main experiment by kind of query."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from metatuner.analysis.names import DEFAULT_VARIANT, Names, benchmark_rank
+from metatuner.analysis.results.scores import QueryScore, read_query_scores, read_scores
+from metatuner.analysis.statistics import Interval, derive_seed, mean_interval
+from metatuner.config import Config, Layout
+
+
+@dataclass(frozen=True)
+class ByKind:
+    """A method's mean on the test rows of one kind."""
+
+    benchmark: str
+    kind: str
+    method: str
+    n: int
+    """Test rows of the kind."""
+    seeds: int
+    mean: Interval
+
+
+def by_kind(config: Config) -> list[ByKind]:
+    """Means of the main experiment's methods by benchmark and kind; holes are left out."""
+    layout = Layout(config)
+    generator, names = config.experiments[config.main].generators[0], Names.of(config)
+    cells: dict[tuple[str, str], list[dict[str, QueryScore]]] = {}
+    for cell in dict.fromkeys(
+        (score.benchmark, score.method, score.seed, score.cell)
+        for score in read_scores(layout.scores)
+        if score.experiment == config.main
+        and score.variant == DEFAULT_VARIANT
+        and score.status == "ok"
+        and score.generator in ("", generator)
+    ):
+        benchmark, method, _, key = cell
+        cells.setdefault((benchmark, method), []).append(read_query_scores(layout.root, key))
+    found = []
+    ordered = sorted(cells, key=lambda each: (benchmark_rank(each[0]), names.rank(each[1])))
+    for benchmark, method in ordered:
+        runs = cells[benchmark, method]
+        kinds: dict[str, list[str]] = {}
+        for query, answer in sorted(runs[0].items()):
+            kinds.setdefault(answer.kind, []).append(query)
+        for kind, queries in sorted(kinds.items()):
+            scores = np.array([[run[query].score for query in queries] for run in runs])
+            groups = [runs[0][query].group for query in queries]
+            seed = derive_seed("kind", benchmark, method, kind)
+            mean = mean_interval(scores, groups, seed=seed)
+            found.append(ByKind(benchmark, kind, method, len(queries), len(runs), mean))
+    return found

@@ -1,0 +1,368 @@
+"""scores.csv: one line per cell and metric of each experiment; all that follows starts from it."""
+
+import csv
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from metatuner.analysis.escaping import from_csv, inert
+from metatuner.errors import UserError
+from metatuner.files import read_csv, read_json, write_csv, write_text
+from metatuner.hashing import canonical, hash_value
+
+STATUSES = ("ok", "skipped", "failed")
+RERUN = "run `snakemake --cores all` again, with this run's preset (`--config preset=NAME`)"
+"""What to do where a file of a run is missing or broken."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of scores.csv."""
+
+    experiment: str
+    method: str
+    variant: str
+    benchmark: str
+    trained_on: str
+    """The train benchmark, or several joined by "+"."""
+    generator: str
+    """Its name in the config; "" for a method that uses none."""
+    seed: int
+    metric: str
+    score: float | None
+    """0 to 100; None, an empty field, unless the status is ok."""
+    n: int
+    """Test rows scored: 0 unless the status is ok."""
+    status: str
+    reason: str
+    """Why a cell was skipped or failed."""
+    cell: str
+    """The cell's key: its folder's name below cells/."""
+
+
+COLUMNS = tuple(field.name for field in fields(Score))
+CELL_KEY = re.compile("[0-9a-f]{16}")
+IDENTITY = ("experiment", "method", "variant", "benchmark", "trained_on", "generator", "seed", "metric")
+
+
+def cell_folder(root: Path, cell: str) -> Path:
+    """Where a cell of a results folder lies."""
+    return root / "cells" / cell
+
+
+def read_metrics(root: Path, cell: str) -> dict[str, Any]:
+    """A cell's metrics.json: `metrics` (means in 0..1), `primary`, `n`."""
+    path = cell_folder(root, cell) / "metrics.json"
+    there = path.parent.is_dir()
+    remedy = f"remove the cell's folder and {RERUN}" if there else f"restore cells/ beside scores.csv, or {RERUN}"
+    found = read_json(path, remedy)
+    for key in ("metrics", "primary", "n"):
+        if key not in found:
+            raise UserError(f"{path}: key {key!r} is missing; {remedy}")
+    return found
+
+
+@dataclass(frozen=True)
+class QueryScore:
+    """What a cell has of one test row."""
+
+    score: float
+    """The primary metric, 0..1."""
+    group: str
+    """Rows with equal ones share a context, say, and are not independent; the id where the cell names no group."""
+    kind: str = ""
+    """For breakdowns (level, type)."""
+
+
+QUERY_SCORES = "query_scores.json"
+"""In a results folder: the score of every test row of every cell, without texts, for a folder that keeps no cells."""
+
+
+def write_query_scores(cells: Iterable[str], root: Path) -> Path:
+    """Collect the scores of a results folder's cells, by test row, into `<root>/query_scores.json`.
+
+    `rows`: ids, groups and kinds of each set of test rows, by a hash of them. `cells`: by key, the hash of its rows and
+    its scores in their order; where all are 0 or 1, as one string. Cells without a result are left out.
+    """
+    rows: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for cell in dict.fromkeys(cells):
+        if not _predictions(root, cell).is_file():
+            continue
+        answers = read_query_scores(root, cell)
+        columns = {
+            "ids": list(answers),
+            "groups": [answer.group for answer in answers.values()],
+            "kinds": [answer.kind for answer in answers.values()],
+        }
+        key = hash_value(columns)
+        rows[key] = columns
+        scores = [answer.score for answer in answers.values()]
+        binary = all(score in (0.0, 1.0) for score in scores)
+        found[cell] = {"rows": key, "scores": "".join(f"{score:.0f}" for score in scores) if binary else scores}
+    return write_text(root / QUERY_SCORES, f'{{"rows": {_by_lines(rows)},\n"cells": {_by_lines(found)}}}\n')
+
+
+def _by_lines(values: Mapping[str, Any]) -> str:
+    """A JSON object with a line a key."""
+    lines = (f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+def _predictions(root: Path, cell: str) -> Path:
+    return cell_folder(root, cell) / "predictions.jsonl"
+
+
+def has_query_scores(root: Path, cell: str) -> bool:
+    """Whether a results folder has a cell's score of each test row."""
+    return _predictions(root, cell).is_file() or cell in _collected(root).get("cells", {})
+
+
+def _collected(root: Path) -> dict[str, Any]:
+    """query_scores.json; empty where there is none."""
+    path = root / QUERY_SCORES
+    return _read_collected(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@lru_cache(maxsize=2)
+def _read_collected(path: Path, changed: int) -> dict[str, Any]:
+    remedy = "run `metatuner scores` again, or restore it"
+    found = read_json(path, remedy)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: no JSON object; {remedy}")
+    return found
+
+
+def _read_from_collected(root: Path, cell: str) -> dict[str, QueryScore] | None:
+    collected = _collected(root)
+    try:
+        own = collected.get("cells", {}).get(cell)
+        if own is None:
+            return None
+        rows, scores = collected["rows"][own["rows"]], [float(score) for score in own["scores"]]
+        if not all(0 <= score <= 1 for score in scores):
+            raise ValueError("a score is not in 0..1")
+        read = zip(rows["ids"], scores, rows["groups"], rows["kinds"], strict=True)
+        return {name: QueryScore(score, group, kind) for name, score, group, kind in read}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{root / QUERY_SCORES}, cell {cell}: no score of each row ({error!r}); run `metatuner scores` again"
+        ) from None
+
+
+def read_query_scores(root: Path, cell: str) -> dict[str, QueryScore]:
+    """A cell's score of each test row, by the row's id: from its predictions or, without them, query_scores.json."""
+    path = _predictions(root, cell)
+    remedy = "remove the cell's folder and run the evaluation again"
+    scores: dict[str, QueryScore] = {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                    name, score = str(row["id"]), float(row["score"])
+                    group, kind = str(row.get("group", name)), str(row.get("kind", ""))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"{path}, line {number}: no id and score ({error!r}); {remedy}") from None
+                if name in scores:
+                    raise UserError(f"{path}, line {number}: duplicate id {name!r}; {remedy}")
+                if not 0 <= score <= 1:
+                    raise UserError(f"{path}, line {number}: score {score} is not in 0..1; {remedy}")
+                scores[name] = QueryScore(score, group, kind)
+    except FileNotFoundError:
+        collected = _read_from_collected(root, cell)
+        if collected is None:
+            raise UserError(
+                f"no file {path}; run the evaluation again, or restore the cells beside scores.csv"
+            ) from None
+        return collected
+    return scores
+
+
+def write_scores(rows: Iterable[Mapping[str, Any]], outcomes: Mapping[str, tuple[str, str]], root: Path) -> Path:
+    """Collect the cells of a plan into `<root>/scores.csv`.
+
+    A skipped or failed cell has a line for each metric that other cells of its benchmark report (one line with no
+    metric if none does): an empty score and the reason, never a zero.
+
+    Args:
+        rows: of the plan, in the order of the lines: experiment, method, variant, benchmark, trained_on, generator,
+            seed, cell.
+        outcomes: status and reason by cell key. A cell that is there needs none.
+        root: the results folder, `results/<preset>`.
+
+    Raises:
+        UserError: a cell has neither a result nor a reason for having none.
+    """
+    rows = list(rows)
+    found = {key: _result(root, key, outcomes) for key in dict.fromkeys(row["cell"] for row in rows)}
+    reported: dict[str, list[str]] = {}
+    for row in rows:
+        result = found[row["cell"]]
+        if isinstance(result, dict):
+            reported.setdefault(row["benchmark"], list(result["metrics"]))
+    lines = []
+    for row in rows:
+        identity = [row[name] for name in IDENTITY[:-1]]
+        result = found[row["cell"]]
+        if isinstance(result, dict):
+            for metric, value in result["metrics"].items():
+                lines.append([*identity, metric, f"{100 * value:.4f}", result["n"], "ok", "", row["cell"]])
+        else:
+            status, reason = result
+            for metric in reported.get(row["benchmark"], [""]):
+                lines.append([*identity, metric, "", 0, status, inert(reason), row["cell"]])
+    return write_csv(root / "scores.csv", [COLUMNS, *lines])
+
+
+def _result(root: Path, cell: str, outcomes: Mapping[str, tuple[str, str]]) -> dict[str, Any] | tuple[str, str]:
+    """A cell's metrics, or the status and reason of a hole."""
+    status, reason = outcomes.get(cell, ("ok", ""))
+    if status == "ok" or (cell_folder(root, cell) / "metrics.json").is_file():
+        if not cell_folder(root, cell).is_dir():
+            raise UserError(f"cell {cell} has no result in {root / 'cells'}; {RERUN}")
+        return read_metrics(root, cell)
+    return status, " ".join(reason.split()) or "no reason given"
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Read and check scores.csv.
+
+    Raises:
+        UserError: naming the line, for missing or foreign columns, a value of the wrong kind or out of range, a NaN,
+            a score without status ok or the reverse, a hole without a reason, or two lines about the same thing.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = csv.reader(file)
+            header = next(lines, [])
+            _check_header(header, path)
+            scores: list[Score] = []
+            seen: dict[tuple[object, ...], int] = {}
+            for values in lines:
+                score = _parse(header, values, f"{path}, line {lines.line_num}")
+                identity = tuple(getattr(score, name) for name in IDENTITY)
+                if identity in seen:
+                    raise UserError(
+                        f"{path}, line {lines.line_num}: repeats line {seen[identity]} "
+                        f"(same {', '.join(IDENTITY)}); keep one"
+                    )
+                seen[identity] = lines.line_num
+                scores.append(score)
+    except FileNotFoundError:
+        raise UserError(f"no file {path}; {RERUN}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    if not scores:
+        raise UserError(f"{path}: no line below the header; {RERUN}")
+    return scores
+
+
+def _check_header(header: Sequence[str], path: Path) -> None:
+    if not header:
+        raise UserError(f"{path}: the file is empty; {RERUN}")
+    missing = [name for name in COLUMNS if name not in header]
+    foreign = [name for name in header if name not in COLUMNS]
+    if missing:
+        raise UserError(f"{path}, line 1: no column {', '.join(missing)}; the columns are {', '.join(COLUMNS)}")
+    if foreign:
+        raise UserError(f"{path}, line 1: foreign column {', '.join(foreign)}; the columns are {', '.join(COLUMNS)}")
+    if len(set(header)) < len(header):
+        raise UserError(f"{path}, line 1: a column stands twice; the columns are {', '.join(COLUMNS)}")
+
+
+def _parse(header: Sequence[str], values: Sequence[str], where: str) -> Score:
+    if len(values) != len(header):
+        raise UserError(f"{where}: {len(values)} fields, the header has {len(header)}; quote fields that hold commas")
+    field = dict(zip(header, values, strict=True))
+    for name in ("experiment", "method", "benchmark", "trained_on", "cell"):
+        if not field[name]:
+            raise UserError(f"{where}: {name} is empty; every line names it")
+    if not CELL_KEY.fullmatch(field["cell"]):
+        raise UserError(f"{where}: cell {field['cell']!r} is no key of 16 hexadecimal digits; was the file cut off?")
+    if field["status"] not in STATUSES:
+        raise UserError(f"{where}: status {field['status']!r}; it is one of {', '.join(STATUSES)}")
+    numbers = {}
+    for name in ("seed", "n"):
+        if not field[name].isdecimal():
+            raise UserError(f"{where}: {name} {field[name]!r} is not a whole number, 0 or more")
+        numbers[name] = int(field[name])
+    score = None
+    if field["status"] == "ok":
+        try:
+            score = float(field["score"])
+        except ValueError:
+            raise UserError(
+                f"{where}: score {field['score']!r} is not a number; only skipped or failed cells have none"
+            ) from None
+        if not 0 <= score <= 100:  # NaN fails this too
+            raise UserError(f"{where}: score {field['score']} is not in 0 to 100; scores are percentages")
+        if not field["metric"] or not numbers["n"]:
+            raise UserError(f"{where}: an ok line needs a metric and n of at least 1")
+    elif field["score"]:
+        raise UserError(f"{where}: status {field['status']} with a score; leave the score empty")
+    elif not field["reason"]:
+        raise UserError(f"{where}: status {field['status']} without a reason; say why there is no score")
+    return Score(**{**field, **numbers, "score": score, "reason": from_csv(field["reason"])})  # type: ignore[arg-type]
+
+
+SETTINGS_COLUMNS = ("experiment", "method", "variant", "benchmark", "generator", "tuned", "settings")
+
+
+def write_settings(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
+    """Write settings.csv: the settings of each method, variant and benchmark, and where they come from.
+
+    `rows` are those of the plan, as `write_scores` takes them, with `settings` (JSON values) and `tuned`.
+    """
+    shown = ({**row, "settings": canonical(row["settings"])} for row in rows)
+    lines = dict.fromkeys(tuple(row[column] for column in SETTINGS_COLUMNS) for row in shown)
+    return write_csv(path, [SETTINGS_COLUMNS, *lines])
+
+
+def read_settings(path: Path) -> list[dict[str, str]]:
+    """The lines of settings.csv; empty where there is no file: results folders of older versions have none.
+
+    Raises:
+        UserError: naming the line, for other columns, or a word of `tuned` that is none (see `read_tuned`).
+    """
+    if not path.is_file():
+        return []
+    remedy = "run `metatuner scores` again"
+    found = read_csv(path, SETTINGS_COLUMNS, remedy)
+    for number, row in enumerate(found, 2):
+        word = row["tuned"]
+        if word.partition(" of ")[0] not in ("winner", "inherited", "medians", "expired", "untuned", "none"):
+            raise UserError(f"{path}, line {number}: tuned is {word!r}, no known word; {remedy}")
+    return found
+
+
+def read_tuned(
+    path: Path, experiment: str, generators: Collection[str] | None = None
+) -> dict[tuple[str, str, str], str]:
+    """Where an experiment's settings come from by (method, variant, benchmark), as settings.csv tells.
+
+    Lines of other generators than those named are left out; "" names those of methods that use none.
+
+    That is `winner` (of random search on the tune split), `inherited` (a variant under the winner of the method without
+    its changes, or a method that builds on winners), `medians` (of the winners of several train benchmarks), any of
+    them `of GENERATOR`, `expired` (a winner no longer current: the preset's own are used), `untuned` (a search space,
+    but no winner), or `none` (nothing to search).
+    Empty where there is no file: results folders of older versions have none.
+
+    Raises:
+        UserError: naming the line, for other columns or words, or two lines about the same thing.
+    """
+    tuned: dict[tuple[str, str, str], str] = {}
+    for number, row in enumerate(read_settings(path), 2):  # no field of it holds a line break
+        key, word = (row["method"], row["variant"], row["benchmark"]), row["tuned"]
+        asked = row["experiment"] == experiment and (generators is None or row["generator"] in generators)
+        if asked and tuned.setdefault(key, word) != word:
+            raise UserError(
+                f"{path}, line {number}: {' '.join(key)} is {word!r} here, {tuned[key]!r} above; "
+                "run `metatuner scores` again"
+            )
+    return tuned

@@ -1,0 +1,305 @@
+"""Statistics of scores, as pure functions of arrays of shape (seeds, queries). docs/statistics.md says why these.
+
+All seeds of a method, and all methods, are tested on the same queries. So queries are drawn jointly for all seeds:
+drawing them within each seed would count a hard query as three pieces of evidence. For the same reason queries that
+share a context are drawn together: where groups are given, whole groups are drawn, else each query is its own group.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metatuner.hashing import hash_value
+
+Array = NDArray[np.float64]
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+"""Of an interval."""
+TEST_RESAMPLES = 100_000
+"""Of a test: no p-value is below its inverse, and Holm's correction multiplies it by up to all pairs of methods."""
+MIN_SEEDS = 5
+"""With fewer seeds their spread cannot be estimated: intervals are then conditional on the seeds at hand."""
+CHUNK = 2**21
+"""Random numbers held at a time, so that memory stays bounded."""
+TOLERANCE = 1e-9
+"""Two resampled sums or means this close are equal: they differ by rounding only."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval, in the unit of the scores."""
+
+    estimate: float
+    low: float
+    high: float
+    conditional: bool = False
+    """True: holds for these seeds only (fewer than `MIN_SEEDS`)."""
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """A paired difference of means with its interval and two-sided p-value."""
+
+    p: float = 1.0
+    standard_error: float = 0.0
+    """Of the estimate, as far as the choice of test queries goes; 0 where they all differ alike, or are one group."""
+
+
+def derive_seed(*names: object) -> int:
+    """A seed that depends on what is compared and on nothing else.
+
+    >>> derive_seed("gsm8k", "sft") == derive_seed("gsm8k", "sft") != derive_seed("gsm8k", "opro")
+    True
+    """
+    return int(hash_value([str(name) for name in names]), 16)
+
+
+def resamples_of(seeds: int) -> int:
+    """Bootstrap resamples of a difference: from `MIN_SEEDS` on they bound its p-value too."""
+    return RESAMPLES if seeds < MIN_SEEDS else TEST_RESAMPLES
+
+
+def _as_scores(scores: ArrayLike) -> Array:
+    array = np.asarray(scores, dtype=np.float64)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"scores must have shape (seeds, queries), neither empty; got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("scores must be finite")
+    return array
+
+
+def _chunks(total: int, width: int) -> Iterator[int]:
+    """Sizes that add up to `total`, each of at most `CHUNK` numbers."""
+    size = max(1, CHUNK // width)
+    for start in range(0, total, size):
+        yield min(size, total - start)
+
+
+def group_sums(array: Array, groups: Sequence[Hashable] | None) -> tuple[Array, Array]:
+    """Sums of scores by group, (seeds, groups), and the number of queries in each, (groups,)."""
+    if groups is None:
+        return array, np.ones(array.shape[1])
+    if len(groups) != array.shape[1]:
+        raise ValueError(f"need one group a query; got {len(groups)} for {array.shape[1]} queries")
+    index = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    places = np.array([index[group] for group in groups])
+    sums: Array = np.stack([np.bincount(places, weights=row) for row in array])
+    return sums, np.bincount(places).astype(np.float64)
+
+
+def bootstrap_means(
+    scores: ArrayLike, groups: Sequence[Hashable] | None = None, *, seed: int, resamples: int = RESAMPLES
+) -> Array:
+    """Means of bootstrap resamples: groups drawn jointly for all seeds and, from `MIN_SEEDS` on, seeds drawn too.
+
+    A resample has as many groups as the data; its mean is over the queries drawn, whose number may differ. Drawing both
+    factors of a crossed design is the pigeonhole bootstrap (Owen 2007, Ann. Appl. Stat. 1:386).
+
+    Args:
+        scores: (seeds, queries).
+        groups: (queries,) labels; queries with equal ones are drawn together. None: each is drawn on its own.
+        seed: of the random generator; `derive_seed` makes one from what is compared.
+        resamples: how many.
+
+    Returns:
+        (resamples,) means.
+    """
+    sums, sizes = group_sums(_as_scores(scores), groups)
+    seeds, total = sums.shape
+    if seeds < MIN_SEEDS:
+        sums = sums.mean(axis=0, keepdims=True)
+    # Few groups differ in sums and size: drawing how many of each kind there are is drawing groups, and much faster.
+    kinds, counts = np.unique(np.vstack([sums, sizes]), axis=1, return_counts=True)
+    sums, sizes = kinds[:-1], kinds[-1]
+    rng = np.random.default_rng(seed)
+    means = []
+    for size in _chunks(resamples, len(counts)):
+        drawn = rng.multinomial(total, counts / total, size=size)
+        if seeds < MIN_SEEDS:
+            found = drawn @ sums[0]
+        else:
+            weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
+            found = (weights @ sums * drawn).sum(axis=1)
+        means.append(found / (drawn @ sizes))
+    return np.concatenate(means)
+
+
+def mean_interval(
+    scores: ArrayLike,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    seed: int,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """The mean over seeds and queries with its percentile bootstrap interval.
+
+    Where all scores are 0, or all are 1, resampling sees no spread: the interval is Wilson's, for one answer a group.
+
+    Args:
+        scores: (seeds, queries), each in 0..1.
+        groups: (queries,) labels of what is drawn together; None: each query on its own.
+        seed: of the random generator.
+        level: coverage.
+        resamples: how many.
+    """
+    array = _as_scores(scores)
+    estimate = float(array.mean())
+    conditional = len(array) < MIN_SEEDS
+    if estimate in (0.0, 1.0):
+        extreme = wilson_interval(estimate, len(group_sums(array, groups)[1]), level=level)
+        return Interval(estimate, extreme.low, extreme.high, conditional)
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(bootstrap_means(array, groups, seed=seed, resamples=resamples), [tail, 100 - tail])
+    return Interval(estimate, float(low), float(high), conditional)
+
+
+def paired_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    seed: int,
+    level: float = LEVEL,
+    resamples: int | None = None,
+) -> Difference:
+    """Mean of `first - second` with its percentile bootstrap interval and a two-sided p-value.
+
+    The p-value is McNemar's exact one for binary scores of one seed where each query is its own group, else that of
+    `sign_flip_p` (its extension to several seeds, graded scores and groups). From `MIN_SEEDS` on it is at least the
+    bootstrap's, which doubts the seeds too.
+
+    Args:
+        first: (seeds, queries); the same seeds and queries, in the same order, as `second`.
+        second: (seeds, queries).
+        groups: (queries,) labels of what is drawn, and flipped, together; None: each query on its own.
+        seed: of the random generator.
+        level: coverage of the interval.
+        resamples: how many, for interval and test each; None: `resamples_of` for the interval, `TEST_RESAMPLES` for
+            the test.
+    """
+    left, right = _as_scores(first), _as_scores(second)
+    if left.shape != right.shape:
+        raise ValueError(f"paired scores must have one shape; got {left.shape} and {right.shape}")
+    gaps = left - right
+    seeds, queries = gaps.shape
+    sums, sizes = group_sums(gaps, groups)
+    drawn = resamples or resamples_of(seeds)
+    means = bootstrap_means(gaps, groups, seed=seed, resamples=drawn)
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    if seeds == 1 and len(sizes) == queries and np.isin(np.concatenate([left, right]), (0.0, 1.0)).all():
+        p = mcnemar_exact(int((gaps > 0).sum()), int((gaps < 0).sum()))
+    else:
+        p = sign_flip_p(sums.mean(axis=0), seed=seed, resamples=resamples or TEST_RESAMPLES)
+    if seeds >= MIN_SEEDS:
+        crossing = min((means <= TOLERANCE).sum(), (means >= -TOLERANCE).sum())
+        p = max(p, min(1.0, 2 * (1 + int(crossing)) / (1 + drawn)))
+    estimate = float(gaps.mean())
+    error = standard_error(sums.mean(axis=0) - estimate * sizes, queries)
+    return Difference(estimate, float(low), float(high), seeds < MIN_SEEDS, p, error)
+
+
+def standard_error(residuals: Array, queries: int) -> float:
+    """Of a mean over queries drawn in groups, linearised (Cochran 1977, Sampling Techniques, section 9A).
+
+    Args:
+        residuals: (groups,), each group's sum less the mean's share of it.
+        queries: number of queries. With as many groups this is the usual standard error of a mean.
+    """
+    count = len(residuals)
+    if count < 2 or np.abs(residuals).max() <= TOLERANCE:
+        return 0.0
+    return sqrt(count / (count - 1) * float(residuals @ residuals)) / queries
+
+
+def sign_flip_p(differences: ArrayLike, *, seed: int, resamples: int = TEST_RESAMPLES) -> float:
+    """Two-sided p-value of a mean difference of 0, by flipping the sign of each query's difference at random.
+
+    Exact up to Monte Carlo error if, for each query, which method had which score were a coin's toss. Never 0
+    (Phipson and Smyth 2010): the observed signs count as one of the draws.
+
+    Args:
+        differences: (queries,), each the mean over seeds; where queries come in groups: (groups,), each a group's sum.
+        seed: of the random generator.
+        resamples: how many.
+    """
+    sizes, counts = np.unique(np.abs(np.asarray(differences, dtype=np.float64)), return_counts=True)
+    observed = abs(float(np.sum(differences)))
+    rng = np.random.default_rng(seed)
+    as_extreme = 0
+    for size in _chunks(resamples, len(counts)):
+        positive = rng.binomial(counts, 0.5, size=(size, len(counts)))  # of each size, how many keep a plus
+        flipped = (2 * positive - counts) @ sizes
+        as_extreme += int((np.abs(flipped) >= observed - TOLERANCE).sum())
+    return (1 + as_extreme) / (1 + resamples)
+
+
+def mcnemar_exact(wins: int, losses: int) -> float:
+    """Two-sided exact p-value of McNemar's test: are `wins` and `losses` of a fair coin? Binary scores only.
+
+    >>> mcnemar_exact(0, 5)
+    0.0625
+    """
+    if wins < 0 or losses < 0:
+        raise ValueError(f"wins and losses are counts; got {wins} and {losses}")
+    from scipy.stats import binomtest  # slow to import
+
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def holm(p_values: Sequence[float], tests: int | None = None) -> list[float]:
+    """Holm's adjusted p-values (family-wise error), in the order given.
+
+    Args:
+        p_values: of the tests at hand.
+        tests: how many tests these were chosen from by looking at the data, e.g. all pairs where only those with the
+            best mean are tested; the others count with a p-value of 1, which is never too small. None: all are at hand.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    tests = len(p_values) if tests is None else tests
+    if tests < len(p_values):
+        raise ValueError(f"{len(p_values)} p-values cannot be chosen from {tests} tests")
+    adjusted = [0.0] * len(p_values)
+    floor = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda each: p_values[each])):
+        floor = max(floor, min(1.0, (tests - rank) * p_values[index]))
+        adjusted[index] = floor
+    return adjusted
+
+
+def smallest_detectable_effect(standard_error: float, *, power: float = 0.8, level: float = LEVEL) -> float:
+    """The smallest paired difference that a two-sided test at `1 - level` finds with probability `power`.
+
+    Args:
+        standard_error: of the difference, in the unit wanted back.
+        power: probability of finding it.
+        level: 1 minus the test's size.
+    """
+    normal = NormalDist()
+    return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)) * standard_error
+
+
+def wilson_interval(proportion: float, n: int, *, level: float = LEVEL) -> Interval:
+    """Wilson's score interval of a proportion of n answers: what sampling alone leaves open in one published number.
+
+    Args:
+        proportion: in 0..1.
+        n: number of answers, at least 1.
+        level: coverage.
+    """
+    if not 0 <= proportion <= 1 or n < 1:
+        raise ValueError(f"need a proportion in 0..1 of at least one answer; got {proportion} of {n}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = (proportion + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * sqrt(proportion * (1 - proportion) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # At the ends the bound is exact; computed, it misses by a rounding error.
+    low, high = 0.0 if proportion == 0 else centre - half, 1.0 if proportion == 1 else centre + half
+    return Interval(proportion, low, high)

@@ -1,0 +1,279 @@
+"""Tables 6 to 11: data sets, settings, prompts, cases, deviations, searches. No statistics here."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metatuner.analysis.names import DEFAULT_VARIANT, METRICS, Names, benchmark_rank, benchmark_title, describe_world
+from metatuner.analysis.results.published import read_test_sizes
+from metatuner.analysis.results.scores import RERUN, Score, cell_folder, read_scores, read_settings
+from metatuner.analysis.tables.table import Table, write_tables
+from metatuner.config import Config, Layout
+from metatuner.files import read_json, read_lines
+from metatuner.harness.benchmarks import get_benchmark
+
+SHOWN = "metatuner_j"
+"""Table 9 shows prompts of this method."""
+BESIDE = "zero_shot"
+"""Its cases are those of `SHOWN` against this method."""
+CASES = {"won": (True, False), "lost": (False, True), "both": (True, True), "neither": (False, False)}
+"""Which of the two solves the row."""
+
+
+def table_6(config: Config) -> list[Path]:
+    """Data sets as this preset uses them: `tables/table_6.{csv,md,tex,json}`; the paths written."""
+    paper = read_test_sizes()
+    header = ["benchmark", "rows from", "train", "dev", "tune", "test", "contexts in test", "words per test query"]
+    header += ["kinds of test queries", "metric", "test rows in the paper"]
+    rows = []
+    for name in _benchmarks(config):
+        used, benchmark = config.benchmarks[name], get_benchmark(name)
+        test = read_lines(Layout(config).data(name) / "test.jsonl", RERUN)
+        splits = read_json(Layout(config).data(name) / "splits.json", RERUN)["splits"]
+        pool = splits["pool"]["n"]
+        train = pool - used.sizes.dev if used.sizes.train is None else used.sizes.train
+        kinds = Counter(row["kind"] for row in test)
+        words = sum(len(row["query"].split()) for row in test) / len(test)
+        rows.append(
+            [
+                benchmark_title(name, used.source),
+                {"hub": "the Hub", "local": "local files", "nano": "the nano world"}[used.source],
+                str(train),
+                str(used.sizes.dev),
+                str(splits["tune"]["n"]),
+                str(splits["test"]["n"]),
+                str(len({row["group"] for row in test})),
+                f"{words:.1f}",
+                ", ".join(
+                    f"{kind} {count}" for kind, count in sorted(kinds.items(), key=lambda each: (-each[1], each[0]))
+                ),
+                METRICS.get(benchmark.primary, benchmark.primary),
+                f"{paper[name].size} ({paper[name].standing})" if name in paper else "",
+            ]
+        )
+    notes = [
+        "Train and dev rows are drawn anew for each seed from a pool of train rows; tune and test rows are the same "
+        "for all. No two splits share a query (of CosmosQA: a context).",
+        "The paper's sizes are inferred from its scores, and its data sets are not the nano world's.",
+    ]
+    return write_tables(config, "table_6", [Table("Table 6: data sets", _world(config), header, rows, notes)])
+
+
+def table_7(config: Config) -> list[Path]:
+    """Settings of the main experiment's methods, explained: `tables/table_7.{csv,md,tex,json}`; the paths written."""
+    described = {entry["name"]: entry for entry in read_json(Layout(config).methods, RERUN)}
+    names, rows = Names.of(config), []
+    for method, by_benchmark in _main_settings(config).items():
+        own = [one["name"] for one in described[method]["settings"]]
+        meanings = {one["name"]: (one["meaning"], one["default"]) for one in described[method]["settings"]}
+        for needed in described[method]["requires"]:  # what the variant sets of a required method stands under its name
+            listed = described.get(needed, {"settings": []})["settings"]
+            meanings |= {f"{needed}.{one['name']}": (one["meaning"], one["default"]) for one in listed}
+            preset = config.methods[needed].settings if needed in config.methods else {}
+            for benchmark, settings in by_benchmark.items():
+                over = settings.get(needed, {})
+                values = {one["name"]: one["default"] for one in listed} | preset | over
+                by_benchmark[benchmark] = settings | {f"{needed}.{name}": value for name, value in values.items()}
+            own += [f"{needed}.{one['name']}" for one in listed]
+        for name in own:
+            values = {benchmark: settings.get(name) for benchmark, settings in by_benchmark.items()}
+            meaning, default = meanings[name]
+            rows.append([names.title(method), name, _by_benchmark(config, values), _value(default), meaning])
+    header = ["method", "setting", "used", "default", "meaning"]
+    notes = ["Used: one value where all benchmarks have it. Where values come from is in Table 11."]
+    table = Table("Table 7: settings", _world(config), header, rows, notes, widths=(0.12, 0.2, 0.18, 0.1, 0.34))
+    return write_tables(config, "table_7", [table])
+
+
+def table_8(config: Config) -> list[Path]:
+    """Initial prompts and templates: `tables/table_8.{csv,md,tex,json}`; the paths written."""
+    rows = []
+    for name in _benchmarks(config):
+        used, benchmark = config.benchmarks[name], get_benchmark(name)
+        title = benchmark_title(name, used.source)
+        rows.append([title, "initial prompt p~", used.initial_prompt or benchmark.initial_prompt])
+        rows.append([title, "most new tokens", str(used.max_new_tokens or benchmark.max_new_tokens)])
+        rows.append([title, "texts that end a completion", ", ".join(map(repr, benchmark.stops)) or "none"])
+    for name, model in config.models.generators.items():
+        rows.append([f"generator {name}", "system turn, when it writes a prompt", model.rewrite_system])
+        rows.append([f"generator {name}", "user turn, when it writes a prompt", model.rewrite_user])
+    notes = [
+        "The actor reads a prompt, demonstrations if there are any, and the query: as system, user and assistant turns "
+        "through its chat template, or as plain text where it has none; the same for every method.",
+        "The paper's templates are not public; these are this harness's own.",
+    ]
+    table = Table(
+        "Table 8: prompts and templates", _world(config), ["of", "what", "text"], rows, notes, widths=(0.15, 0.2, 0.6)
+    )
+    return write_tables(config, "table_8", [table])
+
+
+def table_9(config: Config) -> list[Path]:
+    """Generated prompts with their queries: `tables/table_9.{csv,md,tex,json}`; the paths written.
+
+    Of each benchmark the first test row that the method solves and zero-shot does not, the first the other way round,
+    the first that both solve and the first that neither does: chosen by this rule, not by what reads well.
+    """
+    cells = {(score.method, score.benchmark): score for score in reversed(_first_seed(config))}
+    rows = []
+    for name in _benchmarks(config):
+        own, other = cells.get((SHOWN, name)), cells.get((BESIDE, name))
+        if own is None or other is None:
+            continue
+        queries = {row["id"]: row["query"] for row in read_lines(Layout(config).data(name) / "test.jsonl", RERUN)}
+        answers, others = (_answers(config, score.cell) for score in (own, other))
+        for case, solved in CASES.items():
+            found = next((key for key in answers if (_solves(answers[key]), _solves(others[key])) == solved), None)
+            if found is not None:
+                record = answers[found]
+                texts = [queries[found], record["prompt"], record["completion"], " or ".join(record["gold"])]
+                title = benchmark_title(name, config.benchmarks[name].source)
+                rows.append([title, case, found, *texts, f"{100 * record['score']:.0f}"])
+    header = ["benchmark", "case", "id", "query", "generated prompt", "completion", "reference", "score"]
+    title = Names.of(config).title
+    notes = [
+        f"{title(SHOWN)}, first seed, against {title(BESIDE)}: won, it alone scores at least half; lost, "
+        "the other alone does; both; neither. Always the first such test row.",
+    ]
+    widths = (0.08, 0.06, 0.07, 0.25, 0.2, 0.15, 0.08, 0.05)
+    table = Table("Table 9: generated prompts", _world(config), header, rows, notes, widths=widths)
+    return write_tables(config, "table_9", [table])
+
+
+def table_10(config: Config) -> list[Path]:
+    """What methods are and where they differ from their sources: `tables/table_10.{csv,md,tex,json}`; the paths written."""
+    described = read_json(Layout(config).methods, RERUN)
+    names, rows = Names.of(config), []
+    for entry in sorted(described, key=lambda each: names.rank(each["name"])):
+        for deviation in entry["deviations"] or ["none stated"]:
+            rows.append([names.title(entry["name"]), entry["reference"], deviation])
+    header = ["method", "described in", "deviation here"]
+    table = Table("Table 10: deviations", _world(config), header, rows, widths=(0.15, 0.3, 0.5))
+    return write_tables(config, "table_10", [table])
+
+
+def table_11(config: Config) -> list[Path]:
+    """Searches and their winners: `tables/table_11.{csv,md,tex,json}`; the paths written."""
+    names, rows = Names.of(config), []
+    for search in read_json(Layout(config).searches, RERUN):
+        method, _, variant = search["subject"].partition(".")
+        found = search["score"] is not None
+        rows.append(
+            [
+                names.title(method, variant or DEFAULT_VARIANT),
+                benchmark_title(search["benchmark"], config.benchmarks[search["benchmark"]].source),
+                search["status"],
+                "; ".join(f"{name}: {_space(space)}" for name, space in search["search"].items()),
+                _settings(search["settings"]) if found else "",
+                f"{search['score']:.1f}" if found else "",
+                f"{search['rival_score']:.1f}" if search["rival_score"] is not None else "",
+                f"{search['trials']}, {search['failed']} failed" if found else "",
+                ", ".join(search["at_edge"] or []),
+                search.get("date") or "",
+            ]
+        )
+    header = [
+        "method",
+        "benchmark",
+        "winner",
+        "searched",
+        "settings",
+        "score on tune",
+        "runner-up",
+        "trials",
+        "at an edge",
+        "stored on",
+    ]
+    notes = [
+        "Random search; the first trial is the preset's own settings. Scores on tune rows are the best of all trials, "
+        "so optimistic; no test row took part. current: in use; expired: what it holds for has changed, so the "
+        "preset's own settings are in use; none: not searched.",
+    ]
+    widths = (0.11, 0.1, 0.06, 0.2, 0.19, 0.06, 0.06, 0.07, 0.07, 0.06)
+    table = Table("Table 11: searched settings", _world(config), header, rows, notes, widths=widths)
+    return write_tables(config, "table_11", [table])
+
+
+APPENDIX: dict[str, Callable[[Config], list[Path]]] = {
+    "table_6": table_6,
+    "table_7": table_7,
+    "table_8": table_8,
+    "table_9": table_9,
+    "table_10": table_10,
+    "table_11": table_11,
+}
+"""What makes each of these tables, by name; they are there where the config has the main experiment."""
+
+
+# ---- what they read ------------------------------------------------------------------------------------------------
+
+
+def _world(config: Config) -> str:
+    return describe_world(config, config.main)
+
+
+def _benchmarks(config: Config) -> list[str]:
+    return sorted(config.experiments[config.main].benchmarks, key=benchmark_rank)
+
+
+def _first_seed(config: Config) -> list[Score]:
+    """The main experiment's complete cells of its first seed, methods as they are by default."""
+    design = config.experiments[config.main]
+    return [
+        score
+        for score in read_scores(Layout(config).scores)
+        if (score.experiment, score.variant, score.seed) == (config.main, DEFAULT_VARIANT, design.seeds[0])
+        and score.status == "ok"
+        and score.generator in ("", design.generators[0])
+    ]
+
+
+def _main_settings(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
+    """Settings of the main experiment by method and benchmark, in the order of tables."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in read_settings(Layout(config).settings):
+        if row["experiment"] == config.main and row["variant"] == DEFAULT_VARIANT:
+            found.setdefault(row["method"], {}).setdefault(row["benchmark"], json.loads(row["settings"]))
+    return {method: found[method] for method in sorted(found, key=Names.of(config).rank)}
+
+
+def _answers(config: Config, cell: str) -> dict[str, dict[str, Any]]:
+    """A cell's records by id, in the order of its file."""
+    path = cell_folder(Layout(config).root, cell) / "predictions.jsonl"
+    return {record["id"]: record for record in read_lines(path, RERUN)}
+
+
+def _solves(record: Mapping[str, Any]) -> bool:
+    return bool(record["score"] >= 0.5)
+
+
+# ---- words ---------------------------------------------------------------------------------------------------------
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name} = {_value(value)}" for name, value in settings.items()) or "the preset's own"
+
+
+def _space(space: Mapping[str, Any]) -> str:
+    if space.get("values") is not None:
+        return ", ".join(map(_value, space["values"]))
+    return f"{_value(space['low'])} to {_value(space['high'])}" + (" (log)" if space["log"] else "")
+
+
+def _by_benchmark(config: Config, values: Mapping[str, Any]) -> str:
+    """A value, or each benchmark's where they differ."""
+    shown: Sequence[str] = [_value(value) for value in values.values()]
+    if len(set(shown)) == 1:
+        return shown[0]
+    return "; ".join(
+        f"{benchmark_title(name, config.benchmarks[name].source)}: {value}"
+        for name, value in zip(values, shown, strict=True)
+    )

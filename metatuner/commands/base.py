@@ -1,0 +1,77 @@
+"""How a command is declared: its words, its help and what it does, in one place."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metatuner.config import Config
+    from metatuner.run.workshop import Workshop
+
+
+@dataclass(frozen=True)
+class Option:
+    """A word of a command, as argparse's `add_argument` takes it."""
+
+    names: tuple[str, ...]
+    keywords: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `metatuner`."""
+
+    name: str
+    help: str
+    """One line, in lower case."""
+    action: Callable[..., int | None]
+    """Gets the config (if it is `configured`) and the parsed words; returns the exit status (None: 0)."""
+    options: tuple[Option, ...] = ()
+    configured: bool = True
+    """Whether it works on a preset: it then takes --config, or preset=NAME and config keys, and --log."""
+    description: str = ""
+    """Shown by `metatuner COMMAND --help`; by default `help`."""
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Give a parser this command's words."""
+        from pathlib import Path
+
+        if self.configured:
+            parser.add_argument("--config", type=Path, help="a resolved config, as results/<preset>/config.json")
+            parser.add_argument("--log", type=Path, help="write all output there; the terminal sees progress only")
+        for option in self.options:
+            parser.add_argument(*option.names, **option.keywords)
+        if self.configured:
+            parser.add_argument(
+                "overrides", nargs="*", metavar="key=value", help="without --config: preset=NAME and config keys"
+            )
+
+
+def option(*names: str, **keywords: Any) -> Option:
+    """A word of a command."""
+    return Option(names, keywords)
+
+
+def command(help: str, *options: Option, **fields: Any) -> Callable[[Callable[..., int | None]], Command]:
+    """Make a command of a function; its name is the function's, with hyphens."""
+
+    def declare(action: Callable[..., int | None]) -> Command:
+        return Command(action.__name__.strip("_").replace("_", "-"), help, action, options, **fields)
+
+    return declare
+
+
+def label(arguments: argparse.Namespace) -> Sequence[str]:
+    """What tells one job of a command from another."""
+    values = [getattr(arguments, name, None) for name in ("pack", "role", "method", "benchmark", "name")]
+    return [value for value in values if value]
+
+
+def workshop(config: "Config", arguments: argparse.Namespace) -> "Workshop":
+    """The preset's models and benchmarks; up to here, CPU time is the process's start."""
+    from metatuner.run.workshop import Workshop
+
+    shop = Workshop(config)
+    arguments.process.started()
+    return shop

@@ -1,0 +1,133 @@
+"""Commands that make scores, tables, figures, claims and the report from the files of a results folder."""
+
+import argparse
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metatuner import progress
+from metatuner.commands.base import command, option
+
+if TYPE_CHECKING:
+    from metatuner.config import Config
+
+
+@command("collect scores.csv from the cells at hand")
+def scores(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.analysis.results.scores import write_query_scores, write_scores, write_settings
+    from metatuner.files import write_json
+    from metatuner.plan import Plan
+    from metatuner.run.packs import outcomes
+
+    plan = Plan(config)
+    rows = [row.as_dict() for row in plan.grid.rows]
+    found = {key: (outcome.status, outcome.reason) for key, outcome in outcomes(plan).items()}
+    write_scores(rows, found, plan.layout.root)
+    write_query_scores((row["cell"] for row in rows), plan.layout.root)
+    write_settings(rows, plan.layout.settings)
+    write_json(plan.layout.methods, plan.descriptions)
+    write_json(plan.layout.searches, plan.searches.describe())
+    if plan.settings.expired:
+        named = ", ".join(f"{subject} on {benchmark}" for subject, benchmark in sorted(plan.settings.expired))
+        progress.say(
+            f"stored winners have expired (what they hold for changed): {named}; the preset's settings were used"
+        )
+
+
+@command(
+    "make a table from scores at hand",
+    option("--name", required=True, help="table_1, table_3, table_EXPERIMENT, or all"),
+)
+def table(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.analysis.tables import tables_of
+
+    _draw(config, arguments.name, tables_of(config))
+
+
+@command(
+    "make a figure from scores at hand",
+    option("--name", required=True, help="figure_main, figure_2 to figure_6, figure_EXPERIMENT, or all"),
+)
+def figure(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.analysis.figures import figures_of
+    from metatuner.analysis.figures.framework import Design, figure_2
+    from metatuner.plan import Plan
+
+    makers = figures_of(config)
+    design = Plan(config).settings.framework()
+    if design is not None:
+        makers["figure_2"] = lambda config: figure_2(config, Design(**design))
+    _draw(config, arguments.name, makers)
+
+
+def _draw(config: "Config", name: str, makers: "Mapping[str, Callable[[Config], Iterable[Path]]]") -> None:
+    from metatuner.errors import UserError, suggest
+
+    if name != "all" and name not in makers:
+        raise UserError(f"--name {name!r}: nothing in this preset; {suggest(name, [*makers, 'all'])}")
+    for each in makers if name == "all" else [name]:
+        for path in makers[each](config):
+            progress.say(f"wrote {path}")
+
+
+@command("judge the paper's claims on scores at hand and on its published numbers")
+def claims(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.analysis.claims import claims as judge
+
+    for path in judge(config):
+        progress.say(f"wrote {path}")
+
+
+@command("write report.html from the files of the results folder")
+def report(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.analysis.report import report as write
+
+    progress.say(f"wrote {write(config)}")
+
+
+@command("write what the results depend on")
+def provenance(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.analysis.results.provenance import write_provenance
+    from metatuner.harness.proposer import NOTE
+    from metatuner.plan import Plan
+
+    plan, proposer = Plan(config), config.models.proposer
+    used = {
+        word: sorted({f"{row.method} on {row.benchmark}" for row in plan.grid.rows if row.tuned == word})
+        for word in ("winner", "expired")
+    }
+    dependencies = {
+        "models": {role: plan.keys.model_key(role) for role in ("actor", *config.models.generators)},
+        "data": {name: plan.keys.data_key(name) for name in config.benchmarks},
+        "world": plan.keys.world_key,
+        **({"proposer": {**proposer.identity, "note": NOTE}} if proposer else {}),
+        "winners_used": used["winner"],
+        "winners_expired": used["expired"],
+    }
+    write_provenance(config, dependencies, plan.layout.provenance)
+
+
+@command("fail if any cell failed, naming each with its reason")
+def verdict(config: "Config", arguments: argparse.Namespace) -> int:
+    """Fail if any cell failed; else remove the policies that the preset does not keep."""
+    from metatuner.analysis.results.verdict import write_verdict
+    from metatuner.plan import Plan
+    from metatuner.run.packs import outcomes
+
+    plan = Plan(config)
+    rows = [row.as_dict() for row in plan.grid.rows]
+    found = {key: (outcome.status, outcome.reason) for key, outcome in outcomes(plan).items()}
+    failed = write_verdict(rows, found, plan.layout.verdict)
+    for line in failed:
+        progress.say(line)
+    if failed:
+        progress.say(
+            f"{len(failed)} cells failed; tracebacks are in {plan.layout.logs / 'failed'}; run again to retry them "
+            f"(where .snakemake/ was removed: remove {plan.layout.root / 'packs'} first, what is there is kept)"
+        )
+        return 1
+    for policy in plan.packs.spare_policies:
+        shutil.rmtree(policy, ignore_errors=True)
+    progress.say(f"all {len(plan.grid.cells)} cells are there; see {plan.layout.root / 'tables' / 'table_1.md'}")
+    return 0

@@ -1,0 +1,126 @@
+"""Commands that compute: the world, models, splits, fits, evaluations, searches. The workflow calls most of them."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from metatuner.commands.base import command, option, workshop
+
+if TYPE_CHECKING:
+    from metatuner.config import Config
+
+PACK = option("--pack", required=True, help="name of the pack, e.g. sft-00")
+ATTEMPT = option("--attempt", default="", help="number of this attempt, which the workflow counts")
+BENCHMARK = option("--benchmark", required=True)
+
+
+@command(
+    "take up an interrupted run, once the old one and its children are gone",
+    option("--cores", default="all", help="cores for Snakemake"),
+)
+def resume(config: "Config", arguments: argparse.Namespace) -> int:
+    from metatuner.run.resume import resume_run
+
+    return resume_run(arguments.overrides, arguments.cores)
+
+
+@command("write the raw rows of the nano world")
+def world(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner import nano, progress
+    from metatuner.plan import Plan
+
+    plan = Plan(config)
+    sizes = plan.keys.world_sizes()
+    nano.write_rows(plan.keys.world, plan.layout.world, sizes)
+    progress.say(f"raw rows of {len(sizes)} nano benchmarks in {plan.layout.world}")
+
+
+@command(
+    "train a nano model, or copy the one that comes with the package",
+    option("--role", required=True, help="actor, generator, ..."),
+)
+def pretrain(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.plan import Plan
+    from metatuner.run.workshop import use_threads
+    from metatuner.run.world import pretrain_model
+
+    use_threads(config)
+    pretrain_model(Plan(config), arguments.role)
+
+
+@command("measure the nano world's bars on its audit draw")
+def world_report(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner import nano, progress
+    from metatuner.plan import Plan
+    from metatuner.run.workshop import use_threads
+
+    plan = Plan(config)
+    use_threads(config)
+    nano.measure(
+        plan.keys.world,
+        rows=plan.layout.world,
+        actor=plan.keys.model_path("actor"),
+        generator=plan.keys.model_path(plan.settings.tuning_generator),
+        out=plan.layout.root,
+        trained=config.nano.trained,
+        progress=progress.say,
+    )
+
+
+@command("draw the splits of a benchmark", BENCHMARK)
+def data(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner import progress
+    from metatuner.plan import Plan
+    from metatuner.run.data import draw
+
+    progress.say(draw(Plan(config), arguments.benchmark))
+
+
+@command("fit the policies of a pack", PACK, ATTEMPT)
+def fit(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.run.packs import fit_pack
+
+    fit_pack(workshop(config, arguments), arguments.pack, int(arguments.attempt or 0))
+
+
+@command("evaluate the cells of a pack on test rows", PACK, ATTEMPT)
+def evaluate(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.run.packs import evaluate_pack
+
+    evaluate_pack(workshop(config, arguments), arguments.pack, int(arguments.attempt or 0))
+
+
+@command("fit what the searches on a benchmark build on", BENCHMARK)
+def tune_warmup(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.run.tuning import warm_up
+
+    warm_up(workshop(config, arguments), arguments.benchmark)
+
+
+@command(
+    "random search for one method and benchmark, on the tune split",
+    option("--method", required=True, help="a method, or METHOD.VARIANT"),
+    BENCHMARK,
+)
+def tune(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.run.tuning import search
+
+    search(workshop(config, arguments), arguments.method, arguments.benchmark)
+
+
+@command("store the winners of all finished searches in the preset's file")
+def winners(config: "Config", arguments: argparse.Namespace) -> int:
+    from metatuner.plan import Plan
+    from metatuner.run.tuning import store_winners
+
+    return 0 if store_winners(Plan(config)) else 1
+
+
+@command("time what the main experiment's policies cost per query")
+def efficiency(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.run.efficiency import measure, write
+
+    shop = workshop(config, arguments)
+    there = [cell for cell in shop.plan.grid.timed_cells if shop.layout.cell(cell.key).is_dir()]
+    cells = [cell for cell in there if (shop.layout.fit(cell.fit.key) / "policy").is_dir()]
+    shop.check_splits({cell.benchmark for cell in cells})
+    write(measure(shop, cells), shop.layout.efficiency)

@@ -1,0 +1,70 @@
+"""Where a preset's files lie. Nothing here reads or writes."""
+
+from pathlib import Path
+
+from metatuner.config.types import Config
+
+
+class Layout:
+    """Paths below `results/<preset>`, and the cache that presets share."""
+
+    def __init__(self, config: Config) -> None:
+        self.root = Path(config.results)
+        self.cache = Path(config.cache)
+        self.config = self.root / "config.json"
+        self.world = self.root / "world"
+        self.scores = self.root / "scores.csv"
+        self.settings = self.root / "settings.csv"
+        self.methods = self.root / "methods.json"
+        self.searches = self.root / "searches.json"
+        self.query_scores = self.root / "query_scores.json"
+        self.report = self.root / "report.html"
+        self.efficiency = self.root / "efficiency.csv"
+        self.provenance = self.root / "provenance.json"
+        self.verdict = self.root / "verdict.json"
+        self.usage = self.root / "usage"
+        self.logs = self.root / "logs"
+
+    def data(self, benchmark: str) -> Path:
+        """Folder of a benchmark's split files."""
+        return self.root / "data" / benchmark
+
+    def model(self, role: str, key: str) -> Path:
+        """Folder of a pretrained nano model."""
+        return self.cache / "models" / f"{role}-{key}"
+
+    def fit(self, key: str) -> Path:
+        """Folder of a fit: policy/ (while it is kept), fit.json, cost.json, log.jsonl. It appears complete."""
+        return self.root / "fits" / key
+
+    def cell(self, key: str) -> Path:
+        """Folder of a cell: predictions.jsonl, metrics.json, cell.json, cost.json. It exists iff it is complete."""
+        return self.root / "cells" / key
+
+    def pack(self, step: str, name: str) -> Path:
+        """The list that a fit or evaluate job writes: its keys and what became of each."""
+        return self.root / "packs" / step / f"{name}.json"
+
+    def attempts(self, step: str, name: str) -> Path:
+        """How many runs of a pack left a failure; Snakemake does not know of this file, so it outlives a rerun."""
+        return self.root / "packs" / step / f".{name}.attempts"
+
+    def tune(self, method: str, benchmark: str) -> Path:
+        """The trials of one method (or METHOD.VARIANT) on one benchmark."""
+        return self.root / "tune" / f"{method}-{benchmark}.json"
+
+    def trial(self, fit: str) -> Path:
+        """The score of one finished trial, so that an interrupted search goes on where it was."""
+        return self.root / "tune" / "trials" / f"{fit}.json"
+
+    def table(self, name: str, suffix: str) -> Path:
+        """A table's file."""
+        return self.root / "tables" / f"{name}.{suffix}"
+
+    def claims(self, suffix: str) -> Path:
+        """What became of the paper's claims: csv, parts.csv or md."""
+        return self.root / ("claims_parts.csv" if suffix == "parts.csv" else f"claims.{suffix}")
+
+    def figure(self, name: str, suffix: str) -> Path:
+        """A figure's file."""
+        return self.root / "figures" / f"{name}.{suffix}"

@@ -1,0 +1,170 @@
+"""Presets: files in config/presets that each extend one base, overridden key by key and validated.
+
+`load_config("nano", {"seeds": [0]})` gives the resolved preset; errors name the key and the remedy.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from metatuner.config.types import Config
+from metatuner.errors import UserError, suggest
+from metatuner.hashing import ROOT
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a resolved preset, generated from the types."""
+    return Config.model_json_schema()
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge: mappings merge key by key, anything else in `over` replaces; `!key: null` is not special."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def preset_names() -> list[str]:
+    """Names of the presets in config/presets."""
+    return sorted(path.stem for path in (ROOT / "config" / "presets").glob("*.yaml"))
+
+
+def _read_preset(name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
+    if name in chain:
+        raise UserError(f"config/presets/{chain[-1]}.yaml: extends {name!r}, which extends it; break the circle")
+    path = ROOT / "config" / "presets" / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"unknown preset {name!r} (a file config/presets/NAME.yaml); {suggest(name, preset_names())}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f", line {place.line + 1}" if place else ""
+        raise UserError(
+            f"config/presets/{name}.yaml{line}: not valid YAML ({getattr(error, 'problem', error)})"
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"config/presets/{name}.yaml: must be a mapping of keys")
+    base = values.pop("extends", None)
+    return merge(_read_preset(base, (*chain, name)), values) if base else values
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    """The keys that the config's types allow at a location."""
+    here: Any = Config
+    for part in location:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            here = here.model_fields[str(part)].annotation if part in here.model_fields else None
+        elif get_origin(here) is dict:
+            here = get_args(here)[1]
+        else:
+            here = None
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+
+
+def _one_line(error: ValidationError) -> str:
+    found = error.errors()
+    # A misspelt key also leaves the right one missing: the misspelling is what to mend.
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    location = tuple(part for part in first["loc"] if part != "[key]")
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        return f"unknown config key {key!r}; {suggest(str(location[-1]), _known_keys(location[:-1]))}"
+    if first["type"] == "missing":
+        return f"config key {key!r} is missing; add it to the preset"
+    if first["type"] == "value_error":
+        return f"config{': ' + key if key else ''}: {first['ctx']['error']}"
+    return f"config key {key!r}: {first['msg']}, got {first['input']!r}"
+
+
+def resolve(values: Mapping[str, Any]) -> Config:
+    """Validate a merged preset; UserError names the first key that is wrong."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_one_line(error)) from None
+
+
+def _without_nulls(experiments: Any) -> Any:
+    """Experiments without those that are null, and without variants that are."""
+
+    def kept(values: Any) -> Any:
+        return {name: each for name, each in values.items() if each is not None} if isinstance(values, dict) else values
+
+    experiments = kept(experiments)
+    if not isinstance(experiments, dict):
+        return experiments
+    found = {}
+    for name, experiment in experiments.items():
+        if isinstance(experiment, dict) and isinstance(experiment.get("variants"), dict):
+            variants = {method: kept(each) for method, each in experiment["variants"].items()}
+            experiment = {**experiment, "variants": variants}
+        found[name] = experiment
+    return found
+
+
+def _chosen(experiments: Any, run: Any) -> Any:
+    """The experiments that `run` names, in its order; all where it names none."""
+    names = [run] if isinstance(run, str) else run
+    if not isinstance(names, list) or not isinstance(experiments, dict):
+        return experiments  # what is wrong with them is found by their types
+    for name in names:
+        if name not in experiments:
+            raise UserError(f"config key 'run': no experiment {name!r}; {suggest(str(name), experiments)}")
+    return {name: experiments[name] for name in names}
+
+
+def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None) -> Config:
+    """The preset named, deep-merged with overrides and validated.
+
+    Args:
+        preset: a name in config/presets.
+        overrides: nested keys (or one level of dotted ones: `{"tuning.trials": 2}`) that replace the preset's.
+
+    An experiment, or a variant in one, that is set to null is left out, and so are those that `run` does not name.
+    """
+    values = _read_preset(preset)
+    for key, value in (overrides or {}).items():
+        for part in reversed(key.split(".")[1:]):
+            value = {part: value}
+        values = merge(values, {key.split(".")[0]: value})
+    if isinstance(values.get("extra_methods"), str):  # --config extra_methods=FILE gives a bare name
+        values["extra_methods"] = [values["extra_methods"]]
+    values["experiments"] = _chosen(_without_nulls(values.get("experiments")), values.get("run"))
+    values.setdefault("preset", preset)
+    values.setdefault("results", f"results/{preset}")
+    return resolve(values)
+
+
+def read_config(path: Path) -> Config:
+    """A resolved config that the DAG wrote as JSON."""
+    if not path.is_file():
+        raise UserError(f"no config file {path}; give a resolved preset (results/<preset>/config.json)")
+    try:
+        return resolve(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+
+
+def dump_config(config: Config) -> str:
+    """A config as indented JSON, the form `read_config` takes.
+
+    Keys stay in the config's order, in which cells are packed and variants stand in tables.
+    """
+    return json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+
+def expand_path(text: str, key: str) -> Path:
+    """A path with $VARIABLES and ~ expanded; an unset variable is an error that names the config key."""
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    if "$" in expanded:
+        variable = expanded[expanded.index("$") :].split("/")[0]
+        raise UserError(f"config key {key!r}: environment variable {variable} is not set; export it or write a folder")
+    return Path(expanded)

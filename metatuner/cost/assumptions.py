@@ -1,0 +1,122 @@
+"""What is assumed of models, texts and a machine that nothing was metered on: `config/forecast.yaml`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from metatuner.errors import UserError, suggest
+from metatuner.harness.loop import Shape, Shares
+
+ASSUMED = Path("config/forecast.yaml")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens on one benchmark."""
+
+    asked: float
+    """What the actor reads: p~ or a written prompt, and the query."""
+    target: float
+    answer: float
+    request: float
+    """What the generator reads before a rewrite."""
+    rewrite: float
+    demo: float
+    """A demonstration: a query and its target."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Mean tokens of a benchmark's texts."""
+
+    query: float
+    target: float
+    answer: float
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Mean tokens, as the file has them."""
+
+    prompt: float
+    rewrite: float
+    rewrite_request: float
+    benchmarks: dict[str, Texts]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a published data set."""
+
+    train: int
+    test: int
+
+
+@dataclass(frozen=True)
+class GPU:
+    """An accelerator, and the shares of its FLOP per second that each kind of work reaches."""
+
+    name: str
+    flops: float
+    reads: float
+    writes: float
+    trains: float
+    memory_gb: float
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """`config/forecast.yaml`, or another file of its form."""
+
+    models: dict[str, Shape]
+    tokens: TokenCounts
+    rows: dict[str, Split]
+    shares: Shares
+    gpu: GPU
+    path: Path = ASSUMED
+
+    @classmethod
+    def read(cls, path: Path) -> "Assumptions":
+        """UserError, with the file and the key, where one is missing or no number."""
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; name a file like {ASSUMED} (--assume)") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); correct it") from None
+        try:
+            return replace(TypeAdapter(cls).validate_python(values), path=path)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{path}: key {key!r}: {first['msg']}; give it the keys of {ASSUMED}") from None
+
+    def shape(self, model: str) -> Shape:
+        """Of a model by its path."""
+        if model.startswith("nano:"):
+            raise UserError("nano models are predicted from a finished run on them alone; name it (--from)")
+        if model not in self.models:
+            raise UserError(f"{self.path}: no shape of model {model!r} under `models`; {suggest(model, self.models)}")
+        return self.models[model]
+
+    def split(self, benchmark: str) -> Split:
+        """Of a benchmark, where a preset takes all rows."""
+        if benchmark not in self.rows:
+            raise UserError(f"{self.path}: no rows of benchmark {benchmark!r} under `rows`; add them")
+        return self.rows[benchmark]
+
+    def lengths(self, benchmark: str) -> Lengths:
+        """On a benchmark."""
+        if benchmark not in self.tokens.benchmarks:
+            raise UserError(f"{self.path}: no lengths of benchmark {benchmark!r} under `tokens.benchmarks`; add them")
+        mine, prompt = self.tokens.benchmarks[benchmark], self.tokens.prompt
+        return Lengths(
+            asked=prompt + mine.query,
+            target=mine.target,
+            answer=mine.answer,
+            request=self.tokens.rewrite_request + prompt + mine.query,
+            rewrite=self.tokens.rewrite,
+            demo=mine.query + mine.target,
+        )

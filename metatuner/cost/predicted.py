@@ -1,0 +1,278 @@
+"""What a preset will cost on models that nothing was metered on: sequences, tokens, GPU-hours, memory and disk.
+
+Each method counts its own loop in sequences (`harness.loop`). Tokens per sequence, weights and the machine's speed are
+assumptions of `config/forecast.yaml`. FLOP come from tokens as the meter's do (`harness.budget`).
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from metatuner.cost.assumptions import GPU, Assumptions, Lengths
+from metatuner.harness.loop import Counts, Loop, Rows, Sequences, Shape
+from metatuner.plan import Fit, Plan
+
+ADAPTER_BYTES, TRAINED_BYTES = 4, 16
+"""Of a trained weight: on disk, and in training with gradient and AdamW's moments."""
+RECORD_BYTES, TOKEN_BYTES = 250, 4.5
+"""Of a line of predictions.jsonl beside its texts, and of a token of a text."""
+
+
+# ---- tokens, FLOP, hours -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tokens(Counts):
+    """What one model reads, writes and trains on."""
+
+    calls: float = 0.0
+    read: float = 0.0
+    written: float = 0.0
+    trained: float = 0.0
+
+
+Use = dict[str, Tokens]
+"""Tokens of `actor` and `generator`."""
+
+
+def tokens(loop: Loop, s: Sequences, at: Lengths, *, window: float = float("inf")) -> Use:
+    """Tokens of actor and generator.
+
+    Args:
+        loop: says what stands before a query and what the actor is trained on.
+        s: how many sequences.
+        at: how long they are.
+        window: of the actor.
+    """
+    asked = max(at.asked, min(at.asked + loop.shots * at.demo, window - at.answer))
+    taught = at.answer if loop.own_answers else at.target
+    actor = Tokens(
+        calls=s.answers + s.answers_read,
+        read=s.answers * asked + s.answers_read * (asked + at.answer),
+        written=s.answers * at.answer,
+        trained=s.actor_trained * (asked + taught),
+    )
+    generator = Tokens(
+        calls=s.rewrites + s.drafts,
+        read=s.rewrites * at.request + s.drafts,
+        written=s.rewrites * at.rewrite + s.draft_tokens,
+        trained=s.encoded * at.request + s.generator_trained * (at.request + at.rewrite),
+    )
+    return {"actor": actor, "generator": generator}
+
+
+def flops(use: Tokens, shape: Shape, trained_weights: float) -> dict[str, float]:
+    """FLOP of reading, writing and training, as the meter estimates them (arXiv 2001.08361, section 2.1)."""
+    return {
+        "reads": 2 * shape.body * use.read,
+        "writes": 2 * (shape.body + shape.head) * use.written,
+        "trains": use.trained * (4 * (shape.body + shape.head) + 2 * trained_weights),
+    }
+
+
+def hours(use: Tokens, shape: Shape, gpu: GPU, *, trained_weights: float = 0.0, recomputed: bool = False) -> float:
+    """Hours on one accelerator; `recomputed` activations cost another forward pass, which the meter leaves out."""
+    spent = flops(use, shape, trained_weights)
+    spent["trains"] += recomputed * use.trained * 2 * shape.body
+    return sum(spent[kind] / (getattr(gpu, kind) * gpu.flops) for kind in spent) / 3600
+
+
+# ---- jobs ----------------------------------------------------------------------------------------------------------
+
+LIMITED = {"lm_calls": "calls", "generated_tokens": "written", "trained_tokens": "trained"}
+"""A budget's limits, by what of `Tokens` they hold down."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fit, a cell, or a trial of a search (a fit and its answers to the tune rows)."""
+
+    kind: str
+    """fit, cell or trial."""
+    method: str
+    settings: Any
+    """The method's typed settings."""
+    loop: Loop | None
+    """Of the fit, on the rows of all its benchmarks together; None: the method does not count it."""
+    benchmarks: tuple[str, ...]
+    """What a fit trains on; what a cell answers."""
+    generator: str
+    """Path of the generator's model; "" for a method that uses none."""
+    train: float
+    """Train rows of each benchmark."""
+    asked: float = 0.0
+    """Test or tune rows that are answered."""
+    key: str = ""
+    requires: tuple["Job", ...] = ()
+    """Fits that this one builds on, jobs of their own."""
+    limits: Mapping[str, float | None] = field(default_factory=dict)
+    """Of its budget; None, or missing: unlimited."""
+
+    @property
+    def parts(self) -> list[Loop]:
+        """The loops whose trained weights are part of its policy: its own, and those that it keeps."""
+        own = self.loop or Loop()
+        return [own, *(part for needed in self.requires * own.keeps_required for part in needed.parts)]
+
+    @property
+    def full(self) -> bool:
+        """Whether all weights of the generator are trained."""
+        return any(part.generator == "full" for part in self.parts)
+
+    @property
+    def recomputed(self) -> bool:
+        """Whether activations are computed again in backward passes."""
+        names = ("gradient_checkpointing", "activation_checkpointing")
+        return any(getattr(each.settings, name, False) for each in (self, *self.requires) for name in names)
+
+
+def jobs_of(plan: Plan, assumed: Assumptions) -> list[Job]:
+    """Every fit and cell of a preset, every trial of its searches, and what these build on."""
+    config = plan.config
+
+    def job(fit: Fit) -> Job:
+        sizes = [plan.grid.fit_sizes(name, fit.rows) for name in fit.train]
+        train = sum(
+            assumed.split(name).train if rows is None else rows
+            for name, (rows, _) in zip(fit.train, sizes, strict=True)
+        )
+        method = plan.registry[fit.method].cls(fit.settings)
+        rows = Rows(train, sum(dev for _, dev in sizes))
+        return Job(
+            "fit",
+            fit.method,
+            fit.settings,
+            method.loop(rows, assumed.shares),
+            fit.train,
+            config.models.generators[fit.generator].path if fit.generator else "",
+            train / len(sizes),
+            key=fit.key,
+            requires=tuple(job(needed) for needed in fit.requires),
+            limits=plan.settings.budget(fit.method).counts,
+        )
+
+    found = {key: job(fit) for key, fit in plan.grid.fits.items()}
+    cells = []
+    for cell in plan.grid.cells.values():
+        test = config.benchmarks[cell.benchmark].sizes.test
+        asked = assumed.split(cell.benchmark).test if test is None else test
+        cells.append(replace(found[cell.fit.key], kind="cell", benchmarks=(cell.benchmark,), asked=asked, key=cell.key))
+    trials = []
+    for subject, benchmark in plan.searches.all:
+        for over in plan.searches.trials(subject, benchmark):
+            tried = job(plan.searches.fit(subject, benchmark, over))
+            trials.append(replace(tried, kind="trial", asked=config.benchmarks[benchmark].sizes.tune, key=""))
+    built_on = {fit.key: fit for benchmark in config.benchmarks for fit in plan.searches.needs(benchmark)}
+    trials += [replace(job(fit), kind="trial", key="") for fit in built_on.values()]
+    return [*found.values(), *cells, *trials]
+
+
+def use_of(job: Job, at: Callable[[str], Lengths], *, window: float = float("inf")) -> Use:
+    """Tokens of a job by model; those of a fit that its method does not count are left out."""
+    total, share = {"actor": Tokens(), "generator": Tokens()}, 1 / len(job.benchmarks)
+    loop = job.loop or Loop()
+    for benchmark in job.benchmarks:
+        counted = Sequences() if job.kind == "cell" else loop.sequences.times(share)
+        answered = Sequences(answers=job.asked, rewrites=job.asked * loop.writes_prompts)
+        for part in (
+            tokens(loop, counted, at(benchmark), window=window),
+            tokens(loop, answered, at(benchmark), window=window),
+        ):
+            total = {model: total[model] + part[model] for model in total}
+    return total
+
+
+# ---- by method -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Line:
+    """A method's sums over its jobs."""
+
+    jobs: dict[str, int] = field(default_factory=dict)
+    use: Use = field(default_factory=lambda: {"actor": Tokens(), "generator": Tokens()})
+    hours: float = 0.0
+    disk: float = 0.0
+    """Bytes of policies and predictions."""
+    memory_gb: float = 0.0
+    """Of its largest fit."""
+    counted: bool = True
+    """False: the method does not count its loop, so its fits are not in the sums."""
+    over: tuple[str, ...] = ()
+    """Limits that its largest fit would pass; what is predicted is what fits into them."""
+
+
+def predict(
+    jobs: Iterable[Job], *, actor: str, assumed: Assumptions, window: float, batch_tokens: int, dtype_bytes: int
+) -> dict[str, Line]:
+    """Each method's predicted cost.
+
+    Args:
+        jobs: what there is to do.
+        actor: path of the actor's model.
+        assumed: lengths, shapes and machine.
+        window: of the actor.
+        batch_tokens: of a generation batch.
+        dtype_bytes: of a model's weight.
+    """
+    lines: defaultdict[str, Line] = defaultdict(Line)
+    for job in jobs:
+        line = lines[job.method]
+        line.jobs[job.kind] = line.jobs.get(job.kind, 0) + 1
+        line.counted &= job.loop is not None
+        use = use_of(job, assumed.lengths, window=window)
+        if job.kind == "fit":
+            spent = {name: sum(getattr(each, short) for each in use.values()) for name, short in LIMITED.items()}
+            past = {name: limit / spent[name] for name, limit in job.limits.items() if limit and spent[name] > limit}
+            line.over = tuple(sorted({*line.over, *past}))
+            use = {model: each.times(min(past.values(), default=1.0)) for model, each in use.items()}
+        line.use = {model: line.use[model] + use[model] for model in use}
+        shapes = {"actor": assumed.shape(actor)}
+        if job.generator:
+            shapes["generator"] = assumed.shape(job.generator)
+        for model, shape in shapes.items():
+            trained = shape.body if job.full and model == "generator" else 0.0
+            line.hours += hours(use[model], shape, assumed.gpu, trained_weights=trained, recomputed=job.recomputed)
+        if job.kind == "cell":
+            at = assumed.lengths(job.benchmarks[0])
+            line.disk += job.asked * (RECORD_BYTES + TOKEN_BYTES * (at.rewrite + at.answer))
+        else:
+            line.memory_gb = max(line.memory_gb, memory(job, shapes, batch_tokens, dtype_bytes) / 1e9)
+        if job.kind == "fit":
+            line.disk += policy_bytes(job, shapes, dtype_bytes)
+    return dict(lines)
+
+
+def policy_bytes(job: Job, shapes: Mapping[str, Shape], dtype_bytes: int) -> float:
+    """What a fit leaves on disk: trained weights, its own and those that it keeps of others."""
+    actor, generator, total = shapes["actor"], shapes.get("generator"), 0.0
+    for part in job.parts:
+        total += ADAPTER_BYTES * actor.lora(part.actor_rank)
+        if generator is not None:
+            full = part.generator == "full"
+            total += dtype_bytes * generator.weights * full + ADAPTER_BYTES * generator.lora(
+                0 if full else part.generator_rank
+            )
+            total += ADAPTER_BYTES * part.more_weights(actor, generator) if part.more_weights else 0.0
+    return total
+
+
+def memory(job: Job, shapes: Mapping[str, Shape], batch_tokens: int, dtype_bytes: int) -> float:
+    """Bytes of a fit without its activations: models and copies of them, what is trained with gradient and AdamW's
+    moments, and the cache of a generation batch."""
+    actor, generator = shapes["actor"], shapes.get("generator")
+    held = dtype_bytes * (actor.weights + (generator.weights if generator else 0.0))
+    trained, loop = 0.0, job.loop or Loop()
+    for part in job.parts if loop.sequences.train else ():
+        trained += TRAINED_BYTES * actor.lora(part.actor_rank)
+        if generator is not None:
+            # The generator as it was given is held beside one that is trained in full.
+            full = part.generator == "full"
+            trained += (
+                4 * dtype_bytes * generator.weights if full else TRAINED_BYTES * generator.lora(part.generator_rank)
+            )
+            trained += TRAINED_BYTES * part.more_weights(actor, generator) if part.more_weights else 0.0
+    held += dtype_bytes * actor.body * loop.merged_actor
+    cache = max(2 * model.layers * model.keys for model in shapes.values()) * batch_tokens * dtype_bytes
+    return held + trained + cache

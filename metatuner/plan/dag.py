@@ -1,0 +1,284 @@
+"""What the Snakefile asks: the plan's packs, keys and files, in Snakemake's terms."""
+
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metatuner.analysis.figures import figures_of
+from metatuner.analysis.tables import tables_of
+from metatuner.config import Config, dump_config, load_config
+from metatuner.errors import UserError
+from metatuner.files import write_text
+from metatuner.hashing import ROOT, hash_code, hash_value
+from metatuner.plan import Pack, Plan
+
+ANALYSIS = ROOT / "metatuner" / "analysis"
+PUBLISHED = sorted((ROOT / "results" / "published").glob("*.csv"))
+
+
+def _typed(value: Any) -> Any:
+    """A value of Snakemake's --config, which leaves numbers and booleans inside mappings and lists as text."""
+    if isinstance(value, Mapping):
+        return {key: _typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    scalar = yaml.safe_load(value) if value.strip() else value
+    if isinstance(scalar, (int, float)) or value in ("null", "~"):
+        return scalar
+    try:
+        return float(value)  # YAML 1.1 takes 1e-4 for text
+    except ValueError:
+        return value
+
+
+def _check_writable(root: Path) -> None:
+    """UserError unless a results folder is there to be written, or can be made."""
+    if "{" in str(root) or "}" in str(root):
+        raise UserError(
+            f"results folder {root}: braces are Snakemake's; choose another folder with --config results=FOLDER"
+        )
+    there = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(
+            f"results folder {root}: {there} is no folder that can be written; make it one, or choose another folder "
+            "with --config results=FOLDER"
+        )
+
+
+class Dag:
+    """A plan seen as files."""
+
+    def __init__(self, config: Config) -> None:
+        self.plan = Plan(config)
+        self.layout = self.plan.layout
+        self.config_file = str(self.layout.config)
+
+    @classmethod
+    def from_snakemake(cls, config: Mapping[str, Any]) -> "Dag":
+        """From Snakemake's config: `preset`, and any keys that override it; what can be wrong with it is found here."""
+        overrides = {key: _typed(value) for key, value in config.items() if key != "preset"}
+        dag = cls(load_config(str(config["preset"]), overrides))
+        dag.plan.check()
+        _check_writable(dag.layout.root)
+        return dag
+
+    def write_config(self) -> None:
+        """Write the resolved config, which every command reads."""
+        text, path = dump_config(self.plan.config), self.layout.config
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
+    # ---- ground ------------------------------------------------------------------------------------------------
+
+    @property
+    def uses_nano_rows(self) -> bool:
+        """Whether any benchmark's rows come from the nano world."""
+        return any(benchmark.source == "nano" for benchmark in self.plan.config.benchmarks.values())
+
+    @property
+    def world_files(self) -> list[Path]:
+        """Raw nano rows."""
+        nano = [name for name, config in self.plan.config.benchmarks.items() if config.source == "nano"]
+        return [file for name in nano for file in self.plan.keys.source_files(name)]
+
+    @property
+    def world_words(self) -> list[str]:
+        """The command line's words for this preset's world: all that pretraining takes from a config."""
+        config = self.plan.config
+        world = {f"nano.{key}": value for key, value in config.nano.model_dump(mode="json").items()}
+        return [f"{key}={json.dumps(value)}" for key, value in sorted(world.items())] + [f"cache={config.cache}"]
+
+    @property
+    def world_key(self) -> str:
+        """What the raw nano rows depend on."""
+        return hash_value([self.plan.keys.world_key, self.plan.keys.world_sizes()])
+
+    @property
+    def world_report_key(self) -> str:
+        """What the measured bars depend on."""
+        return hash_value([self.world_key, hash_code(ROOT / "metatuner" / "nano" / "bars.py")])
+
+    @property
+    def model_marks(self) -> list[Path]:
+        """The files whose existence means that the nano models are complete."""
+        keys = self.plan.keys
+        return [self.layout.model(role, keys.nano_key(role)) / "pretraining.json" for role in keys.nano_roles]
+
+    def data_inputs(self, benchmark: str) -> list[Path]:
+        """Raw files of a benchmark; none for the Hub."""
+        return list(self.plan.keys.source_files(benchmark))
+
+    def split_file(self, benchmark: str) -> Path:
+        return self.layout.data(benchmark) / "splits.json"
+
+    # ---- packs -------------------------------------------------------------------------------------------------
+
+    def _pack(self, packs: Mapping[str, Any], name: str) -> Any:
+        if name not in packs:
+            raise UserError(f"no pack {name!r} in this preset; see results/<preset>/packs")
+        return packs[name]
+
+    def fit_inputs(self, name: str) -> list[Path]:
+        """Splits of the benchmarks a pack trains on, and the packs it builds on."""
+        pack = self._pack(self.plan.packs.fits, name)
+        trained = dict.fromkeys(benchmark for key in pack.keys for benchmark in self.plan.grid.fits[key].train)
+        return [*map(self.split_file, trained), *map(self.plan.packs.fit_file, pack.needs)]
+
+    def first_packs(self, packs: dict[str, Pack]) -> str:
+        """A pattern of the names of the packs that the main experiment needs."""
+        return "|".join(name for name, pack in packs.items() if self.plan.packs.comes_first(pack))
+
+    def fit_keys(self, name: str) -> list[str]:
+        """Keys of a fit pack."""
+        return list(self._pack(self.plan.packs.fits, name).keys)
+
+    @property
+    def efficiency_inputs(self) -> list[Path]:
+        """The packs of the policies that are timed, fitted and evaluated, and splits to time them on."""
+        packs, timed = self.plan.packs, self.plan.grid.timed_cells
+        fits, cells = {cell.fit.key for cell in timed}, {cell.key for cell in timed}
+        fitted = [name for name, pack in packs.fits.items() if not fits.isdisjoint(pack.keys)]
+        tested = [name for name, pack in packs.evaluations.items() if not cells.isdisjoint(pack.keys)]
+        splits = dict.fromkeys(self.split_file(cell.benchmark) for cell in timed)
+        return [*splits, *map(packs.fit_file, fitted), *map(packs.evaluation_file, tested)]
+
+    @property
+    def efficiency_key(self) -> str:
+        """What timings are of."""
+        keys = [cell.fit.key for cell in self.plan.grid.timed_cells]
+        return hash_value([keys, hash_code(ROOT / "metatuner" / "run" / "efficiency.py")])
+
+    def table_inputs(self, name: str) -> list[Path]:
+        """What a table is made of, beside cells and logs."""
+        return [self.layout.scores, *([self.layout.efficiency] if name == "table_5" else [])]
+
+    def evaluate_inputs(self, name: str) -> list[Path]:
+        """Splits of the benchmarks a pack is tested on, and the fit packs that hold its policies."""
+        pack = self._pack(self.plan.packs.evaluations, name)
+        tested = dict.fromkeys(self.plan.grid.cells[key].benchmark for key in pack.keys)
+        return [*map(self.split_file, tested), *map(self.plan.packs.fit_file, pack.needs)]
+
+    def evaluate_keys(self, name: str) -> list[str]:
+        """Keys of an evaluate pack."""
+        return list(self._pack(self.plan.packs.evaluations, name).keys)
+
+    def retry(self, step: str, name: str) -> str:
+        """A number that changes when a pack must run again though its keys are the same ("" for 0).
+
+        It counts the runs that left a failure, and those for something that a pack's file calls complete but is no
+        longer there. The job gets the number and leaves it (after a failure the next one) for the next run to find.
+        """
+        path = self.layout.pack(step, name)
+        attempts = self.layout.attempts(step, name)
+        count = int(attempts.read_text(encoding="utf-8")) if attempts.is_file() else 0
+        if path.is_file():
+            outcomes = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
+            keys = [outcome["key"] for outcome in outcomes if outcome["status"] == "ok"]
+            count += not all(self._is_there(step, key) for key in keys)
+        return str(count) if count else ""
+
+    def _is_there(self, step: str, key: str) -> bool:
+        if step == "evaluate":
+            return self.layout.cell(key).is_dir()
+        # A key that is no longer in the plan makes its pack run anyway.
+        return key not in self.plan.grid.fits or self.plan.packs.is_complete(self.plan.grid.fits[key])
+
+    @property
+    def collected_files(self) -> list[Path]:
+        """Outcomes, and what `scores` makes of them: asked for, as a lost file is not made again for its heirs."""
+        return [
+            *self.plan.packs.files,
+            self.layout.settings,
+            self.layout.methods,
+            self.layout.searches,
+            self.layout.query_scores,
+        ]
+
+    # ---- tuning ------------------------------------------------------------------------------------------------
+
+    def tuning_needs(self, benchmark: str) -> list[str]:
+        """Keys of what the searches on a benchmark build on."""
+        return [fit.key for fit in self.plan.searches.needs(benchmark)]
+
+    def tune_inputs(self, method: str, benchmark: str) -> list[Path]:
+        """What a search reads: splits, and warm-ups if its method builds on some."""
+        builds_on = self.plan.registry[method.partition(".")[0]].cls.requires
+        return [self.split_file(benchmark), *([self.layout.pack("tune", benchmark)] if builds_on else [])]
+
+    @property
+    def tune_files(self) -> list[Path]:
+        """All searches of the preset."""
+        return [self.layout.tune(method, benchmark) for method, benchmark in self.plan.searches.all]
+
+    # ---- results -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def scores_key(self) -> str:
+        """What scores.csv, the files written with it and the provenance depend on beside the packs."""
+        code = hash_code(ANALYSIS / "results" / "scores.py", ANALYSIS / "results" / "provenance.py")
+        rows = [row.as_dict() for row in self.plan.grid.rows]
+        return hash_value([rows, self.plan.descriptions, self.plan.searches.describe(), code])
+
+    @cached_property
+    def tables_key(self) -> str:
+        """What tables depend on beside scores.csv."""
+        return hash_code(ANALYSIS / "tables" / "__init__.py", data=PUBLISHED)
+
+    @cached_property
+    def figures_key(self) -> str:
+        """What figures depend on beside scores.csv."""
+        return hash_code(ANALYSIS / "figures" / "__init__.py", data=PUBLISHED)
+
+    @cached_property
+    def claims_key(self) -> str:
+        """What claims depend on beside scores.csv."""
+        experiments = self.plan.config.model_dump(mode="json")["experiments"]
+        return hash_value([experiments, hash_code(ANALYSIS / "claims" / "__init__.py", data=PUBLISHED)])
+
+    @cached_property
+    def framework_key(self) -> str:
+        """What the drawing of the framework depends on."""
+        return hash_value(
+            [self.plan.settings.framework(), self.plan.config.preset, hash_code(ANALYSIS / "figures" / "framework.py")]
+        )
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the preset's tables."""
+        return list(tables_of(self.plan.config))
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the preset's figures that are drawn from scores."""
+        return list(figures_of(self.plan.config))
+
+    @cached_property
+    def report_key(self) -> str:
+        """What the report depends on beside the files that it shows."""
+        assets = [path for path in sorted((ANALYSIS / "report").iterdir()) if path.suffix in (".css", ".js", ".jinja")]
+        return hash_code(ANALYSIS / "report" / "page.py", data=assets)
+
+    @property
+    def report_inputs(self) -> list[Path]:
+        """The files that the report shows."""
+        layout = self.layout
+        files = [layout.scores, layout.provenance]
+        drawn = self.figures + ["figure_2"] * (self.plan.settings.framework() is not None)
+        files += [layout.table(name, suffix) for name in self.tables for suffix in ("csv", "md", "tex", "json")]
+        files += [layout.figure(name, suffix) for name in drawn for suffix in ("png", "pdf")]
+        files += [layout.claims(suffix) for suffix in ("csv", "parts.csv", "md")]
+        if self.uses_nano_rows:
+            files += [layout.root / "world.json", layout.root / "world.md"]
+        return files
+
+    @property
+    def result_files(self) -> list[Path]:
+        """What `snakemake --cores all` makes."""
+        return [*self.report_inputs, self.layout.report]

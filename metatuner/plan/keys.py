@@ -1,0 +1,217 @@
+"""What models, rows and code are, as hashes; and where their files lie."""
+
+import json
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from metatuner import nano
+from metatuner.config import BenchmarkConfig, Config, Layout, ModelConfig, expand_path
+from metatuner.errors import UserError
+from metatuner.harness.benchmarks import benchmark_file
+from metatuner.harness.registry import Registry
+from metatuner.hashing import ROOT, hash_code, hash_file, hash_value
+
+HARNESS, RUN = ROOT / "metatuner" / "harness", ROOT / "metatuner" / "run"
+LOCK = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "trl",
+    "accelerate",
+    "dspy",
+    "lm-eval",
+    "datasets",
+    "math-verify",
+    "numpy",
+)
+SMALL_FILE = 64 * 2**20
+"""Bytes below which a file of a local model is known by its content."""
+
+_code = cache(hash_code)
+"""The hash of code is the same for all plans of a process, and takes most of the time of making one."""
+
+
+@cache
+def lock_versions() -> dict[str, str]:
+    """Installed versions of the packages whose numerics or behaviour scores depend on."""
+    found = {"python": platform.python_version().rsplit(".", 1)[0]}
+    for name in LOCK:
+        try:
+            found[name] = version(name).split("+")[0]
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def _folder_hash(folder: Path, key: str) -> str:
+    """What a local model folder holds: small files by their bytes, shards by name, size and time of change."""
+    if not folder.is_dir():
+        raise UserError(f"config key {key!r}: no folder {folder}; name a folder that exists, or a Hub id")
+    parts = []
+    for path in sorted(file for file in folder.iterdir() if file.is_file()):
+        status = path.stat()
+        small = status.st_size < SMALL_FILE
+        parts.append([path.name, hash_file(path) if small else [status.st_size, status.st_mtime_ns]])
+    return hash_value(parts)
+
+
+def is_local(model: ModelConfig) -> bool:
+    """A path (with a slash at its start, a dot or a variable) rather than a Hub id."""
+    return model.path.startswith(("/", ".", "~", "$")) or Path(model.path).is_dir()
+
+
+class Keys:
+    """The hashes that keys of fits, cells and searches are made of."""
+
+    def __init__(self, config: Config, registry: Registry) -> None:
+        self.config, self.registry = config, registry
+        self.layout = Layout(config)
+        self.world = nano.World(seed=config.nano.world_seed, null=config.nano.null)
+
+    # ---- models ------------------------------------------------------------------------------------------------
+
+    def model_config(self, role: str) -> ModelConfig:
+        """The actor's config for "actor", else the named generator's."""
+        return self.config.models.actor if role == "actor" else self.config.models.generators[role]
+
+    def _nano_role(self, role: str) -> str | None:
+        """The recipe of a nano model; None for any other."""
+        path = self.model_config(role).path
+        return path.removeprefix("nano:") if path.startswith("nano:") else None
+
+    @cache
+    def model_identity(self, role: str) -> str:
+        """What a model is and how it is used, code left out: a nano model's recipe, constants and given weights, a
+        folder's content, or a Hub id and revision."""
+        model = self.model_config(role)
+        used = model.model_dump(mode="json", exclude={"device"})
+        recipe = self._nano_role(role)
+        if recipe is not None:
+            return hash_value([used, nano.model_identity(recipe, self.world), self.config.nano.trained])
+        if is_local(model):
+            return hash_value([used, _folder_hash(self.model_path(role), self._model_place(role))])
+        return hash_value(used)
+
+    @cache
+    def model_key(self, role: str) -> str:
+        """A model's identity, and for a nano model the code and the torch version that train it."""
+        recipe = self._nano_role(role)
+        return hash_value([self.model_identity(role), None if recipe is None else self.nano_key(recipe)])
+
+    def _model_place(self, role: str) -> str:
+        return "models.actor.path" if role == "actor" else f"models.generators.{role}.path"
+
+    def model_path(self, role: str) -> Path:
+        """The folder of a nano or local model."""
+        recipe = self._nano_role(role)
+        if recipe is not None:
+            return self.layout.model(recipe, self.nano_key(recipe))
+        return expand_path(self.model_config(role).path, self._model_place(role))
+
+    def nano_key(self, recipe: str) -> str:
+        """What a pretrained nano model depends on: its recipe's code, the world, and torch."""
+        # Models that are pretrained although others come with the package are not the same.
+        mark = [] if self.config.nano.given else ["trained here"]
+        key = nano.model_key(recipe, self.world)
+        return hash_value([key, self.config.nano.trained, lock_versions()["torch"], *mark])
+
+    def layers(self, role: str) -> int | None:
+        """Decoder layers of a model, as far as its recipe or its folder says without a library."""
+        recipe = self._nano_role(role)
+        if recipe is not None:
+            return nano.RECIPES[recipe].layers
+        file = self.model_path(role) / "config.json" if is_local(self.model_config(role)) else None
+        if file is None or not file.is_file():
+            return None
+        layers: int | None = json.loads(file.read_text(encoding="utf-8")).get("num_hidden_layers")
+        return layers
+
+    @property
+    def nano_roles(self) -> list[str]:
+        """The recipes of the nano models that the experiments use."""
+        generators = {name for experiment in self.config.experiments.values() for name in experiment.generators}
+        return sorted({recipe for role in ("actor", *generators) if (recipe := self._nano_role(role)) is not None})
+
+    # ---- rows --------------------------------------------------------------------------------------------------
+
+    @property
+    def world_key(self) -> str:
+        """What the nano world's rows depend on: its constants, code and seed."""
+        return nano.world_key(self.world)
+
+    def world_sizes(self) -> dict[str, dict[str, int]]:
+        """Raw rows to write for each nano benchmark: what the splits take, and train rows enough for all seeds."""
+        sizes = {}
+        for name, config in self.config.benchmarks.items():
+            if config.source == "nano":
+                wanted = config.sizes
+                if wanted.train is None or wanted.test is None:
+                    raise UserError(f"benchmarks.{name}.sizes: the nano world has no end; give train and test a number")
+                pool = max(2000, 4 * (wanted.train + wanted.dev))
+                sizes[name] = {"train": pool, "tune": wanted.tune, "test": wanted.test, "audit": wanted.audit}
+        return sizes
+
+    @cache
+    def source_files(self, benchmark: str) -> tuple[Path, ...]:
+        """The raw files of a local or nano benchmark: train, test and, in the nano world, tune and audit."""
+        config = self.config.benchmarks[benchmark]
+        if config.source == "nano":
+            splits = ("train", "tune", "test", "audit")
+            return tuple(self.layout.world / benchmark / f"{split}.jsonl" for split in splits)
+        if config.source == "local":
+            folder = expand_path(str(config.path), f"benchmarks.{benchmark}.path") / benchmark
+            files = (folder / "train.jsonl", folder / "test.jsonl")
+            for file in files:
+                if not file.is_file():
+                    raise UserError(
+                        f"benchmarks.{benchmark}.path: no file {file}; see docs/benchmarks.md for the schema"
+                    )
+            return files
+        return ()
+
+    def _rows(self, benchmark: str, world: str) -> str:
+        """What a benchmark's rows are; `world` stands for what the nano world's are made by."""
+        config: BenchmarkConfig = self.config.benchmarks[benchmark]
+        source: Any = "hub"
+        if config.source == "nano":
+            source = [world, self.world_sizes()[benchmark]["train"]]
+        elif config.source == "local":
+            source = [hash_file(file) for file in self.source_files(benchmark)]
+        used = config.model_dump(mode="json", exclude={"path": True, "sizes": {"audit"}})
+        return hash_value([used, source])
+
+    @cache
+    def data_identity(self, benchmark: str) -> str:
+        """What a benchmark's rows are, code left out."""
+        return self._rows(benchmark, nano.world_identity(self.world))
+
+    @cache
+    def data_key(self, benchmark: str) -> str:
+        """What a benchmark's rows and its scoring depend on."""
+        code = _code(benchmark_file(benchmark), HARNESS / "splits.py")
+        return hash_value([self._rows(benchmark, self.world_key), code])
+
+    @cache
+    def public_key(self, benchmark: str) -> str:
+        """What is known of a benchmark without its rows."""
+        config = self.config.benchmarks[benchmark]
+        return hash_value([config.initial_prompt, config.max_new_tokens, _code(benchmark_file(benchmark))])
+
+    # ---- code --------------------------------------------------------------------------------------------------
+
+    @cache
+    def fit_code(self, method: str) -> str:
+        """The code that a method's fits run."""
+        registered = self.registry[method]
+        if registered.beside:
+            return hash_code(registered.file, RUN / "fitting.py", data=registered.beside)
+        return _code(registered.file, RUN / "fitting.py")
+
+    @cache
+    def evaluation_code(self) -> str:
+        """The code that evaluations run, and their task files."""
+        return hash_code(RUN / "evaluation.py", data=(HARNESS / "tasks").glob("*.yaml"))

@@ -1,0 +1,195 @@
+"""The settings of fits: a preset's, a variant's, those of a search's winner; and what a winner holds for.
+
+A *subject* of searches is a method ("metatuner_j"), or one of its own variants ("metatuner_j.without_p").
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from statistics import median_low
+from typing import Any
+
+from metatuner.config import BudgetConfig, Config, MethodConfig, ProposerConfig, SearchConfig, merge
+from metatuner.errors import UserError, suggest
+from metatuner.harness.method import make_settings, settings_dict
+from metatuner.harness.registry import Registry
+from metatuner.hashing import ROOT, hash_value
+from metatuner.plan.keys import Keys
+from metatuner.plan.types import Resolved
+from metatuner.plan.winners import Winner, read_winners
+
+
+class Settings:
+    """Resolves settings, and knows which stored winners are current. Building it checks all that the preset sets."""
+
+    def __init__(self, config: Config, registry: Registry, keys: Keys) -> None:
+        self.config, self.registry, self.keys = config, registry, keys
+        winners = config.tuning.winners
+        self.winners: dict[tuple[str, str], Winner] = read_winners(ROOT / winners) if winners else {}
+        self.expired: set[tuple[str, str]] = set()
+        """Winners that were wanted so far, and are not current."""
+        for name, method in config.methods.items():
+            known = registry[name].cls  # an unknown name is an error here
+            if known.internal and (method.search or method.variants):
+                key = "search" if method.search else "variants"
+                raise UserError(
+                    f"methods.{name}.{key}: {name!r} only serves other methods and is not tuned; leave it out"
+                )
+            for subject in (name, *(f"{name}.{variant}" for variant in method.variants)):
+                self._check(subject)
+
+    # ---- subjects ----------------------------------------------------------------------------------------------
+
+    @cache
+    def subject(self, subject: str) -> MethodConfig:
+        """A subject's config: the method's, with what the variant sets."""
+        name, _, variant = subject.partition(".")
+        method = self.config.methods.get(name) or MethodConfig()  # type: ignore[call-arg]
+        if not variant:
+            return method
+        if variant not in method.variants:
+            raise UserError(f"methods.{name}.variants: no variant {variant!r}; {suggest(variant, method.variants)}")
+        own = method.variants[variant]
+        search = method.search if own.search is None else own.search
+        return method.model_copy(update={"settings": merge(method.settings, own.settings), "search": search})
+
+    def _place(self, subject: str, key: str) -> str:
+        """Where a subject's key stands in the config."""
+        method, _, variant = subject.partition(".")
+        return f"methods.{method}.variants.{variant}.{key}" if variant else f"methods.{method}.{key}"
+
+    def _check(self, subject: str) -> None:
+        config = self.subject(subject)
+        for over in ({}, *({setting: _first(space)} for setting, space in config.search.items())):
+            place = self._place(subject, "search" if over else "settings")
+            self._checked(subject.partition(".")[0], {**config.settings, **over}, place)
+
+    def _checked(self, method: str, values: Mapping[str, Any], where: str) -> Resolved:
+        """Settings of a method and of those it requires, from config values; `where` names the place in errors."""
+        registered = self.registry[method]
+        cls = registered.cls
+        required = {name: values[name] for name in cls.requires if name in values}
+        own = {} if registered.broken else {name: value for name, value in values.items() if name not in cls.requires}
+        known = [field.name for field in fields(cls.Settings)] + list(cls.requires)
+        for name in own:
+            if name not in known:
+                raise UserError(f"{where}: unknown setting {name!r} of method {method}; {suggest(name, known)}")
+        for name, over in required.items():
+            if not isinstance(over, dict):
+                raise UserError(f"{where}.{name}: must be a mapping of {name}'s settings, got {over!r}")
+            make_settings(self.registry[name].cls, over, f"{where}.{name}")
+        return Resolved(make_settings(cls, own, where), required)
+
+    def resolve(
+        self,
+        subject: str,
+        train: tuple[str, ...],
+        over: Mapping[str, Any] | None = None,
+        *,
+        winners: bool = True,
+        where: str = "",
+    ) -> Resolved:
+        """A fit's settings.
+
+        Order: the dataclass's defaults, the preset's `settings`, those of the method's variant that the subject names,
+        the subject's stored winner of this benchmark if it is current, then `over`, an experiment's variant; `where` is
+        its place in the config. Trained on several benchmarks, each searched setting has the median of its values in
+        their winners (the lower one, of an even number), so that no row of another benchmark chooses.
+        """
+        config, method = self.subject(subject), subject.partition(".")[0]
+        values: dict[str, Any] = dict(config.settings)
+        tuned = "none"
+        if winners and config.search and train:
+            found, tuned = self._winners_of(subject, train)
+            if found and len(train) == 1:
+                values |= found[0].settings
+            elif found:
+                own = self._checked(method, values, self._place(subject, "settings")).values
+                for name in config.search:
+                    values[name] = median_low([winner.settings.get(name, own[name]) for winner in found])
+        resolved = self._checked(method, merge(values, over or {}), where or self._place(subject, "settings"))
+        return Resolved(resolved.own, resolved.required, tuned)
+
+    def searched(self, subject: str, over: Mapping[str, Any]) -> dict[str, Any]:
+        """All searched settings of a trial, those that it leaves as the preset has them included."""
+        values = self.resolve(subject, (), over, winners=False).values
+        return {name: values[name] for name in self.subject(subject).search}
+
+    # ---- winners -----------------------------------------------------------------------------------------------
+
+    @property
+    def tuning_generator(self) -> str:
+        """Searches use the main experiment's first generator."""
+        return self.config.experiments[self.config.main].generators[0]
+
+    @cache
+    def winner_key(self, subject: str, benchmark: str) -> str:
+        """What a search's winner holds for: subject, search space, fixed settings, budget, rows, models, trials.
+
+        Code and package versions are left out: only another search replaces a search.
+        """
+        config, method = self.subject(subject), subject.partition(".")[0]
+        cls = self.registry[method].cls
+        over = {name: config.settings.get(name) for name in cls.requires}
+        own = self.resolve(subject, (), winners=False).own
+        proposer = self.proposer(method, own)
+        depends = {
+            "subject": subject,
+            "search": {name: space.model_dump(mode="json") for name, space in config.search.items()},
+            "fixed": config.settings,
+            "required": [self.resolve(name, (benchmark,), over[name]).values for name in cls.requires],
+            "budget": self.budget(method).counts,
+            "data": self.keys.data_identity(benchmark),
+            "actor": self.keys.model_identity("actor"),
+            "generator": self.keys.model_identity(self.tuning_generator) if cls.uses_generator else None,
+            "trials": self.config.tuning.trials,
+            "seed": self.config.tuning.seed,
+        }
+        if proposer is not None:
+            depends["proposer"] = proposer.identity
+        return hash_value(depends)
+
+    def is_current(self, winner: Winner) -> bool:
+        """Whether a stored winner holds for this preset."""
+        return winner.key == self.winner_key(winner.method, winner.benchmark)
+
+    def _winners_of(self, subject: str, train: tuple[str, ...]) -> tuple[list[Winner], str]:
+        """A current winner for each train benchmark, and what to call that; none where one is missing or expired."""
+        stored = {name: self.winners.get((subject, name)) for name in train}
+        found = [one for one in stored.values() if one and self.is_current(one)]
+        if len(found) == len(train):
+            return found, "winner" if len(train) == 1 else "medians"
+        self.expired |= {(subject, name) for name, one in stored.items() if one and one not in found}
+        return [], "expired" if all(stored.values()) else "untuned"
+
+    # ---- what goes with a method -------------------------------------------------------------------------------
+
+    def budget(self, method: str) -> BudgetConfig:
+        """The limits of a method's fits."""
+        return self.config.budgets[self.budget_name(method)]
+
+    def budget_name(self, method: str) -> str:
+        """The name of a method's budget."""
+        return self.subject(method).budget
+
+    def proposer(self, method: str, settings: Any) -> ProposerConfig | None:
+        """The server that proposes prompts to a method under these settings; None where it asks none."""
+        server, cls = self.config.models.proposer, self.registry[method].cls
+        return server if server and cls(settings).asks_proposer else None
+
+    def framework(self) -> dict[str, Any] | None:
+        """What the drawing of MetaTuner shows: settings, models, K. None where no experiment has it."""
+        used = {method for experiment in self.config.experiments.values() for method in experiment.methods}
+        if "metatuner_j" not in used:
+            return None
+        role = self.tuning_generator
+        return {
+            "settings": settings_dict(self.resolve("metatuner_j", (), winners=False).own),
+            "generator": self.keys.model_config(role).path.rsplit("/", 1)[-1],
+            "actor": self.keys.model_config("actor").path.rsplit("/", 1)[-1],
+            "layers": self.keys.layers(role),
+        }
+
+
+def _first(space: SearchConfig) -> Any:
+    return space.values[0] if space.values is not None else space.low

@@ -1,0 +1,56 @@
+"""Stored winners of random search, each with the key of what it holds for."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from metatuner.errors import UserError
+from metatuner.files import write_json
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best trial of one search."""
+
+    method: str
+    """Or METHOD.VARIANT, for a variant tuned on its own."""
+    benchmark: str
+    settings: dict[str, Any]
+    """The searched settings only; {} where the preset's own won."""
+    score: float
+    """Mean primary metric on the tune split, 0 to 100; the best of all trials, so an optimistic figure."""
+    trials: int
+    failed: int
+    """Trials that did not finish; they count as tried and never win."""
+    at_edge: tuple[str, ...]
+    """Settings with a winning value at the edge of its range: widen it."""
+    key: str
+    """`Settings.winner_key` of the search; a winner is used while that is what the preset asks."""
+    commit: str | None = None
+    """The commit of the code that stored it; None where it is not known."""
+    date: str | None = None
+    """The day on which it was stored, as 2026-11-28."""
+    rival: dict[str, Any] | None = None
+    """The settings of the best of the other trials; None where there was one trial."""
+    rival_score: float | None = None
+    """Its score, as `score`."""
+
+
+def read_winners(path: Path) -> dict[tuple[str, str], Winner]:
+    """Stored winners by (method or METHOD.VARIANT, benchmark); none if there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        winners = [Winner(**{**record, "at_edge": tuple(record["at_edge"])}) for record in records]
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a file of winners ({error}); remove it or run the `tune` target again") from None
+    return {(winner.method, winner.benchmark): winner for winner in winners}
+
+
+def write_winners(path: Path, winners: Iterable[Winner]) -> None:
+    """Store winners, sorted, as JSON."""
+    ordered = sorted(winners, key=lambda winner: (winner.method, winner.benchmark))
+    write_json(path, [asdict(winner) for winner in ordered])

@@ -1,0 +1,157 @@
+"""What a policy costs per query: time and memory of writing prompts and parameters, time of answering with them.
+
+A policy prepares all queries first, then the ground answers. Entering a batch's adaptation, which makes LoRA factors,
+is writing too.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+from typing import TYPE_CHECKING, Any
+
+from metatuner import progress
+from metatuner.errors import UserError
+from metatuner.files import write_csv
+from metatuner.harness.policy import Policy
+from metatuner.harness.query import Query, to_query
+from metatuner.harness.rows import read_rows
+from metatuner.metering import measured, peak_allocated
+from metatuner.plan import Cell
+from metatuner.run.limits import Overdue, limit
+from metatuner.run.workshop import Workshop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from metatuner.lm import Adapt
+
+QUERIES = 32
+"""Tune rows that a policy is timed on: the first ones, a batch."""
+REPEATS = 3
+"""Rounds; plain actor and policy take turns."""
+COLUMNS = (
+    "method,benchmark,seed,queries,repeats,write_ms,answer_ms,plain_ms,write_share,write_share_low,write_share_high,"
+    "overhead,write_bytes,peak_memory_bytes,device"
+).split(",")
+
+
+def _finish_device_work() -> None:
+    """Wait for what a GPU was given to do: the call that starts a kernel returns before it is done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _now() -> float:
+    _finish_device_work()
+    return time.perf_counter()
+
+
+class Clock:
+    """The seconds in which adaptations were entered."""
+
+    def __init__(self) -> None:
+        self.entering = 0.0
+
+    def timed(self, adapt: "Adapt") -> "Adapt":
+        """The same adaptation on this clock."""
+
+        @contextmanager
+        def around(context: AbstractContextManager[Any]) -> "Iterator[Any]":
+            start = _now()
+            with context as inside:
+                self.entering += _now() - start
+                yield inside
+
+        return lambda batch: around(adapt(batch))
+
+
+def _times(policy: Policy, queries: Sequence[Query]) -> tuple[float, float]:
+    """Seconds of writing and of answering."""
+    start = _now()
+    prepared = policy.prepare(queries)
+    prepared_at, clock = _now(), Clock()
+    policy.ground.answer(
+        queries,
+        prepared.prompts,
+        demos=prepared.demos,
+        adapt=None if prepared.adapt is None else clock.timed(prepared.adapt),
+        actor=prepared.actor,
+    )
+    return prepared_at - start + clock.entering, _now() - prepared_at - clock.entering
+
+
+def measure(shop: Workshop, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """One line per cell: median times of its policy on tune rows of its benchmark, in milliseconds per query.
+
+    `write_share` is writing over answering, with its quartiles over rounds; `overhead` writing and answering over the
+    plain actor's answering under p~; `write_bytes` the most that writing for all the queries allocates at a time beyond
+    the models. A policy that cannot be timed has no line, and the log says why.
+    """
+    lines = []
+    countdown = progress.Countdown(len(cells), "policies timed")
+    for cell in cells:
+        rows = read_rows(shop.layout.data(cell.benchmark) / "tune.jsonl")[:QUERIES]
+        if not rows:
+            raise UserError(f"benchmarks.{cell.benchmark}.sizes.tune: no tune rows to time policies on; set it above 0")
+        try:
+            with limit(shop.patience(cell.fit.method)["seconds"], Overdue):
+                lines.append(_line(shop, cell, [to_query(row) for row in rows]))
+        except (Exception, Overdue, SystemExit) as error:  # a method's policy may raise anything
+            why = " ".join(str(error).split()) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            progress.say(f"{cell.fit.method} on {cell.benchmark} is not timed: {why}")
+        countdown.step()
+    return lines
+
+
+def _line(shop: Workshop, cell: Cell, queries: Sequence[Query]) -> dict[str, Any]:
+    with measured() as meter:
+        policy = shop.open_policy(cell.fit, share=False)
+        plain_ground = shop.ground("", share=False)
+        prompts = [shop.benchmarks[query.benchmark].initial_prompt for query in queries]
+        plain, write, answer = [], [], []
+        policy.respond(queries[:2])  # what is made once is no cost of a query
+        for _ in range(REPEATS):
+            start = _now()
+            plain_ground.answer(queries, prompts)
+            plain.append(_now() - start)
+            written, answered = _times(policy, queries)
+            write.append(written)
+            answer.append(answered)
+    shares = [one / other for one, other in zip(write, answer, strict=True)]
+    low, _, high = quantiles(shares, n=4, method="inclusive")
+    overheads = [(one + two) / base for one, two, base in zip(write, answer, plain, strict=True)]
+    each = 1000 / len(queries)
+
+    def write_all() -> None:
+        prepared = policy.prepare(queries)
+        if prepared.adapt is not None:
+            with prepared.adapt(list(range(len(queries)))):
+                pass
+
+    devices = {lm.device for lm in (policy.ground.actor, policy.ground.generator) if lm is not None}
+    return {
+        "method": cell.fit.method,
+        "benchmark": cell.benchmark,
+        "seed": cell.fit.seed,
+        "queries": len(queries),
+        "repeats": REPEATS,
+        "write_ms": f"{each * median(write):.3f}",
+        "answer_ms": f"{each * median(answer):.3f}",
+        "plain_ms": f"{each * median(plain):.3f}",
+        "write_share": f"{median(shares):.4f}",
+        "write_share_low": f"{low:.4f}",
+        "write_share_high": f"{high:.4f}",
+        "overhead": f"{median(overheads):.3f}",
+        "write_bytes": sum(peak_allocated(write_all, device) for device in devices),
+        "peak_memory_bytes": meter.peak_gpu_memory_bytes or meter.peak_memory_bytes,
+        "device": str(plain_ground.actor.device),
+    }
+
+
+def write(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write efficiency.csv."""
+    write_csv(path, [COLUMNS, *([line[name] for name in COLUMNS] for line in lines)])

@@ -1,0 +1,199 @@
+"""Evaluation through lm-eval: one model class wraps any policy, tasks are the YAML files in `tasks/`."""
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import lm_eval
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from lm_eval.tasks import TaskManager
+
+from metatuner.errors import UserError
+from metatuner.files import write_json, write_lines
+from metatuner.harness.benchmarks import Benchmark
+from metatuner.harness.policy import Policy
+from metatuner.harness.query import Query, Response
+from metatuner.harness.tasks.functions import STOPPED
+from metatuner.hashing import ROOT
+
+TASKS = ROOT / "metatuner" / "harness" / "tasks"
+
+
+@register_model("metatuner_policy")
+class PolicyLM(LM):
+    """A policy as an lm-eval model; the policy brings its own prompts and decodes by its benchmark's rules."""
+
+    open_policy: ClassVar[Callable[..., Policy] | None] = None
+    """Opens the policy that `--model_args` names; set by `lm_eval_command`."""
+
+    def __init__(self, policy: Policy, ask_as: str = "") -> None:
+        """Wrap a policy.
+
+        Args:
+            policy: answers the requests.
+            ask_as: the benchmark whose initial prompt, stops and length limit serve tasks other than ours.
+        """
+        super().__init__()
+        self.policy = policy
+        self.ask_as = ask_as
+        self.responses: dict[str, Response] = {}
+        """The last responses, by the query's id."""
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
+        """A model from `--model_args`: `ask_as` is ours, `open_policy` gets the rest."""
+        if cls.open_policy is None:
+            raise UserError("model metatuner_policy: policies are opened by the command line; use `metatuner lm-eval`")
+        names = dict(arg_dict)
+        ask_as = names.pop("ask_as", "")
+        return cls(cls.open_policy(**names), ask_as)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """The policy's completions, in order."""
+        queries = [self._query(request) for request in requests]
+        responses = self.policy.respond(queries)
+        self.responses = {query.id: response for query, response in zip(queries, responses, strict=True)}
+        return [
+            _cut(response.completion, request.args[1].get("until"))
+            for request, response in zip(requests, responses, strict=True)
+        ]
+
+    def _query(self, request: Instance) -> Query:
+        text = request.args[0]
+        if (request.task_name or "").startswith("metatuner_"):
+            return Query(request.doc["id"], request.doc["benchmark"], text)
+        if not self.ask_as:
+            raise UserError(
+                f"task {request.task_name} is not one of metatuner's: add ask_as=BENCHMARK to --model_args, "
+                "the benchmark whose initial prompt and limits to use"
+            )
+        return Query(f"{request.task_name}-{request.doc_id}", self.ask_as, text)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Raises: a policy answers in text only."""
+        raise UserError("model metatuner_policy only generates; choose tasks with output_type generate_until")
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Raises: a policy answers in text only."""
+        raise UserError("model metatuner_policy only generates; choose tasks with output_type generate_until")
+
+
+def _cut(completion: str, until: str | Sequence[str] | None) -> str:
+    """A completion up to a task's own stop texts."""
+    for stop in [until] if isinstance(until, str) else until or []:
+        completion = completion.split(stop)[0] if stop else completion
+    return completion
+
+
+def evaluate_policy(
+    policy: Policy, benchmark: Benchmark, test_file: Path, out: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Ask a policy every test row, score its answers, and write `predictions.jsonl` and `metrics.json` to `out`.
+
+    The files hold no times: the same policy gives the same bytes.
+
+    Args:
+        policy: what is evaluated.
+        benchmark: whose task is run.
+        test_file: a split file of rows.
+        out: an existing folder.
+
+    Returns:
+        The records, in the order of the test file, one a row: id, kind, group (a hash of the row's), prompt,
+        completion, extracted, gold, score (the primary metric), metrics, stopped (why scoring was cut short, or None),
+        prompt_tokens, completion_tokens, truncated, cut_tokens, cut_demos. And the summary: task, version, n, primary,
+        metrics (means, 0 to 1), and how many rows were truncated, cut, without some demonstrations, unextracted,
+        stopped (by reason).
+    """
+    model = PolicyLM(policy)
+    tasks = _load_task(benchmark, test_file)
+    (name,) = tasks["tasks"]
+    results = lm_eval.evaluate(lm=model, task_dict=tasks, bootstrap_iters=0)
+    samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
+    records = [_record(sample, model.responses[sample["doc"]["id"]], benchmark) for sample in samples]
+    summary = {
+        "task": name,
+        "version": results["versions"][name],
+        "n": len(records),
+        "primary": benchmark.primary,
+        "metrics": {metric: float(results["results"][name][f"{metric},extract"]) for metric in benchmark.metrics},
+        "truncated": sum(record["truncated"] for record in records),
+        "cut": sum(record["cut_tokens"] > 0 for record in records),
+        "cut_demos": sum(record["cut_demos"] > 0 for record in records),
+        "unextracted": sum(record["extracted"] is None for record in records),
+        STOPPED: dict(Counter(record[STOPPED] for record in records if record[STOPPED] is not None)),
+    }
+    write_lines(out / "predictions.jsonl", records, sort_keys=True)
+    write_json(out / "metrics.json", summary)
+    return records, summary
+
+
+def _load_task(benchmark: Benchmark, test_file: Path) -> dict[str, Any]:
+    manager = TaskManager(include_path=TASKS, include_defaults=False, metadata={"rows": str(test_file)})
+    name = f"metatuner_{benchmark.id}"
+    if name in manager.all_tasks:
+        return manager.load(name)
+    # A benchmark of one file has no task file: what `_rows.yaml` leaves open follows from its class.
+    mean = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in benchmark.metrics]
+    config = {
+        "include": str(TASKS / "_rows.yaml"),
+        "task": name,
+        "dataset_kwargs": {"benchmark": benchmark.id},
+        "metric_list": [*mean, {"metric": STOPPED, "aggregation": "metatuner_share", "higher_is_better": False}],
+        "metadata": {"version": benchmark.version},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.yaml"
+        path.write_text(json.dumps(config), encoding="utf-8")
+        return manager.load(str(path))
+
+
+def _record(sample: dict[str, Any], response: Response, benchmark: Benchmark) -> dict[str, Any]:
+    row = sample["doc"]
+    return {
+        "id": row["id"],
+        "kind": row["kind"],
+        "group": hashlib.sha256(row["group"].encode()).hexdigest()[:12],
+        "prompt": response.prompt,
+        "completion": response.completion,
+        "extracted": sample["filtered_resps"][0],
+        "gold": list(row["gold"]),
+        "score": sample[benchmark.primary],
+        "metrics": {metric: sample[metric] for metric in benchmark.metrics},
+        STOPPED: sample[STOPPED],
+        "prompt_tokens": response.prompt_tokens,
+        "completion_tokens": response.completion_tokens,
+        "truncated": response.truncated,
+        "cut_tokens": response.cut_tokens,
+        "cut_demos": response.cut_demos,
+    }
+
+
+def lm_eval_command(argv: Sequence[str], open_policy: Callable[..., Policy]) -> None:
+    """lm-eval's own command line, with model `metatuner_policy` registered and our tasks among those it finds.
+
+    Args:
+        argv: its arguments, e.g. `--model metatuner_policy --model_args ... --tasks metatuner_gsm8k`.
+        open_policy: gets the items of `--model_args` by keyword and returns the policy to evaluate.
+    """
+    from lm_eval.__main__ import cli_evaluate
+
+    words = list(argv)
+    runs = words[:1] == ["run"] or (words[:1] != [] and words[0].startswith("--") and words[0] != "--help")
+    if runs and "--include_path" not in words:
+        words += ["--include_path", str(TASKS)]
+    before = sys.argv
+    PolicyLM.open_policy = staticmethod(open_policy)
+    sys.argv = ["metatuner lm-eval", *words]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = before
+        PolicyLM.open_policy = None

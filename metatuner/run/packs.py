@@ -1,0 +1,97 @@
+"""Jobs: the fits or the cells of a pack, one after the other, and the list of what became of each."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+from metatuner import progress
+from metatuner.config import Layout
+from metatuner.errors import UserError, suggest
+from metatuner.files import read_json, write_json, write_text
+from metatuner.plan import Cell, Fit, Pack, Plan
+from metatuner.run.fitting import Outcome
+from metatuner.run.workshop import Workshop
+
+Item = TypeVar("Item", Fit, Cell)
+
+
+def fit_pack(shop: Workshop, name: str, attempt: int) -> None:
+    """Compute the fits of a pack. `attempt`: the number that the workflow gave this run of the job."""
+    packs, fits = shop.plan.packs, shop.plan.grid.fits
+    chosen = [fits[key] for key in _pack(packs.fits, name).keys]
+    shop.check_splits({benchmark for fit in chosen for benchmark in fit.train})
+    work = _each(chosen, packs.is_complete, lambda fit, last: shop.fit(fit, share=last), "fits")
+    _write(shop.layout, packs.step(name), name, work, attempt)
+
+
+def evaluate_pack(shop: Workshop, name: str, attempt: int) -> None:
+    """Evaluate the cells of a pack."""
+    packs, layout = shop.plan.packs, shop.layout
+    pack = _pack(packs.evaluations, name)
+    fitted = read_outcomes(map(packs.fit_file, pack.needs))
+
+    def work(cell: Cell, last: bool) -> Outcome:
+        unknown = Outcome(
+            cell.fit.key,
+            "failed",
+            f"no pack names its fit {cell.fit.key}; the code changed during the run, run it again",
+        )
+        found = fitted.get(cell.fit.key, unknown)
+        if found.status != "ok":
+            return Outcome(cell.key, found.status, found.reason)
+        return shop.evaluate(cell, share=last)
+
+    cells = [shop.plan.grid.cells[key] for key in pack.keys]
+    shop.check_splits({cell.benchmark for cell in cells})
+    work_done = _each(cells, lambda cell: layout.cell(cell.key).is_dir(), work, "evaluations")
+    _write(layout, "evaluate", name, work_done, attempt)
+
+
+def outcomes(plan: Plan) -> dict[str, Outcome]:
+    """What became of every cell: of its evaluation, or of the fit that kept it from being evaluated."""
+    return read_outcomes(plan.packs.files)
+
+
+def read_outcomes(paths: Iterable[Path]) -> dict[str, Outcome]:
+    """Outcomes by key, from the packs' files that are there."""
+    records = [read_json(path, "remove it and run again")["outcomes"] for path in paths if path.is_file()]
+    return {record["key"]: Outcome(**record) for each in records for record in each}
+
+
+def write_outcomes(path: Path, found: Iterable[Outcome]) -> None:
+    """Write a pack's file."""
+    write_json(path, {"outcomes": [asdict(outcome) for outcome in found]})
+
+
+def _pack(packs: Mapping[str, Pack], name: str) -> Pack:
+    if name not in packs:
+        raise UserError(f"--pack {name!r}; {suggest(name, packs)}")
+    return packs[name]
+
+
+def _each(
+    items: list[Item], done: Callable[[Item], bool], work: Callable[[Item, bool], Outcome], what: str
+) -> list[Outcome]:
+    """Work through items; `work` learns of the last one that is to do, after which models may be spoilt."""
+    todo = [item.key for item in items if not done(item)]
+    countdown = progress.Countdown(len(todo), what)
+    found = []
+    for item in items:
+        outcome = work(item, todo[-1:] == [item.key])
+        found.append(outcome)
+        if outcome.status != "ok":
+            progress.say(f"{outcome.status}: {item.key}: {outcome.reason}")
+        if item.key in todo:
+            countdown.step()
+    return found
+
+
+def _write(layout: Layout, step: str, name: str, found: list[Outcome], attempt: int) -> None:
+    """Write a pack's file, and which attempt this was (see `Dag.retry`)."""
+    path = layout.attempts(step, name)
+    before = int(path.read_text(encoding="utf-8")) if path.is_file() else 0
+    count = max(before, attempt) + any(outcome.status == "failed" for outcome in found)
+    if count != before:
+        write_text(path, str(count))
+    write_outcomes(layout.pack(step, name), found)

@@ -1,0 +1,145 @@
+"""Random search: the trials of one subject on one benchmark, what they build on, and the winners of all searches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from math import log
+from typing import Any
+
+from metatuner import progress
+from metatuner.config import SearchConfig
+from metatuner.errors import UserError, suggest
+from metatuner.files import read_json, write_json
+from metatuner.harness.rows import Row, read_rows
+from metatuner.hashing import ROOT, git_state
+from metatuner.plan import Plan, Winner
+from metatuner.plan.winners import write_winners
+from metatuner.run.packs import write_outcomes
+from metatuner.run.workshop import Workshop
+
+
+def search(shop: Workshop, subject: str, benchmark: str) -> None:
+    """Try settings of one subject (a method, or METHOD.VARIANT) on one benchmark's tune rows; write the trials."""
+    plan, layout = shop.plan, shop.layout
+    if (subject, benchmark) not in plan.searches.all:
+        known = [f"{name} on {where}" for name, where in plan.searches.all]
+        wanted = f"{subject} on {benchmark}"
+        raise UserError(f"nothing to tune for {wanted}; {suggest(wanted, known)}")
+    shop.check_splits([benchmark])
+    rows = read_rows(layout.data(benchmark) / "tune.jsonl")
+    trials = plan.searches.trials(subject, benchmark)
+    countdown = progress.Countdown(len(trials), f"trials of {subject} on {benchmark}")
+    found = []
+    for over in trials:
+        result = _trial(shop, subject, benchmark, over, rows)
+        found.append({"settings": over, **result})
+        shown = result["reason"] or result["score"]
+        progress.say(f"{subject} on {benchmark}: {over or 'the preset itself'} -> {shown}")
+        countdown.step()
+    key = plan.settings.winner_key(subject, benchmark)
+    record = {"method": subject, "benchmark": benchmark, "key": key, "trials": found}
+    write_json(layout.tune(subject, benchmark), record)
+
+
+def warm_up(shop: Workshop, benchmark: str) -> None:
+    """Fit what the searches on one benchmark build on, so that searches that run side by side need not each.
+
+    Where one fails, the trials of what builds on it will say so; the others' go on.
+    """
+    shop.check_splits([benchmark])
+    found = [shop.fit(fit, share=False) for fit in shop.plan.searches.needs(benchmark)]
+    for outcome in found:
+        if outcome.status != "ok":
+            progress.say(f"{outcome.status}: {outcome.key}: {outcome.reason}")
+    write_outcomes(shop.layout.pack("tune", benchmark), found)
+
+
+def _trial(shop: Workshop, subject: str, benchmark: str, over: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """One trial, computed unless its score is at hand."""
+    fit = shop.plan.searches.fit(subject, benchmark, over)
+    path = shop.layout.trial(fit.key)
+    if path.is_file():
+        return dict(read_json(path, "remove it and run again"))
+    result = shop.trial(fit, rows)
+    if result["status"] == "ok":
+        write_json(path, result)
+    return result
+
+
+def store_winners(plan: Plan) -> bool:
+    """Store the winners of all finished searches in the preset's file; whether each had a trial that ended well.
+
+    A search of what the preset no longer asks replaces nothing. One that builds on another method's winner expires when
+    that one changes: the log names those to search again.
+    """
+    path = plan.config.tuning.winners
+    if path is None:
+        raise UserError("config key 'tuning.winners' is null; name the file that winners go to")
+    stored, lost = dict(plan.settings.winners), 0
+    for subject, benchmark in plan.searches.all:
+        file = plan.layout.tune(subject, benchmark)
+        if not file.is_file():
+            continue
+        record = read_json(file, "run the `tune` target again")
+        if record["key"] != plan.settings.winner_key(subject, benchmark):
+            progress.say(f"{file}: a search of other settings, rows, models or limits; run the `tune` target again")
+            continue
+        winner = _winner(plan, record)
+        if winner is None:
+            progress.say(f"{file}: every trial failed; see {plan.layout.logs}/tune/{subject}-{benchmark}.log")
+            file.unlink()  # so that the next `tune` tries again
+            lost += 1
+            continue
+        before = stored.get((subject, benchmark))
+        stamped = replace(winner, commit=before.commit, date=before.date) if before else winner
+        if stamped != before:
+            commit = git_state(ROOT)["commit"]
+            stamped = replace(winner, commit=commit, date=datetime.now(UTC).date().isoformat())
+        stored[subject, benchmark] = stamped
+        edge = f"; at the edge of its range, widen it: {', '.join(winner.at_edge)}" if winner.at_edge else ""
+        shown = winner.settings or "the preset itself"
+        progress.say(f"{subject} on {benchmark}: {shown}, {winner.score:.1f}{edge}")
+    write_winners(ROOT / path, stored.values())
+    plan = Plan(plan.config)
+    for subject, benchmark in plan.searches.all:
+        found = plan.settings.winners.get((subject, benchmark))
+        if found is not None and not plan.settings.is_current(found):
+            progress.say(f"{subject} on {benchmark}: expired; run `tune` again")
+    return lost == 0
+
+
+def _winner(plan: Plan, record: Mapping[str, Any]) -> Winner | None:
+    """The winner of a finished search; None if every trial failed."""
+    done = [trial for trial in record["trials"] if trial["score"] is not None]
+    if not done:
+        return None
+    subject = record["method"]
+    best, *others = sorted(done, key=lambda trial: -trial["score"])  # the first of equals
+    return Winner(
+        method=subject,
+        benchmark=record["benchmark"],
+        settings=best["settings"],
+        score=best["score"],
+        trials=len(record["trials"]),
+        failed=len(record["trials"]) - len(done),
+        at_edge=_at_edge(plan.settings.searched(subject, best["settings"]), plan.settings.subject(subject).search),
+        key=record["key"],
+        rival=others[0]["settings"] if others else None,
+        rival_score=others[0]["score"] if others else None,
+    )
+
+
+def _at_edge(best: Mapping[str, Any], search: Mapping[str, SearchConfig]) -> tuple[str, ...]:
+    """Settings with a winning value in the outer tenth of its range, or the first or last of ordered values."""
+
+    def edge(name: str, value: Any) -> bool:
+        space = search[name]
+        if space.low is None or space.high is None:
+            values = space.values or []
+            ordered = all(isinstance(each, int | float) for each in values)
+            return ordered and len(values) > 1 and value in (min(values), max(values))
+        place = log(value / space.low) / log(space.high / space.low) if space.log else None
+        share = (value - space.low) / (space.high - space.low) if place is None else place
+        return not 0.1 <= share <= 0.9
+
+    return tuple(sorted(name for name, value in best.items() if edge(name, value)))

@@ -1,0 +1,235 @@
+"""A job's plan, models and benchmarks: makes fits and cells, opens policies, scores answers."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metatuner.config import Config
+from metatuner.errors import UserError
+from metatuner.files import complete_folder, write_json
+from metatuner.harness.budget import Budget
+from metatuner.harness.ground import Ground
+from metatuner.harness.method import make_settings, settings_dict
+from metatuner.harness.policy import Policy, load_policy
+from metatuner.harness.proposer import ProposerServer
+from metatuner.harness.query import Response, to_query
+from metatuner.harness.rows import Row
+from metatuner.lm import ModelSpec
+from metatuner.metering import measured
+from metatuner.plan import Cell, Fit, Plan
+from metatuner.plan.keys import is_local
+from metatuner.run import guard
+from metatuner.run.data import check_splits, configured
+from metatuner.run.fitting import FitTask, Outcome, failure, run_fit
+from metatuner.run.models import ModelPool
+
+LEAST_PATIENCE = 3600.0
+"""Seconds that an evaluation may take at least, where `fit` has a limit."""
+
+
+def use_threads(config: Config) -> None:
+    """Set torch's threads, and keep the tokenizers' own off."""
+    torch.set_num_threads(config.threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class Workshop:
+    """Makes fits and cells of one preset, on models that are loaded once."""
+
+    def __init__(self, config: Config) -> None:
+        use_threads(config)
+        self.plan = Plan(config)
+        self.layout = self.plan.layout
+        self.config = config
+        self.benchmarks = {name: configured(config, name) for name in config.benchmarks}
+        self.models = ModelPool({role: self._spec(role) for role in ("actor", *config.models.generators)})
+
+    def _spec(self, role: str) -> ModelSpec:
+        model = self.plan.keys.model_config(role)
+        local = model.path.startswith("nano:") or is_local(model)
+        path = str(self.plan.keys.model_path(role)) if local else model.path
+        return ModelSpec(**{**model.model_dump(), "path": path})
+
+    def check_splits(self, names: Iterable[str]) -> None:
+        """UserError if the split files of these benchmarks are those of another config."""
+        check_splits(self.plan, names)
+
+    def failures(self, key: str) -> Path:
+        """The file for a failed fit's or cell's traceback."""
+        return self.layout.logs / "failed" / f"{key}.txt"
+
+    # ---- fits --------------------------------------------------------------------------------------------------
+
+    def fit(self, fit: Fit, *, share: bool) -> Outcome:
+        """Compute a fit unless it is complete. `share`: no later fit of this job needs untouched models."""
+        folder, failures = self.layout.fit(fit.key), self.failures(fit.key)
+        if self.plan.packs.is_complete(fit):
+            return Outcome(fit.key, "ok")
+        shutil.rmtree(folder, ignore_errors=True)  # its policy was removed, and is needed again
+        missing = [needed for needed in fit.requires if not self.plan.packs.is_complete(needed)]
+        if missing:
+            reason = f"it builds on {missing[0].method}, which has no result (fit {missing[0].key})"
+            return Outcome(fit.key, "failed", reason)
+        try:
+            task = self._task(fit)
+        except Exception as error:  # a method's author may have written an `__init__` that raises
+            return failure(fit.key, error, failures)
+        checking = guard.CHECKING in os.environ
+        watch = fit.method in self.plan.registry.extra and not checking
+        places = [folder.parent, failures.parent, Path(self.config.cache)]
+        with guard.writes_outside(places) if watch else nullcontext(set[str]()) as outside:
+            outcome = guard.contained(
+                lambda: run_fit(task, self.models, folder, failures, share=share),
+                key=fit.key,
+                failures=failures,
+                **self.patience(fit.method),
+            )
+        reason = None if checking else guard.overspent(task.budget)
+        if reason is None and outside:
+            reason = f"it wrote outside its folder: {', '.join(sorted(outside)[:3])}; use lab.workdir"
+        if outcome.status != "ok" or reason is None:
+            return outcome
+        shutil.rmtree(folder, ignore_errors=True)
+        return failure(fit.key, UserError(reason), failures)
+
+    def _task(self, fit: Fit) -> FitTask:
+        """All that a fit is made from."""
+        settings, cls = self.plan.settings, self.plan.registry[fit.method].cls
+        limits, proposer = settings.budget(fit.method), settings.proposer(fit.method, fit.settings)
+        identity: dict[str, Any] = {
+            "key": fit.key,
+            "method": fit.method,
+            "settings": settings_dict(fit.settings),
+            "trained_on": list(fit.train),
+            "generator": fit.generator,
+            "seed": fit.seed,
+            "requires": {needed.method: needed.key for needed in fit.requires},
+        }
+        if fit.rows is not None:
+            identity["rows"] = fit.rows
+        if proposer is not None:
+            identity["proposer"] = proposer.identity
+        # A method gets settings of its own: what it does to them must not reach the plan.
+        method = cls(make_settings(cls, settings_dict(fit.settings), fit.method))
+        return FitTask(
+            key=fit.key,
+            method=method,
+            benchmarks={name: self.benchmarks[name] for name in (*fit.train, *fit.transfer)},
+            pools={name: self.layout.data(name) / "pool.jsonl" for name in fit.train},
+            sizes={name: self.plan.grid.fit_sizes(name, fit.rows) for name in fit.train},
+            generator=fit.generator,
+            seed=fit.seed,
+            budget=Budget(limits.counts, settings.budget_name(fit.method)),
+            seconds=limits.seconds,
+            proposer=ProposerServer(**proposer.model_dump()) if proposer else None,
+            prerequisites={needed.method: self.layout.fit(needed.key) for needed in fit.requires},
+            batch_tokens=self.config.batch_tokens,
+            identity=identity,
+        )
+
+    def patience(self, method: str, least: float = 0.0) -> dict[str, Any]:
+        """How long a fit with loading and saving, or an evaluation, may take: twice as long as `fit`, and some."""
+        seconds = self.plan.settings.budget(method).seconds
+        return {
+            "seconds": seconds and max(least, 2 * seconds + guard.GRACE),
+            "budget": self.plan.settings.budget_name(method),
+        }
+
+    # ---- policies ----------------------------------------------------------------------------------------------
+
+    def ground(self, generator: str, *, share: bool) -> Ground:
+        """Fresh models with the benchmarks' rules; `generator` "" for none."""
+        return Ground(
+            actor=self.models.get("actor", share=share),
+            generator=self.models.get(generator, share=share) if generator else None,
+            benchmarks=self.benchmarks,
+            batch_tokens=self.config.batch_tokens,
+        )
+
+    def open_policy(self, fit: Fit, *, share: bool, budget: Budget | None = None) -> Policy:
+        """The saved policy of a fit, on fresh models, which `budget` meters if there is one."""
+        ground = self.ground(fit.generator, share=share)
+        for role, lm in (("actor", ground.actor), ("generator", ground.generator)):
+            if budget is not None and lm is not None:
+                budget.attach(lm, role)
+        return load_policy(self.layout.fit(fit.key) / "policy", ground)
+
+    def finished_cell(self, key: str) -> Cell:
+        """A cell of this preset with its policy on disk; UserError for any other key."""
+        cell = self.plan.grid.cells.get(key)
+        if cell is None or not (self.layout.fit(cell.fit.key) / "policy").is_dir():
+            raise UserError(f"--cell {key}: no cell of this preset with its policy on disk; see `cell` in scores.csv")
+        return cell
+
+    # ---- scores ------------------------------------------------------------------------------------------------
+
+    def trial(self, fit: Fit, rows: Sequence[Row]) -> dict[str, Any]:
+        """Fit, score on rows of one benchmark (0 to 100), and remove the policy, which serves nothing else."""
+        for needed in fit.requires:
+            self.fit(needed, share=False)
+        outcome, score = self.fit(fit, share=False), None
+        failures = self.failures(fit.key)
+
+        def scored() -> Outcome:
+            nonlocal score
+            try:
+                score = self.score(self.open_policy(fit, share=False).respond([to_query(row) for row in rows]), rows)
+            except Exception as error:  # a method's policy may raise anything; it is this trial's outcome
+                return failure(fit.key, error, failures)
+            return outcome
+
+        if outcome.status == "ok":
+            outcome = guard.contained(scored, key=fit.key, failures=failures, **self.patience(fit.method))
+            shutil.rmtree(self.layout.fit(fit.key), ignore_errors=True)
+        return {"score": score, "status": outcome.status, "reason": outcome.reason}
+
+    def score(self, responses: Sequence[Response], rows: Sequence[Row]) -> float:
+        """The primary metric of responses to rows of one benchmark, 0 to 100."""
+        benchmark = self.benchmarks[rows[0].benchmark]
+        extracted = [benchmark.extract(response.completion) for response in responses]
+        scored = benchmark.score_all(extracted, rows)
+        return round(100 * sum(one.metrics[benchmark.primary] for one in scored) / len(rows), 4)
+
+    def evaluate(self, cell: Cell, *, share: bool) -> Outcome:
+        """Compute a cell unless it is complete."""
+        return guard.contained(
+            lambda: self._evaluate(cell, share=share),
+            key=cell.key,
+            failures=self.failures(cell.key),
+            **self.patience(cell.fit.method, LEAST_PATIENCE),
+        )
+
+    def _evaluate(self, cell: Cell, *, share: bool) -> Outcome:
+        from metatuner.run.evaluation import evaluate_policy  # lm-eval is slow to import
+
+        folder = self.layout.cell(cell.key)
+        if folder.is_dir():
+            return Outcome(cell.key, "ok")
+        try:
+            with complete_folder(folder) as temporary:
+                budget = Budget()
+                with measured() as meter:
+                    policy = self.open_policy(cell.fit, share=share, budget=budget)
+                    test = self.layout.data(cell.benchmark) / "test.jsonl"
+                    evaluate_policy(policy, self.benchmarks[cell.benchmark], test, temporary)
+                identity = {
+                    "key": cell.key,
+                    "fit": cell.fit.key,
+                    "method": cell.fit.method,
+                    "trained_on": list(cell.fit.train),
+                    "benchmark": cell.benchmark,
+                    "generator": cell.fit.generator,
+                    "seed": cell.fit.seed,
+                }
+                write_json(temporary / "cell.json", identity)
+                write_json(temporary / "cost.json", {**budget.cost(), **asdict(meter)})
+        except Exception as error:  # a method's policy may raise anything; it is this cell's outcome, never a score
+            return failure(cell.key, error, self.failures(cell.key))
+        self.failures(cell.key).unlink(missing_ok=True)
+        return Outcome(cell.key, "ok")

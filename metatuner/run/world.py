@@ -1,0 +1,32 @@
+"""A nano model where the run wants it: copied from the package, or trained."""
+
+from metatuner import nano, progress
+from metatuner.errors import UserError, suggest
+from metatuner.nano.given import copy_given, given
+from metatuner.plan import Plan
+
+
+def pretrain_model(plan: Plan, role: str) -> None:
+    """Make a nano model's folder in the cache unless it is there.
+
+    Raises:
+        UserError: no recipe has this name, or another model than the package's is there.
+    """
+    if role not in nano.RECIPES:
+        raise UserError(f"--role {role!r} is no nano model; {suggest(role, nano.RECIPES)}")
+    config, world = plan.config.nano, plan.keys.world
+    out = plan.layout.model(role, plan.keys.nano_key(role))
+    source = given(role, world) if config.given and config.trained else None
+    if (out / "pretraining.json").is_file():
+        weights = "model.safetensors"
+        if source is not None and (out / weights).read_bytes() != (source / weights).read_bytes():
+            raise UserError(
+                f"{out}: another model of this recipe, from before one came with the package; remove that folder and "
+                f"{plan.layout.root}, or set nano.given to false"
+            )
+        progress.say(f"{role}: already there, {out}")
+    elif source is not None:
+        copy_given(source, out)
+        progress.say(f"{role}: as it comes with the package (nano.given), {out}")
+    else:
+        nano.pretrain(role, world, out, untrained=not config.trained, progress=progress.say)

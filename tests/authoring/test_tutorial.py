@@ -1,0 +1,89 @@
+"""The commands of docs/adding_a_method.md: what they name is there; and (slow) they run in a small project."""
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.toys.runs import project
+
+from metatuner.cli import main, parse_overrides
+from metatuner.config import load_config
+from metatuner.hashing import ROOT
+from metatuner.plan import Plan
+
+PAGE = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
+SMALL = "preset=smoke run=main 'experiments={main: {methods: [zero_shot], benchmarks: [gsm8k], seeds: [0]}}'"
+
+
+def commands() -> list[str]:
+    """The page's way from nothing to a row in the table."""
+    (block,) = [block for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) if "new-method" in block]
+    return [line.split("#")[0].strip() for line in block.strip().splitlines()]
+
+
+def test_the_commands_parse_and_name_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    new, check, run, compare = (shlex.split(line) for line in commands())
+    # The first command is run; what it writes is what the others name.
+    assert main(new[1:]) == 0
+    (file,) = tmp_path.iterdir()
+    assert check == ["metatuner", "check-method", file.name]
+    assert compare[:2] == ["metatuner", "diff"]
+    for words in (check, compare):
+        with pytest.raises(SystemExit) as leaving:
+            main([*words[1:], "--help"])
+        assert leaving.value.code == 0
+    told = capsys.readouterr().out
+    assert re.search(r"usage: .*check-method .*FILE", told.replace("\n", " "), re.IGNORECASE)
+    # The third makes a plan in which the new method stands beside the others, whose cells are what they were.
+    assert run[:4] == ["snakemake", "--cores", "all", "--config"]
+    before = Plan(load_config("nano"))
+    after = Plan(load_config("nano", parse_overrides(run[4:])))
+    assert set(before.grid.cells) < set(after.grid.cells)
+    added = {after.grid.cells[key].fit.method for key in set(after.grid.cells) - set(before.grid.cells)}
+    assert added == {"my_search"}
+    # The fourth compares the committed results with those of the run.
+    committed, own = compare[2:]
+    assert (ROOT / committed).is_dir()
+    assert Path(own) == Path(after.config.results)
+
+
+def run(folder: Path, line: str) -> str:
+    """A command of the page; its output. `snakemake` gets the small project's config after its own."""
+    line = line.replace("nano", "smoke")
+    if line.startswith("snakemake"):
+        line = f"{line} {SMALL}" if "--config" in line else f"{line} --config {SMALL}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path}
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=folder, capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout + done.stderr
+
+
+def methods(folder: Path) -> set[str]:
+    with open(folder / "results" / "smoke" / "scores.csv", encoding="utf-8", newline="") as file:
+        return {row["method"] for row in csv.DictReader(file) if row["status"] == "ok"}
+
+
+@pytest.mark.slow
+def test_the_commands_bring_a_method_into_the_table_and_change_nothing_else(tmp_path: Path) -> None:
+    folder = project(tmp_path / "tutorial")
+    run(folder, "snakemake --cores all")
+    shutil.copytree(folder / "results" / "smoke", folder / "results" / "snapshot" / "smoke")
+    _, checked, ran, compared = [run(folder, line) for line in commands()]
+    assert methods(folder) == {"zero_shot", "my_search"}
+    assert "my_search" in (folder / "results" / "smoke" / "tables" / "table_1.csv").read_text()
+    assert "fails" not in checked
+    assert re.search(r"^fit +1$", ran, re.MULTILINE)  # of Snakemake's jobs: the one cell's, and no other's
+    assert re.search(r"^evaluate +1$", ran, re.MULTILINE)
+    assert "my_search" in compared

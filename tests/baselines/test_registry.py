@@ -1,0 +1,95 @@
+"""The registry finds the baselines; the two without a fit; and the method that the docs walk through runs."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from tests.toys.baselines import NEW_TOKENS, sums, tiny_lm, toy_lab
+
+from baselines.few_shot import FewShot
+from baselines.few_shot import Settings as FewShotSettings
+from baselines.zero_shot import ZeroShot
+from metatuner.errors import UserError
+from metatuner.harness.benchmarks import get_benchmark
+from metatuner.harness.policy import load_policy
+from metatuner.harness.query import to_query
+from metatuner.harness.registry import Registry
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = {"zero_shot": "vanilla", "few_shot": "vanilla", "opro": "prompt", "sft": "parameter"}
+
+
+def test_registry_finds_the_baselines() -> None:
+    registry = Registry()
+    found = {name: registry[name] for name in registry.names() if name in FAMILIES}
+    assert {name: each.cls.family for name, each in found.items()} == FAMILIES
+    assert all(each.file == ROOT / "baselines" / f"{name}.py" for name, each in found.items())
+
+
+def test_every_setting_of_a_baseline_is_explained() -> None:
+    for file in (ROOT / "baselines").glob("[!_]*.py"):
+        block = re.search(r"class Settings:\n(.*?)\n\n\n", file.read_text(encoding="utf-8"), re.DOTALL)
+        lines = block[1].splitlines() if block else []
+        for line, after in pairwise([*lines, ""]):
+            if re.match(r"    \w+: ", line):
+                assert after.startswith('    """'), f"{file.name}: no docstring under {line.strip()!r}"
+
+
+def test_zero_shot_asks_under_the_initial_prompt(tmp_path: Path) -> None:
+    lab = toy_lab(tmp_path, sums(3), actor=tiny_lm())
+    queries = [to_query(row) for row in lab.train]
+    policy = ZeroShot().fit(lab)
+    initial = get_benchmark("gsm8k").initial_prompt
+    assert [answer.prompt for answer in policy.respond(queries)] == [initial] * 3
+    policy.save(tmp_path / "policy")
+    assert load_policy(tmp_path / "policy", lab).respond(queries) == lab.answer(queries, initial)
+
+
+def test_few_shot_shows_train_rows_only_and_the_same_for_every_query(tmp_path: Path) -> None:
+    train, dev = sums(20), sums(20, seed=1)
+    lab = toy_lab(tmp_path, train, dev, actor=tiny_lm())
+    policy = FewShot(FewShotSettings(shots=5)).fit(lab)
+    shown = policy.demos["gsm8k"]
+    assert len(set(shown)) == 5
+    assert set(shown) <= {(row.query, row.target) for row in train}
+    assert FewShot(FewShotSettings(shots=5)).fit(lab).demos == policy.demos
+    assert FewShot(FewShotSettings(shots=5)).fit(toy_lab(tmp_path, train, dev, seed=1)).demos != policy.demos
+    queries = [to_query(row) for row in dev[:2]]
+    expected = lab.answer(queries, lab.initial_prompt("gsm8k"), demos=[shown] * 2)
+    assert policy.respond(queries) == expected
+    policy.save(tmp_path / "policy")
+    assert load_policy(tmp_path / "policy", lab).respond(queries) == expected
+
+
+def test_few_shot_shows_each_benchmark_its_own_rows_and_others_to_one_without(tmp_path: Path) -> None:
+    benchmarks = {name: get_benchmark(name) for name in ("gsm8k", "math", "cosmosqa")}
+    sets = {"gsm8k": sums(8), "math": sums(8, seed=1, benchmark="math")}
+    lab = toy_lab(tmp_path, [*sets["gsm8k"], *sets["math"]], benchmarks=benchmarks, trained_on=("gsm8k", "math"))
+    demos = FewShot().fit(lab).demos
+    for name, rows in sets.items():
+        assert set(demos[name]) <= {(row.query, row.target) for row in rows}
+    assert set(demos["cosmosqa"]) <= {(row.query, row.target) for row in lab.train}
+    assert len(demos["cosmosqa"]) == 4
+
+
+@pytest.mark.parametrize("shots", [0, 9])
+def test_few_shot_says_how_many_rows_there_are(tmp_path: Path, shots: int) -> None:
+    with pytest.raises(UserError, match="8 train rows"):
+        FewShot(FewShotSettings(shots=shots)).fit(toy_lab(tmp_path, sums(8)))
+
+
+def test_the_method_of_the_docs_runs_as_it_stands(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    file = tmp_path / "best_of_rewrites.py"
+    file.write_text(code, encoding="utf-8")
+    method = Registry([file])["best_of_rewrites"].cls
+    events: list[dict] = []
+    lab = toy_lab(tmp_path, sums(6), sums(4, seed=1), actor=tiny_lm(), generator=tiny_lm(seed=1), events=events)
+    policy = method(method.Settings(candidates=3)).fit(lab)
+    tried = [event["prompt"] for event in events]
+    assert tried[0] == get_benchmark("gsm8k").initial_prompt
+    assert policy.prompts["gsm8k"] in tried
+    (answer,) = policy.respond([to_query(lab.dev[0])])
+    assert 0 < answer.completion_tokens <= NEW_TOKENS

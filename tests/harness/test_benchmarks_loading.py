@@ -1,0 +1,241 @@
+"""Rows come in one form from local files and the Hub; what is wrong with them is said with file and line."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import metatuner.harness.benchmarks as benchmarks
+from metatuner.errors import UserError
+from metatuner.harness.benchmarks import (
+    benchmark_file,
+    benchmark_ids,
+    get_benchmark,
+    load_hub,
+    load_raw,
+    load_rows,
+)
+from metatuner.harness.rows import read_rows, rows_to_text
+
+RAW: dict[str, dict[str, Any]] = {
+    "gsm8k": {"id": "a", "question": "How many?", "answer": "2+2=<<2+2=4>>4\n#### 4"},
+    "math": {
+        "id": "a",
+        "problem": "Find $x$.",
+        "level": "Level 1",
+        "type": "Algebra",
+        "solution": r"It is $\boxed{\frac{1}{2}}$.",
+    },
+    "hotpotqa": {
+        "id": "a",
+        "question": "Who is it?",
+        "answer": "doctor sam",
+        "type": "bridge",
+        "level": "hard",
+        "context": [["Sam", ["Sam is a doctor.", " He is kind."]], ["Empty", []]],
+        "supporting_facts": [["Sam", 0]],
+    },
+    "cosmosqa": {
+        "id": "a",
+        "context": "It was  late.",
+        "question": "What next?",
+        "answer0": "go up",
+        "answer1": "go bed",
+        "answer2": "go out",
+        "answer3": "none",
+        "label": 1,
+    },
+}
+RENDERED = {
+    "gsm8k": ("How many?", "2+2=4\n#### 4", ("4",), "all", "how many?"),
+    "math": ("Find $x$.", r"It is $\boxed{\frac{1}{2}}$.", (r"\frac{1}{2}",), "Level 1", "find $x$."),
+    "hotpotqa": (
+        "Sam: Sam is a doctor. He is kind.\nEmpty: \nQuestion: Who is it?",
+        "Answer: doctor sam",
+        ("doctor sam",),
+        "bridge",
+        "sam: sam is a doctor. he is kind. empty: question: who is it?",
+    ),
+    "cosmosqa": (
+        "It was  late.\nQuestion: What next?\nOptions: go up (A) go bed (B) go out (C) none (D)",
+        "go bed (B)",
+        ("B",),
+        "all",
+        "it was late.",
+    ),
+}
+
+
+def write(path: Path, *lines: str | bytes) -> Path:
+    path.write_bytes(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(RAW))
+def test_a_raw_row_is_rendered_with_its_target_gold_kind_and_group(name: str, tmp_path: Path) -> None:
+    (row,) = load_rows(get_benchmark(name), write(tmp_path / "r.jsonl", json.dumps(RAW[name])))
+    assert (row.query, row.target, row.gold, row.kind, row.group) == RENDERED[name]
+    assert (row.id, row.benchmark) == ("a", name)
+
+
+@pytest.mark.parametrize("name", sorted(RAW))
+def test_a_row_says_its_own_kind_if_it_has_one(name: str) -> None:
+    assert get_benchmark(name).row({**RAW[name], "kind": "two steps"}).kind == "two steps"
+
+
+@pytest.mark.parametrize("name", sorted(RAW))
+def test_a_target_is_extracted_and_scores_one(name: str) -> None:
+    benchmark = get_benchmark(name)
+    row = benchmark.row(RAW[name])
+    assert benchmark.score(benchmark.extract(row.target), row) == dict.fromkeys(benchmark.metrics, 1.0)
+    assert benchmark.score(None, row) == dict.fromkeys(benchmark.metrics, 0.0)
+    assert benchmark.primary in benchmark.metrics
+
+
+def test_rows_survive_a_split_file(tmp_path: Path) -> None:
+    rows = [get_benchmark(name).row({**raw, "id": name}) for name, raw in RAW.items()]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(rows_to_text(rows), encoding="utf-8")
+    assert read_rows(path) == rows
+
+
+def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path: Path) -> None:
+    raw = {**RAW["gsm8k"], "question": "one\u2028two\u0085three\x0bfour"}
+    path = write(tmp_path / "r.jsonl", json.dumps(raw, ensure_ascii=False), "", json.dumps({**raw, "id": "b"}))
+    assert [row["id"] for row in load_raw(path)] == ["a", "b"]
+
+
+GOOD = json.dumps(RAW["gsm8k"])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"id": "b",', "r.jsonl:2: broken JSON"),
+        ("[1]", "r.jsonl:2: a JSON list, not an object"),
+        (b'{"id": "\xff"}', "r.jsonl:2: byte 9 is not UTF-8"),
+        ("[" * 100_000, "r.jsonl:2: JSON nested too deeply"),
+        (GOOD, "r.jsonl:2: id 'a' is already used on line 1"),
+        ('{"question": "?"}', "r.jsonl:2: field 'id' must be text"),
+        ('{"id": 3}', "r.jsonl:2: field 'id' must be text"),
+        ('{"id": "b", "answer": "#### 1"}', "r.jsonl:2: gsm8k: field 'question' is missing"),
+        ('{"id": "b", "question": 7, "answer": "#### 1"}', "r.jsonl:2: gsm8k: field 'question' must be text, is int"),
+        ('{"id": "b", "question": " ", "answer": "#### 1"}', "r.jsonl:2: gsm8k: field 'question' is empty"),
+        ('{"id": "b", "question": "?", "answer": "one"}', "r.jsonl:2: gsm8k: field 'answer' must end in"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_file_and_number(tmp_path: Path, line: str | bytes, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_rows(get_benchmark("gsm8k"), write(tmp_path / "r.jsonl", GOOD, line))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "said"),
+    [
+        ("math", "solution", "It is 4.", "field 'solution' states no answer"),
+        ("hotpotqa", "context", "Sam is a doctor.", "field 'context' must be a list"),
+        ("hotpotqa", "context", [["Sam", "Sam is a doctor."]], "field 'context', paragraph 1"),
+        ("hotpotqa", "context", [["Sam", [1]]], "field 'context', paragraph 1"),
+        ("cosmosqa", "label", 4, "field 'label' must be an integer from 0 to 3, is 4"),
+        ("cosmosqa", "label", "1", "field 'label' must be an integer"),
+        ("cosmosqa", "label", True, "field 'label' must be an integer"),
+    ],
+)
+def test_an_ill_typed_field_is_named(name: str, field: str, value: object, said: str) -> None:
+    with pytest.raises(UserError, match="^" + said.replace("(", r"\(")):
+        get_benchmark(name).row({**RAW[name], field: value})
+
+
+def test_an_empty_or_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"r\.jsonl: no rows"):
+        list(load_raw(write(tmp_path / "r.jsonl", "", "  ")))
+    with pytest.raises(UserError, match=r"absent\.jsonl: No such file"):
+        list(load_raw(tmp_path / "absent.jsonl"))
+
+
+def test_an_unknown_benchmark_is_met_with_the_nearest_and_the_list() -> None:
+    with pytest.raises(UserError, match=r"'gsm8'; did you mean gsm8k\? Known: cosmosqa, gsm8k, hotpotqa, math"):
+        get_benchmark("gsm8")
+    assert benchmark_file("math").name == "math.py"
+
+
+def test_overrides_make_another_benchmark_and_leave_the_first_alone() -> None:
+    base = get_benchmark("math")
+    changed = base.with_overrides(initial_prompt="think", max_new_tokens=9)
+    assert (changed.initial_prompt, changed.max_new_tokens) == ("think", 9)
+    assert base.initial_prompt == "find the result and give the answer"
+    assert base.with_overrides().max_new_tokens == base.max_new_tokens
+
+
+def test_the_one_file_of_the_docs_adds_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "capitals.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(benchmarks, "_FOLDER", tmp_path)
+    monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(tmp_path)])
+    assert benchmark_ids() == ["capitals"]
+    capitals = get_benchmark("capitals")
+    raw = write(tmp_path / "r.jsonl", '{"id": "1", "country": "France", "capital": "Paris"}')
+    (row,) = load_rows(capitals, raw)
+    answers = [capitals.extract(text) for text in ("\nParis.\n", "Lyon", "")]
+    assert [one.metrics["em"] for one in capitals.score_all(answers, [row] * 3)] == [1, 0, 0]
+
+
+def test_a_benchmark_without_a_hub_address_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = get_benchmark("gsm8k")
+    monkeypatch.setattr(type(local), "hub", None)
+    with pytest.raises(UserError, match="gsm8k: has no Hub address; name local JSON Lines files"):
+        load_hub(local, "test")
+
+
+HUB_RECORDS: dict[str, dict[str, Any]] = {
+    "gsm8k": {key: value for key, value in RAW["gsm8k"].items() if key != "id"},
+    "math": {key: value for key, value in RAW["math"].items() if key != "id"},
+    "hotpotqa": {
+        **RAW["hotpotqa"],
+        "context": {"title": ["Sam", "Empty"], "sentences": [["Sam is a doctor.", " He is kind."], []]},
+        "supporting_facts": {"title": ["Sam"], "sent_id": [0]},
+    },
+    "cosmosqa": RAW["cosmosqa"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(RAW))
+def test_the_hubs_records_give_the_same_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(path: str, config: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append((path, config, split, revision))
+        return datasets.Dataset.from_list([HUB_RECORDS[name]])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    benchmark = get_benchmark(name)
+    (row,) = load_hub(benchmark, "test")
+    assert (row.query, row.target, row.gold, row.kind, row.group) == RENDERED[name]
+    assert row.id == ("a" if "id" in HUB_RECORDS[name] else "test-0")
+    hub = benchmark.hub
+    assert hub is not None
+    assert asked == [(hub.path, hub.config, hub.test, hub.revision)]
+    assert not hub.verified
+
+
+def test_a_record_that_is_not_as_published_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    wrong = datasets.Dataset.from_list([{"id": "a", "question": "?"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: wrong)
+    with pytest.raises(UserError, match="validation split, record 0: hotpotqa: not the published form"):
+        load_hub(get_benchmark("hotpotqa"), "test")
+
+
+def test_without_a_network_the_error_says_to_name_local_files() -> None:
+    with pytest.raises(
+        UserError, match=r"^gsm8k: cannot load openai/gsm8k, train split .* name local JSON Lines files"
+    ):
+        load_hub(get_benchmark("gsm8k"), "train")

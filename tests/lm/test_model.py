@@ -1,0 +1,165 @@
+"""Loading model folders, and what an LM says of itself."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.toys.lm import BEGIN, END, ENDS, PAD, WORDS, save_tiny, tiny_lm, tiny_model, word_tokenizer
+
+from metatuner.errors import UserError
+from metatuner.lm import ModelSpec, load_lm
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_a_saved_folder_loads_with_the_same_weights_and_tokens(tmp_path: Path, architecture: str) -> None:
+    lm = load_lm(ModelSpec(str(save_tiny(tmp_path, architecture)), device="cpu"))
+    reference = tiny_model(architecture)
+    assert not lm.model.training
+    assert lm.window == 128
+    assert lm.is_chat
+    assert lm.encode("w1 w2\nw3") == [WORDS.index(word) for word in ("w1", "w2", "\n", "w3")]
+    ids = torch.tensor([[8, 9, 10]])
+    assert torch.equal(lm.model(ids).logits, reference(ids).logits)
+
+
+def test_dtype_and_window_are_as_asked(folder: Path) -> None:
+    lm = load_lm(ModelSpec(str(folder), dtype="bfloat16", window=64))
+    assert lm.head.weight.dtype == torch.bfloat16
+    assert lm.window == 64
+    assert load_lm(ModelSpec(str(folder), window=128)).window == 128
+
+
+def test_a_model_that_changes_its_logits_after_the_head_is_found_out(tmp_path: Path, folder: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+    }
+    capped = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, final_logit_softcapping=2.0)
+    Gemma2ForCausalLM(capped).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    assert not load_lm(ModelSpec(str(tmp_path))).plain_head
+    assert load_lm(ModelSpec(str(folder))).plain_head
+
+
+def test_the_end_of_turn_is_what_the_chat_template_writes_after_an_answer() -> None:
+    template = "{% for turn in messages %}{{ turn.content }}<q>{% endfor %}"
+    lm = tiny_lm(chat=template)
+    assert lm.end_of_turn == WORDS.index("<q>")
+    assert lm.eos_ids == {WORDS.index("<q>"), *ENDS}
+    assert tiny_lm(chat=None).end_of_turn == END
+
+
+def test_without_a_token_of_the_template_a_turn_ends_with_eos_wherever_that_is_named() -> None:
+    lm = tiny_lm(chat=None)
+    lm.tokenizer.eos_token = None
+    assert lm.end_of_turn == ENDS[0]
+    one = tiny_lm(chat=None)
+    one.tokenizer.eos_token = None
+    one.model.generation_config.eos_token_id = 33
+    assert (one.end_of_turn, one.eos_ids) == (33, {33})
+    none = tiny_lm(chat=None)
+    none.tokenizer.eos_token = None
+    none.model.generation_config.eos_token_id = None
+    with pytest.raises(UserError, match="no EOS token"):
+        _ = none.end_of_turn
+
+
+def test_padded_positions_hold_padding_or_else_the_end_of_turn() -> None:
+    assert tiny_lm().filler == PAD
+    lm = tiny_lm()
+    lm.tokenizer.pad_token = None
+    assert lm.filler == END
+
+
+def test_begin_tokens_are_those_that_the_tokenizer_itself_adds() -> None:
+    assert tiny_lm().begin_ids == []
+    assert tiny_lm(begins=True).begin_ids == [BEGIN]
+    assert tiny_lm(begins=True).encode("w1") == tiny_lm().encode("w1")
+
+
+def test_never_generated_are_padding_begin_the_suppressed_and_what_the_tokenizer_does_not_know() -> None:
+    lm = tiny_lm(vocab_size=len(WORDS) + 2)
+    lm.model.generation_config.suppress_tokens = [4, END]
+    assert lm.suppressed_ids == [0, 1, 4, len(WORDS), len(WORDS) + 1]
+
+
+def test_a_changed_model_runs_as_the_same_lm() -> None:
+    lm = tiny_lm()
+    other = replace(lm, model=tiny_model(seed=1))
+    assert other.end_of_turn == lm.end_of_turn
+    assert other.head is not lm.head
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float8"}, "unknown dtype 'float8'; known: float32"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"window": 129}, r"window 129 is not in 2\.\.128"),
+        ({"window": 1}, r"window 1 is not in 2\.\.128"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(folder: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_lm(ModelSpec(str(folder), **changes))  # type: ignore[arg-type]
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no tokenizer"):
+        load_lm(ModelSpec(str(tmp_path)))
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"knows {len(WORDS)} tokens, the embedding has 60 rows"):
+        load_lm(ModelSpec(str(save_tiny(tmp_path, vocab_size=60))))
+
+
+def test_missing_weights_are_refused_and_not_drawn_at_random(tmp_path: Path) -> None:
+    config = json.loads((save_tiny(tmp_path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(UserError, match=r"lack \d+ tensors \(model.layers.2"):
+        load_lm(ModelSpec(str(tmp_path)))
+
+
+def test_a_folder_without_weights_or_config_is_refused(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="safetensors weights cannot be loaded"):
+        load_lm(ModelSpec(str(tmp_path)))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load_lm(ModelSpec(str(tmp_path)))
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="safetensors weights cannot be loaded"):
+        load_lm(ModelSpec(str(tmp_path)))
+
+
+def test_what_is_neither_a_folder_nor_reachable_says_how_to_go_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        load_lm(ModelSpec(str(tmp_path / "missing")))
+    with pytest.raises(UserError, match="give the path of its folder") as caught:
+        load_lm(ModelSpec("nobody/no-such-model"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rewrite_without_the_query_is_refused() -> None:
+    with pytest.raises(UserError, match=r"must hold \{query\} once"):
+        ModelSpec("tiny", rewrite_user="{prompt}")

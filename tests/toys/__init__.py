@@ -1,0 +1,1 @@
+"""Small worlds, models, labs and runs that tests share."""
