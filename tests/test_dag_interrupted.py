@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from dag_runs import Runs, contents, kill_tree, project, start, wait_until
+from dag_runs import PATIENCE, Runs, contents, kill_tree, project, start, wait_until
 
 RUN = ("snakemake", "--cores", "2", "--rerun-incomplete", "--nolock", "--config", "preset=tiny")
 RESUME = ("metatuner.cli", "resume", "--cores", "1", "preset=tiny")
@@ -20,7 +20,7 @@ RESUME = ("metatuner.cli", "resume", "--cores", "1", "preset=tiny")
 def resume(folder: Path, env: dict[str, str] | None = None) -> None:
     """Take a run up on one core, to its end."""
     process = start(folder, *RESUME, env=env, stderr=subprocess.PIPE)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors[-4000:]
 
 
@@ -65,7 +65,7 @@ def test_a_run_killed_again_and_again_has_the_same_bytes(finished: Path, tmp_pat
     """Every process is one of its own, as in a user's run."""
     folder = project(tmp_path / "killed")
     # While splits are drawn, in fits and evaluations (a temporary folder is there), each a while after it has begun.
-    draw = random.Random(0)
+    draw, kills = random.Random(0), 0
     kill_at(folder, "data/gsm8k/test.jsonl")
     for mark in ("fits/.*.tmp", "cells/.*.tmp", "fits/.*.tmp"):
         for left in (folder / "results" / "tiny").glob(mark):  # so that the next one is killed in one of its own
@@ -76,6 +76,8 @@ def test_a_run_killed_again_and_again_has_the_same_bytes(finished: Path, tmp_pat
             process.wait(draw.uniform(0, 2))
         if process.poll() is None:
             kill_tree(process)
+            kills += 1
+    assert kills >= 2, "the runs ended before they could be killed"
     resume(folder)
     assert contents(folder) == contents(finished)
     assert list((folder / "results").rglob(".*.tmp")) == []
@@ -92,9 +94,8 @@ def test_a_resumed_run_that_is_interrupted_ends_in_order_and_is_taken_up_again(
     process = start(folder, *RESUME, stderr=subprocess.PIPE)
     wait_until(lambda: process.poll() is not None or not pack.exists(), "the evaluation to start")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
-    _, told = process.communicate(timeout=300)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    assert "resume.py" not in told  # no traceback of its own; a job that is still importing may leave one
     locks = folder / ".snakemake" / "locks"
     assert not locks.is_dir() or not list(locks.iterdir())
     resume(folder, tiny.environment)
