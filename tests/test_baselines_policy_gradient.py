@@ -19,6 +19,7 @@ import torch
 from baseline_toys import ARMS, PAIR, ArmsLab, arms_lab, like, mixed_rows
 
 from baselines import dpo, grpo, ppo
+from baselines._policy_gradient import Updates
 from baselines._rollouts import sample, sft_policy
 from metatuner.errors import UserError
 from metatuner.harness.budget import Budget
@@ -284,6 +285,21 @@ def test_ppo_learns_what_a_loop_over_answers_and_tokens_learns(watched: Watched,
     assert any(abs(change - 1) < 0.99 * bound for change in changes)  # not only by the bounded step
     assert other.clipped
     compare(policy, other)
+
+
+def test_the_rate_of_ppo_falls_in_a_line_over_the_minibatches_of_all_steps(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = Updates.step
+
+    def watched_step(self: Updates, parts: Any) -> float:
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return step(self, parts)
+
+    monkeypatch.setattr(Updates, "step", watched_step)
+    ppo.PPO(ppo.Settings(steps=2, batch=6, minibatch=4, epochs=2, learning_rate=1e-3)).fit(arms_lab(home))
+    assert rates == pytest.approx([1e-3 * (1 - done / 8) for done in range(8)])
 
 
 # ---- what is sampled -----------------------------------------------------------------------------------------------
