@@ -1,9 +1,11 @@
 """What all tests share: no network, one thread a process, the fork server, the finished run, where real rows are."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,20 +16,37 @@ from dag_runs import Runs, project
 
 from metatuner.forkserver import ADDRESS, ForkServer
 
+# In a shell's background job SIGINT is ignored, and so it would be in the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = {"finished": "finished", "finished_smoke": "finished smoke"}
-"""Fixtures that take long to make, and the group of tests that share each: one process runs them all."""
-FIRST = ("test_dag", "test_smoke", "test_bad_methods", "test_authoring", "test_null_world", "test_scoring_math")
+FIRST = (
+    "test_dag",
+    "test_smoke",
+    "test_tutorial",
+    "test_bad_methods",
+    "test_authoring",
+    "test_null_world",
+    "test_scoring_math",
+)
 """Files that take longest, or hold a group's fixture: they begin first, so that no process is idle at the end."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file run in one process; so do those that share a fixture of SHARED."""
-    for item in items:
-        used = [group for name, group in SHARED.items() if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(used[0] if used else item.path.stem))
+    """Files of FIRST begin."""
     items.sort(key=lambda item: next((at for at, name in enumerate(FIRST) if item.path.stem.startswith(name)), 99))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file run in one process, as they share fixtures; those of the DAG do so for the run that all read."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "the run" if Path(file).stem.startswith(("test_dag", "test_forkserver")) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
