@@ -70,7 +70,7 @@ snapshot: ## keep what a finished run of PRESET gave in results/snapshot/, to be
 	rm -rf results/snapshot/$(PRESET) && mv results/snapshot/.new results/snapshot/$(PRESET)
 
 # Tests that share a long fixture run in one process (tests/conftest.py).
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 test: $(INSTALLED) ## run the tests, but for the slow ones
 	$(PYTEST) -m "not slow" $(ARGS)

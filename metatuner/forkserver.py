@@ -70,7 +70,9 @@ class ForkServer:
     """
 
     def __init__(self, owner: int | None = None) -> None:
-        self._home = tempfile.TemporaryDirectory(prefix="mt-")  # short: the path of a socket may have 104 characters
+        # The path of a socket may have no more than 103 characters, so it does not lie below TMPDIR.
+        short = Path("/tmp")
+        self._home = tempfile.TemporaryDirectory(prefix="mt-", dir=short if short.is_dir() else None)
         self.address = Path(self._home.name) / "s"
         log = Path(self._home.name) / "log"
         words = [sys.executable, "-m", "metatuner.forkserver", str(self.address), str(owner or os.getpid())]
@@ -362,6 +364,10 @@ def main(address: str, owner: str) -> int:
     os.close(ready)
     words = server.serve()
     if words is None:
+        for left in (Path(address), Path(address).with_name("log")):  # by an owner that was killed
+            left.unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(address).parent.rmdir()
         return 0
     status = 1
     try:

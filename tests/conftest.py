@@ -1,9 +1,11 @@
 """What all tests share: no network, one thread a process, the fork server, the finished run, where real rows are."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,21 +16,30 @@ from tests.toys.runs import Runs, project
 
 from metatuner.forkserver import ADDRESS, ForkServer
 
+# In a shell's background job SIGINT is ignored, and so it would be in the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = {"finished": "finished", "finished_smoke": "finished smoke"}
-"""Fixtures that take long to make, and the group of tests that share each: one process runs them all."""
 FIRST = ("dag/test_smoke", "dag", "authoring", "nano/test_null_world", "harness/test_scoring_math")
 """Files or folders that take longest: they begin first, so that no process is idle at the end."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file run in one process; so do those that share a fixture of SHARED."""
-    for item in items:
-        used = [group for name, group in SHARED.items() if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(used[0] if used else item.path.stem))
+    """What FIRST names begins."""
     places = [(str(ROOT / "tests" / name), at) for at, name in enumerate(FIRST)]
     items.sort(key=lambda item: next((at for start, at in places if str(item.path).startswith(start)), len(FIRST)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file run in one process, as they share fixtures; those of the DAG do so for the run that all read."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "tests/dag" if file.startswith("tests/dag/") and not file.endswith("test_smoke.py") else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,16 +1,14 @@
 """The commands of docs/adding_a_method.md: what they name is there; and (slow) they run in a small project."""
 
 import csv
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tests.toys.runs import project
+from tests.toys.runs import Runs, project
 
 from metatuner.cli import main, parse_overrides
 from metatuner.config import load_config
@@ -56,13 +54,11 @@ def test_the_commands_parse_and_name_what_is_there(
     assert Path(own) == Path(after.config.results)
 
 
-def run(folder: Path, line: str) -> str:
+def run(folder: Path, line: str, environment: dict[str, str]) -> str:
     """A command of the page; its output. `snakemake` gets the small project's config after its own."""
     line = line.replace("nano", "smoke")
     if line.startswith("snakemake"):
         line = f"{line} {SMALL}" if "--config" in line else f"{line} --config {SMALL}"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path}
     done = subprocess.run(
         ["bash", "-c", line], cwd=folder, capture_output=True, text=True, env=environment, check=False
     )
@@ -76,11 +72,11 @@ def methods(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_the_commands_bring_a_method_into_the_table_and_change_nothing_else(tmp_path: Path) -> None:
+def test_the_commands_bring_a_method_into_the_table_and_change_nothing_else(tmp_path: Path, tiny: Runs) -> None:
     folder = project(tmp_path / "tutorial")
-    run(folder, "snakemake --cores all")
+    run(folder, "snakemake --cores all", tiny.environment)
     shutil.copytree(folder / "results" / "smoke", folder / "results" / "snapshot" / "smoke")
-    _, checked, ran, compared = [run(folder, line) for line in commands()]
+    _, checked, ran, compared = [run(folder, line, tiny.environment) for line in commands()]
     assert methods(folder) == {"zero_shot", "my_search"}
     assert "my_search" in (folder / "results" / "smoke" / "tables" / "table_1.csv").read_text()
     assert "fails" not in checked

@@ -91,6 +91,29 @@ def test_finds_the_demonstrations_and_the_training_that_together_solve_every_row
     assert lab.reward(lab.dev, answers) == [1.0] * 16
 
 
+class PartlyRightLab(ScriptedLab):
+    """A wrong answer is worth something, too; all demonstrations are written down."""
+
+    shown: list[Sequence[Demo]]
+
+    def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **options: Any) -> list[Response]:
+        self.shown += options.get("demos") or []
+        return super().answer(queries, prompts, **options)
+
+    def reward_texts(self, rows: Sequence[Any], completions: Sequence[str]) -> list[float]:
+        return [max(0.5, score) for score in super().reward_texts(rows, completions)]
+
+
+def test_demonstrations_are_right_answers_alone_and_no_more_than_the_shots(tmp_path: Path) -> None:
+    lab = like(scripted(tmp_path, []), PartlyRightLab)
+    lab.shown = []
+    BetterTogether(TOY).fit(lab)
+    right = {row.query: row.target for row in lab.train}
+    assert {len(shots) for shots in lab.shown} >= {0, TOY.shots}
+    assert max(len(shots) for shots in lab.shown) == TOY.shots
+    assert [answer for shots in lab.shown for asked, answer in shots if answer != right[asked]] == []
+
+
 def test_trains_on_right_answers_only_and_on_each_once(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     lab = scripted(tmp_path, events)
@@ -301,7 +324,9 @@ def test_every_trained_token_is_metered_and_training_stops_at_the_limit(tmp_path
         return lab.budget.used.trained_tokens, [event["event"] for event in events]
 
     assert trained(10**9) == (3 * read, ["epoch"] * 3)
-    assert trained(2 * read + len(turns)) == (2 * read, ["epoch", "epoch", "budget"])
+    last = 3 * read + len(turns)  # what the last step may ask for
+    assert trained(last) == (3 * read, ["epoch"] * 3)
+    assert trained(last - 1) == (2 * read, ["epoch", "epoch", "budget"])
 
 
 def test_a_search_that_the_budget_does_not_cover_keeps_the_best_state_before(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from tests.toys.baselines import ARMS, PAIR, ArmsLab, arms_lab, like, mixed_rows
 
 from baselines import dpo, grpo, ppo
+from baselines.shared.policy_gradient import Updates
 from baselines.shared.rollouts import sample, sft_policy
 from metatuner.errors import UserError
 from metatuner.harness.budget import Budget
@@ -286,6 +287,21 @@ def test_ppo_learns_what_a_loop_over_answers_and_tokens_learns(watched: Watched,
     compare(policy, other)
 
 
+def test_the_rate_of_ppo_falls_in_a_line_over_the_minibatches_of_all_steps(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = Updates.step
+
+    def watched_step(self: Updates, parts: Any) -> float:
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return step(self, parts)
+
+    monkeypatch.setattr(Updates, "step", watched_step)
+    ppo.PPO(ppo.Settings(steps=2, batch=6, minibatch=4, epochs=2, learning_rate=1e-3)).fit(arms_lab(home))
+    assert rates == pytest.approx([1e-3 * (1 - done / 8) for done in range(8)])
+
+
 # ---- what is sampled -----------------------------------------------------------------------------------------------
 
 
@@ -307,7 +323,8 @@ def test_each_answer_is_that_of_its_row_asked_alone_with_its_own_seed(home: Path
         assert len(told.completions[index]) == alone.completion_tokens
         assert told.rewards[index] == other.reward_texts([row], [alone.completion])[0]
     assert set(told.rewards) == {0.0, 1.0}
-    assert any(text == "" for text in told.texts)  # the stop of one benchmark
+    stopped = [len(ids) for ids, text in zip(told.completions, told.texts, strict=True) if not text]
+    assert {1, 2} <= set(stopped)  # by the end of turn, and by the stop of one benchmark
 
 
 LEARNERS: dict[str, Method] = {

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.toys.runs import Runs, contents, project, start, with_path
+from tests.toys.runs import PATIENCE, Runs, contents, project, start, with_path
 
 from metatuner.config import read_config
 from metatuner.hashing import ROOT
@@ -58,7 +58,7 @@ def test_tables_and_figures_are_redrawn_from_files_alone(copy: Path, tmp_path: P
     words = ["snakemake", "--cores", "2", "tables", "figures", "--config", "preset=tiny"]
     env = {**with_path(), "PYTHONPATH": os.pathsep.join([str(without), str(ROOT)])}
     process = start(copy, *words, env=env, stderr=subprocess.PIPE)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors[-4000:]
     assert [path.read_bytes() for path in drawn] == wanted
     assert not (copy / "results" / "cache").exists()

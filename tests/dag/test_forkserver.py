@@ -104,7 +104,7 @@ def test_a_signal_to_the_caller_stops_the_command(server: ForkServer, tmp_path: 
 def test_a_killed_caller_takes_its_command_with_it(server: ForkServer, tmp_path: Path) -> None:
     caller, command = waiting_command(server, tmp_path)
     caller.kill()
-    caller.communicate()
+    caller.communicate(timeout=120)
     wait_until(lambda: not psutil.pid_exists(command), "the command to end")
     assert server.run(["metatuner", "--help"], tmp_path).returncode == 0  # the server goes on
 
@@ -118,19 +118,20 @@ def test_a_command_that_dies_gives_its_signals_status(server: ForkServer, tmp_pa
 
 def test_a_server_ends_with_its_owner_and_takes_commands_along(tmp_path: Path) -> None:
     code = (
-        "from metatuner.forkserver import ForkServer; server = ForkServer(); "
-        "print(server._process.pid, server.address, flush=True); input()"
+        "from metatuner.forkserver import ForkServer; server = ForkServer(); print(server.address, flush=True); input()"
     )
+    long = tmp_path / ("long" * 30)  # a folder for temporary files that no socket could lie in
+    long.mkdir()
     owner = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},  # what a killed owner leaves is not the session's
+        env={**os.environ, "TMPDIR": str(long)},
     )
     assert owner.stdout is not None
-    pid, address = owner.stdout.readline().split()
-    process = psutil.Process(int(pid))
+    address = owner.stdout.readline().strip()
+    (process,) = psutil.Process(owner.pid).children()
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "waiting.py").write_text(WAITING)
     caller = start(
@@ -142,8 +143,9 @@ def test_a_server_ends_with_its_owner_and_takes_commands_along(tmp_path: Path) -
     began = tmp_path / "work" / "began"
     wait_until(lambda: began.is_file() and began.read_text(), "the command to begin")
     owner.kill()
-    owner.communicate()
+    owner.communicate(timeout=120)
     wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, "the server to end")
+    assert not Path(address).parent.exists()
     assert caller.wait(120) == 70
     wait_until(lambda: not psutil.pid_exists(int(began.read_text())), "the command to end")
 

@@ -274,7 +274,7 @@ def test_the_worker_imports_neither_torch_nor_the_project() -> None:
 def test_a_batch_counts_what_was_stopped_and_scores_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     from metatuner.harness.metrics import equivalence
 
-    comparer = Comparer(Limits(cpu_seconds=0.5))
+    comparer = Comparer(Limits(cpu_seconds=2))
     monkeypatch.setattr(equivalence, "_comparer", comparer)
     row = MATH.row({"id": "a", "problem": "?", "level": "1", "type": "t", "solution": r"$\boxed{x+11}$"})
     try:

@@ -1,7 +1,8 @@
 """Make one listed change to the code at a time and run the tests that should notice it; print those that nobody did.
 
     make mutants                          # the whole list
-    make mutants ARGS="a07 cfpo"          # those with these words in their id or file
+    make mutants ARGS="a07 cfpo"          # those with these ids, or with these words in their file's name
+    make mutants ARGS="--unchanged a07"   # run the named tests on the unchanged code first
 
 Each `*.toml` beside this file lists changes ("mutants") of one room:
 
@@ -13,14 +14,17 @@ Each `*.toml` beside this file lists changes ("mutants") of one room:
     tests = ["tests/analysis/test_intervals.py"]       # what pytest is given
     equivalent = "why no test can notice it"            # optional: then it is not run
 
-Changes are made in copies of the checkout, never in the checkout itself. A mutant is killed by a failed test. One that
-cannot even be imported, or whose tests fail without it, says nothing: the list is wrong, and the exit status is 2.
+Changes are made in copies of the checkout, never in the checkout itself. A mutant is killed by a failed test. It is
+WRONG, and the exit status is 2, if it cannot be imported, if all its tests are skipped, or (`--unchanged`) if they fail
+without it. The exit status is 1 if a mutant survived.
 """
 
 import argparse
 import importlib
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,7 +39,9 @@ PRELOADED = ("pytest", "hypothesis", "torch", "transformers.models.llama.modelin
 PRELOADED += ("trl", "matplotlib.figure", "sympy", "pydantic", "datasets", "accelerate")
 """Imported once; every test run is a fork of this process. None of them imports the project."""
 LIMIT = 600.0
-"""Seconds after which a test run counts as failed: a change may make a loop endless."""
+"""Seconds that a test run may take: a change may make a loop endless. It then counts as TIMEOUT, not as killed."""
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+"""What libraries, and the interpreter, read when they start."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Run:
     copy: Path
     label: str
     tests: Sequence[str]
-    done: Callable[[int, str, float], None]
+    done: Callable[[int | None, str, float], None]
     started: float = field(default_factory=time.perf_counter)
     pid: int = 0
 
@@ -117,32 +123,43 @@ class Run:
             os._exit(status)
 
     def ended(self) -> bool:
-        """Whether the run is over; then `done` was called with its status, its last failed test and its seconds."""
+        """Whether the run is over; then `done` was called with its status (None: it took too long), its last failed
+        test (or last lines) and its seconds."""
         seconds = time.perf_counter() - self.started
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid == 0 and seconds < LIMIT:
             return False
         if pid == 0:
-            os.killpg(self.pid, 9)
-            os.waitpid(self.pid, 0)
+            self.kill()
         lines = (self.copy / ".mutant.log").read_text(encoding="utf-8", errors="replace").splitlines()
         last = next((line for line in reversed(lines) if line.startswith(("FAILED", "ERROR"))), "")
-        self.done(1 if pid == 0 else os.waitstatus_to_exitcode(status), last or "\n".join(lines[-15:]), seconds)
+        skipped = bool(lines) and re.search(r"\bskipped\b", lines[-1]) and not re.search(r"\bpassed\b", lines[-1])
+        code = None if pid == 0 else 5 if skipped and not status else os.waitstatus_to_exitcode(status)
+        self.done(code, last or "\n".join(lines[-15:]), seconds)
         return True
+
+    def kill(self) -> None:
+        os.killpg(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
 
 
 def run_all(waiting: list[Callable[[Path], Run]], copies: Sequence[Path]) -> None:
     """Run everything that waits, as many at once as there are copies."""
-    free, running = list(copies), []
-    while waiting or running:
-        while waiting and free:
-            run = waiting.pop(0)(free.pop())
-            run.start()
-            running.append(run)
-        over = [run for run in running if run.ended()]
-        running = [run for run in running if run not in over]
-        free += [run.copy for run in over]
-        time.sleep(0.05)
+    free: list[Path] = list(copies)
+    running: list[Run] = []
+    try:
+        while waiting or running:
+            while waiting and free:
+                run = waiting.pop(0)(free.pop())
+                run.start()
+                running.append(run)
+            over = [run for run in running if run.ended()]
+            running = [run for run in running if run not in over]
+            free += [run.copy for run in over]
+            time.sleep(0.05)
+    finally:  # Ctrl-C leaves no test run behind
+        for run in running:
+            run.kill()
 
 
 def main() -> int:
@@ -153,14 +170,18 @@ def main() -> int:
     arguments = parser.parse_args()
     mutants = [each for each in read_mutants() if not arguments.words or _named(each, arguments.words)]
     mutants = [each for each in mutants if each.changed() and not each.equivalent]
+    if not mutants:
+        parser.error(f"no mutant has the id, or is in a file, named {' '.join(arguments.words)}")
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **ENVIRONMENT})
     for name in PRELOADED:
         importlib.import_module(name)
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", OMP_NUM_THREADS="1", PYTHONHASHSEED="0")
     wrong: list[str] = []
     survivors: list[str] = []
+    timeouts: list[str] = []
 
     def unchanged(copy: Path) -> Run:
-        def done(status: int, last: str, seconds: float) -> None:
+        def done(status: int | None, last: str, seconds: float) -> None:
             if status:
                 wrong.append(f"without any change these tests fail: {last}")
 
@@ -172,9 +193,11 @@ def main() -> int:
             before = path.read_text(encoding="utf-8")
             path.write_text(mutant.changed(), encoding="utf-8")
 
-            def done(status: int, last: str, seconds: float) -> None:
+            def done(status: int | None, last: str, seconds: float) -> None:
                 path.write_text(before, encoding="utf-8")
-                word = {0: "SURVIVED", 1: "killed"}.get(status, "WRONG")
+                word = {None: "TIMEOUT", 0: "SURVIVED", 1: "killed"}.get(status, "WRONG")
+                if word == "TIMEOUT":
+                    timeouts.append(mutant.id)
                 if status == 1 and last.startswith("ERROR") and "import" in last.lower():
                     word = "WRONG"
                 if word == "SURVIVED":
@@ -198,6 +221,8 @@ def main() -> int:
         if not wrong:
             run_all([trial(each) for each in mutants], copies)
     print(f"{len(mutants)} mutants, {len(survivors)} survived: {' '.join(sorted(survivors)) or 'none'}")
+    if timeouts:
+        print(f"{len(timeouts)} not done after {LIMIT:g} s: {' '.join(sorted(timeouts))}")
     for line in wrong:
         print(line, file=sys.stderr)
     return 2 if wrong else int(bool(survivors))

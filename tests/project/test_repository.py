@@ -258,17 +258,23 @@ def test_every_listed_mutant_can_be_made_and_names_tests_that_exist() -> None:
     spec.loader.exec_module(module)
     mutants = module.read_mutants()
     assert len(mutants) > 100
+    stale = []
     for mutant in mutants:
-        assert mutant.changed() != (ROOT / mutant.file).read_text(encoding="utf-8"), mutant.id
-        compile(mutant.changed(), mutant.file, "exec")
+        try:
+            compile(mutant.changed(), mutant.file, "exec")
+        except (ValueError, SyntaxError, FileNotFoundError) as error:
+            stale.append(f"{mutant.id}: {error}")
         for test in mutant.tests:
             file, _, name = test.partition("::")
-            assert f"def {name.partition('[')[0]}" in (ROOT / file).read_text(encoding="utf-8"), f"{mutant.id}: {test}"
+            if name and f"def {name.partition('[')[0]}(" not in (ROOT / file).read_text(encoding="utf-8"):
+                stale.append(f"{mutant.id}: no test {test}")
+    assert stale == []
 
 
 def test_make_passes_keys_on_and_refuses_a_second_config() -> None:
     def make(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        mine = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}  # not the user's CORES
+        return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False, env=mine)
 
     keys = ("PRESET=smoke", "KEYS=run=main pack=3", "ARGS=-n")
     assert "snakemake --cores all -n --config preset=smoke run=main pack=3" in make("reproduce", *keys).stdout

@@ -84,7 +84,7 @@ PAIR = {
     "gsm8k": get_benchmark("gsm8k").with_overrides(max_new_tokens=4),
     "math": get_benchmark("math").with_overrides(max_new_tokens=2),
 }
-PAIR["math"].stops = ("more tom",)
+PAIR["math"].stops = ("more more",)
 """Two benchmarks that differ in prompt, length and stops."""
 
 
