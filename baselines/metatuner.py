@@ -1,4 +1,4 @@
-"""MetaTuner on the ground that all methods share: MetaTuner-J and -I, and their warm-up, fitted once for all variants."""
+"""MetaTuner on the ground that all methods share: MetaTuner-J and -I, and the warm-up that both build on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from metatuner.method.config import MetaTunerConfig, WarmUpConfig
 if TYPE_CHECKING:
     from metatuner.lm import LM
     from metatuner.method.data import Example, Rewrite
-    from metatuner.method.model import MetaTuner
+    from metatuner.method.tuner import MetaTuner
 
 REFERENCE = "Bo et al., Prompt and Parameter Co-Optimization for Large Language Models, arXiv 2509.24245"
 
@@ -110,9 +110,9 @@ class MetaTunerJ(Method):
         )
 
     def fit(self, lab: Lab) -> "MetaTunerPolicy":
-        from metatuner.method.model import MetaTuner
         from metatuner.method.rollouts import collect_rewrites
         from metatuner.method.training import train_joint
+        from metatuner.method.tuner import MetaTuner
 
         config: MetaTunerConfig = self.settings
         if config.evaluate_epochs is not None and not lab.dev:
@@ -150,8 +150,10 @@ class MetaTunerJ(Method):
 
 
 def parameter_weights(settings: MetaTunerConfig, actor: Shape, generator: Shape) -> float:
-    """Weights of the parameter decoder: down to the bottleneck and up to a factor, for each site and factor; of a static
-    LoRA, its factors."""
+    """Weights of the parameter decoder: down to the bottleneck and up to a factor, for each site and factor.
+
+    Of a static LoRA, its factors.
+    """
     if settings.parameter_branch == "none":
         return 0.0
     sides, modules = actor.linears, settings.target_modules
@@ -254,7 +256,7 @@ class MetaTunerPolicy(Policy):
 
     @classmethod
     def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "MetaTunerPolicy":
-        from metatuner.method.model import MetaTuner
+        from metatuner.method.tuner import MetaTuner
 
         config = make_settings(MetaTunerJ, state["config"], str(folder))
         warm_up = make_settings(MetaTunerWarmUp, state["warm_up"], str(folder))

@@ -29,8 +29,9 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+import psutil
 
 from metatuner.errors import UserError
 
@@ -120,9 +121,7 @@ class ForkServer:
     def __enter__(self) -> "ForkServer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.stop()
 
 
@@ -247,7 +246,7 @@ class _Server:
     def serve(self) -> Sequence[str] | None:
         """Serve until the owner is gone (None); in a fork: return the words of the command that it is to run."""
         try:
-            while _is_alive(self.owner):
+            while psutil.pid_exists(self.owner):
                 for key, _ in self.selector.select(timeout=1.0):
                     if key.fileobj is self.listener:
                         words = self._take(self.listener.accept()[0])
@@ -342,16 +341,6 @@ class _Server:
         with suppress(ProcessLookupError, PermissionError):
             for number in numbers or [signal.SIGKILL]:
                 os.killpg(pid, number)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def main(address: str, owner: str) -> int:

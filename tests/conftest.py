@@ -12,9 +12,8 @@ import pytest
 # Read by the libraries when they are imported, and inherited by the commands that tests start.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", OMP_NUM_THREADS="1", MPLBACKEND="Agg")
 
-from tests.toys.runs import Runs, project
-
 from metatuner.forkserver import ADDRESS, ForkServer
+from tests.toys.runs import Runs, project
 
 # In a shell's background job SIGINT is ignored, and so it would be in the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,12 +5,13 @@ Imported by `baselines.better_together` within a fit, because DSPy is slow to im
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import dspy
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.teleprompt import BootstrapFinetune
 
+from baselines.shared.better_together_training import Settings as TrainSettings
 from baselines.shared.better_together_training import Turn, attach_adapter, train
 from baselines.shared.dspy_bridge import VerbatimAdapter
 from baselines.shared.dspy_program import (
@@ -28,11 +29,21 @@ from metatuner.harness.lab import Lab
 from metatuner.harness.query import Demo
 from metatuner.lm import LM
 
-if TYPE_CHECKING:
-    from baselines.better_together import Settings
-
 TRAINED = "local/actor+lora"
 """What DSPy calls the trained actor."""
+
+
+class Settings(TrainSettings, Protocol):
+    """What the program takes of BetterTogether's settings, which say what each means."""
+
+    @property
+    def strategy(self) -> str: ...
+    @property
+    def candidates(self) -> int: ...
+    @property
+    def shots(self) -> int: ...
+    @property
+    def threshold(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class TurnAdapter(VerbatimAdapter):
 class InProcess(Provider):
     """Trains a LoRA on the lab's actor, in this process, when DSPy asks for a finetuned model."""
 
-    def __init__(self, book: AnswerBook, settings: "Settings") -> None:
+    def __init__(self, book: AnswerBook, settings: Settings) -> None:
         super().__init__()
         self.finetunable = True
         self.book, self.settings = book, settings
@@ -108,7 +119,7 @@ def to_turn(lab: Lab, data: Mapping[str, Any]) -> Turn | None:
     return (asked, written) if len(asked) + len(written) <= lab.actor.window else None
 
 
-def run(lab: Lab, settings: "Settings") -> State:
+def run(lab: Lab, settings: Settings) -> State:
     """DSPy's BetterTogether on the lab; the state that does best on dev, or on train where there is no dev."""
     book = AnswerBook(lab)
     program = DemonstratedActor(book, dspy.LM(BASE, provider=InProcess(book, settings), cache=False))

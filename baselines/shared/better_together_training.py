@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -16,13 +16,33 @@ from metatuner.lm import LM, completion_loss
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from baselines.better_together import Settings
+
+class Settings(Protocol):
+    """What step w takes of BetterTogether's settings, which say what each means."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def alpha(self) -> int: ...
+    @property
+    def targets(self) -> tuple[str, ...]: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def gradient_clip(self) -> float: ...
+    @property
+    def gradient_checkpointing(self) -> bool: ...
+
 
 Turn = tuple[list[int], list[int]]
 """What the actor reads and what it is to write, as token ids."""
 
 
-def attach_adapter(lab: Lab, settings: "Settings") -> LM:
+def attach_adapter(lab: Lab, settings: Settings) -> LM:
     """The lab's actor with a new LoRA, put into the model itself; it changes nothing before it is trained."""
     with torch.random.fork_rng(devices=[]):  # PEFT draws A from torch's global stream
         torch.manual_seed(lab.stream("adapter"))
@@ -36,7 +56,7 @@ def attach_adapter(lab: Lab, settings: "Settings") -> LM:
     return replace(lab.actor, model=cast("PreTrainedModel", model.eval()))
 
 
-def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: "Settings") -> None:
+def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: Settings) -> None:
     """AdamW on the cross-entropy of what is to be written; it ends before a step that the budget does not cover."""
     order, size = lab.random("batches"), settings.batch_size
     weights = list(adapter_weights(lm.model).values())

@@ -1,10 +1,7 @@
 """The command: what is measured when, the bars, and what is printed and written."""
 
 import gc
-import json
-import os
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -16,6 +13,7 @@ from metatuner.bench.measure import LEAST_REPEATS, Bench, Measurement, within_me
 from metatuner.bench.measurements import MEASUREMENTS, TOLERANCE
 from metatuner.bench.shapes import SHAPES, Shape
 from metatuner.errors import UserError, suggest
+from metatuner.files import write_json
 
 DEFAULT = (
     ("training", "d512"),
@@ -167,7 +165,9 @@ def run(
         verdicts = [asdict(bar) for bar in bars]
         done.append({**asdict(measured), "rates": reached, "sizes": asdict(sizes[at]), "bars": verdicts})
         if json_file is not None:
-            _write(json_file, {"machine": machine, "measurements": done, "other_bars": [asdict(bar) for bar in rest]})
+            write_json(
+                json_file, {"machine": machine, "measurements": done, "other_bars": [asdict(bar) for bar in rest]}
+            )
     if rest:
         print("\nnot measured in this run", *(f"  {bar}" for bar in rest), sep="\n", flush=True)
 
@@ -179,16 +179,6 @@ def _measure(bench: Bench, name: str, at: str, sizes: Shape) -> Measurement:
     with within_memory("all arms", "before any was timed", skipped):
         return MEASUREMENTS[name](bench, at, sizes)
     return Measurement(name, at, "not measured", (), skipped=skipped)
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """The old file or the whole new one, also if the run is cut off here."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def table(measured: Measurement, shape: Shape) -> str:

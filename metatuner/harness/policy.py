@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from metatuner.errors import UserError, suggest
-from metatuner.files import write_text
+from metatuner.files import write_json
 from metatuner.harness.ground import Ground
 from metatuner.harness.query import Prepared, Query, Response
 
@@ -49,7 +49,7 @@ class Policy(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         state = self.write(folder)
         manifest = {"format": FORMAT, "kind": self.kind, "state": state}
-        write_text(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False))
+        write_json(folder / "manifest.json", manifest)
 
 
 def register_policy(kind: str) -> Callable[[type[Policy]], type[Policy]]:

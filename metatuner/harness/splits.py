@@ -4,7 +4,6 @@ Rows that could leak are left out: no group (the normalised query; in Cosmos QA 
 """
 
 import hashlib
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metatuner.errors import UserError
-from metatuner.files import write_text
+from metatuner.files import write_json, write_text
 from metatuner.harness.benchmarks import Benchmark, load_hub, load_rows
 from metatuner.harness.rows import Row, read_rows, rows_to_text
 
@@ -53,8 +52,7 @@ class Splits:
                 for name, rows in splits.items()
             },
         }
-        text = json.dumps(listing, ensure_ascii=False, indent=1, sort_keys=True)
-        write_text(folder / "splits.json", text + "\n")
+        write_json(folder / "splits.json", listing)
 
 
 def draw_splits(

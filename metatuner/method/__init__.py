@@ -9,10 +9,10 @@ from typing import Any
 from metatuner.method.config import MetaTunerConfig, WarmUpConfig
 
 _FACES = {
-    "Answer": "model",
+    "Answer": "tuner",
     "Example": "data",
     "LayerSharedDecoder": "parameter_decoder",
-    "MetaTuner": "model",
+    "MetaTuner": "tuner",
     "ParameterDecoder": "parameter_decoder",
     "Rewrite": "data",
     "collect_rewrites": "rollouts",

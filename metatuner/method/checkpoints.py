@@ -1,6 +1,5 @@
 """Checkpoints of a phase of training: safetensors and JSON, in a folder that exists only once it is complete."""
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metatuner.errors import UserError
+from metatuner.files import complete_folder, read_json, write_json
 from metatuner.method.tuned import save_tensors
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -29,15 +29,11 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor], values: Any) -> None:
         """Write the state after `step` steps (tensors, and JSON values), then remove older checkpoints."""
         complete = self.folder / f"step-{step:08}"
-        temporary = self.folder / f".{complete.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        save_tensors(dict(tensors), temporary / TENSORS)
-        state = {"key": self.key, "step": step, "values": values}
-        (temporary / STATE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-        for file in temporary.iterdir():
-            with open(file, "rb") as written:
+        with complete_folder(complete) as temporary:
+            save_tensors(dict(tensors), temporary / TENSORS)
+            write_json(temporary / STATE, {"key": self.key, "step": step, "values": values})
+            with open(temporary / TENSORS, "rb") as written:
                 os.fsync(written.fileno())
-        temporary.rename(complete)
         for other in self.folder.glob("step-*"):
             if other != complete:
                 shutil.rmtree(other)
@@ -47,7 +43,7 @@ class Checkpoints:
         folders = sorted(self.folder.glob("step-*"))
         if not folders:
             return None
-        state = json.loads((folders[-1] / STATE).read_text(encoding="utf-8"))
+        state = read_json(folders[-1] / STATE, "delete its folder to begin anew")
         if state["key"] != self.key:
             raise UserError(
                 f"{self.folder}: a checkpoint of another configuration, data, seed or model; delete this folder to "

@@ -1,47 +1,31 @@
 """The model: a meta encoder shared by a prompt decoder and a parameter decoder, in front of an actor."""
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, Adapt, Adaptation, Completion, PerQueryLoRA, generate, render
-from metatuner.method import saving
 from metatuner.method.config import MetaTunerConfig
+from metatuner.method.encoder import captured, decoder_layers, first_layers, meta_encoder, pooled, right_padded
 from metatuner.method.gumbel import prompt_embedding
 from metatuner.method.parameter_decoder import LayerSharedDecoder, ParameterDecoder, StaticFactors
 from metatuner.method.prompt_decoder import read_rewrite, write_prompts
 from metatuner.method.tuned import (
     frozen_view,
-    load_tensors,
     lora_parameters,
     merged,
-    private_copy,
     save_tensors,
     trainable,
 )
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a tuner gives for a query."""
-
-    prompt: str
-    """p_i, under which the actor answered."""
-    completion: str
-    truncated: bool
-    """The completion reached the limit without an end."""
-
-
-class MetaTuner:
+class TunedModel:
     """For each query x_i: a prompt p_i and LoRA factors (A_i, B_i), under which the actor answers (arXiv 2509.24245).
 
     The generator's first k layers (phi_s, the meta encoder) serve both branches: the layers above (phi_p, the prompt
@@ -59,7 +43,6 @@ class MetaTuner:
         *,
         max_prompt_tokens: int = 128,
         seed: int = 0,
-        initial_prompt: str | None = None,
     ) -> None:
         """
         Args:
@@ -69,7 +52,6 @@ class MetaTuner:
                 `actor: lora` a copy whose LoRA is trained.
             max_prompt_tokens: longest prompt p_i, in the generator's tokens.
             seed: draws the parameter decoder's initial weights.
-            initial_prompt: p~ of `generate` and `export_adapter`, where none is given.
 
         Raises `UserError` for depths that the generator does not have, for target modules or ranks that the actor does
         not allow, for models on two devices, and for `actor: lora` with an actor that carries none.
@@ -79,7 +61,7 @@ class MetaTuner:
                 f"MetaTuner: the generator is on {generator.device}, the actor on {actor.device}; put both on one "
                 "device (models.*.device)"
             )
-        self.config, self.max_prompt_tokens, self.initial_prompt = config, max_prompt_tokens, initial_prompt
+        self.config, self.max_prompt_tokens = config, max_prompt_tokens
         self.generator = generator
         if config.actor == "lora":
             if not (names := lora_parameters(actor).keys()):
@@ -163,10 +145,7 @@ class MetaTuner:
                 parameter.copy_(live[name])
 
     def encode(self, prompts: Sequence[str], queries: Sequence[str]) -> Tensor:
-        """h_i, [queries, H]: the meta encoder's states over (p~, x_i), pooled and scaled to root mean square 1.
-
-        The scale of inner states differs between models by orders of magnitude; without it, no initial weights or
-        learning rate of the parameter decoder would serve two models.
+        """h_i, [queries, H]: the meta encoder's states over (p~, x_i), pooled (see `encoder.pooled`).
 
         Raises `ValueError` if the parameter branch makes nothing from h_i (static, none).
         """
@@ -176,7 +155,7 @@ class MetaTuner:
         # Padded on the right, where a causal model never looks.
         states = self.meta_encoder(input_ids=right_padded(self.generator, rows), use_cache=False).last_hidden_state
         ends = torch.tensor([len(row) for row in rows], device=self.generator.device)
-        return self._pool(states, torch.zeros_like(ends), ends)
+        return pooled(states, torch.zeros_like(ends), ends, self.config.pooling)
 
     def factors(self, prompts: Sequence[str], queries: Sequence[str]) -> Tensor | None:
         """The LoRA factors of each query, flat: [queries, lora.flat_size]; None without a parameter branch."""
@@ -227,20 +206,8 @@ class MetaTuner:
         h = torch.empty(len(rows), embedding.shape[1], dtype=embedding.dtype, device=embedding.device)
         layer = decoder_layers(self.generator)[self.encoder_depth - 1]
 
-        @contextmanager
-        def captured(batch: list[int]) -> Iterator[Adaptation]:
-            def take(module: nn.Module, args: object, states: Tensor) -> None:
-                hook.remove()  # later passes are of new tokens
-                lengths = torch.tensor([len(rows[row]) for row in batch], device=states.device)
-                h[batch] = self._pool(states, states.shape[1] - lengths, torch.full_like(lengths, states.shape[1]))
-
-            hook = layer.register_forward_hook(take)
-            try:
-                yield _OneRowAPrompt()
-            finally:
-                hook.remove()
-
-        completions = generate(self.generator, rows, max_new_tokens=self.max_prompt_tokens, adapt=captured)
+        adapt = captured(layer, rows, h, self.config.pooling)
+        completions = generate(self.generator, rows, max_new_tokens=self.max_prompt_tokens, adapt=adapt)
         return [completion.text for completion in completions], h
 
     @property
@@ -262,86 +229,18 @@ class MetaTuner:
         """The actor's greedy answers to queries, each under its own prompt and parameters; `prompts` are p~."""
         return self._answer(prompts, queries, max_new_tokens, stops)[1]
 
-    def generate(
-        self, queries: Sequence[str], *, max_new_tokens: int, prompt: str | None = None, stops: Sequence[str] = ()
-    ) -> list[Answer]:
-        """Greedy answers and the prompts under which they were given.
-
-        Args:
-            prompt: p~ of all queries; by default `initial_prompt`.
-            max_new_tokens: longest answer, in the actor's tokens.
-            stops: strings that end an answer; they are not part of it.
-        """
-        initial = [self.initial(prompt)] * len(queries)
-        written, completions = self._answer(initial, queries, max_new_tokens, stops)
-        return [
-            Answer(text, completion.text, completion.truncated)
-            for text, completion in zip(written, completions, strict=True)
-        ]
-
-    def initial(self, prompt: str | None) -> str:
-        """p~: the one given, else `initial_prompt`; UserError if there is neither."""
-        chosen = self.initial_prompt if prompt is None else prompt
-        if chosen is None:
-            raise UserError("MetaTuner: no initial prompt; give `prompt`, or build the tuner with `initial_prompt`")
-        return chosen
-
     def save(self, folder: Path) -> None:
-        """Write what was trained (safetensors): a file for each of `_trained`.
+        """Write what was trained (safetensors): a file for each of `trained`.
 
-        The base models are not written: `load` wants a MetaTuner built on the same ones; see `save_pretrained`.
+        The base models are not written: `load` wants a tuner that was built on the same ones.
         """
-        for name, tensors in self._trained().items():
+        for name, tensors in self.trained().items():
             save_tensors(tensors, folder / f"{name}.safetensors")
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote; UserError if it belongs to another configuration."""
-        saving.check_config(self.config, folder)
-        for name, tensors in self._trained().items():
-            load_tensors(tensors, folder / f"{name}.safetensors")
-        self.sync()
-
-    def save_pretrained(self, folder: Path | str, *, include_base: bool = False) -> None:
-        """Write a folder that `from_pretrained` reads: safetensors and metatuner.json; see `saving`.
-
-        The base models are named by path, revision and a fingerprint of their weights; with `include_base` they are
-        written too, as ordinary model folders `generator` and `actor`. An actor whose warm-up LoRA was merged before it
-        was given to MetaTuner is no longer the one at its path: save it with `include_base`.
-        """
-        saving.save_pretrained(self, Path(folder), include_base)
-
-    @classmethod
-    def from_pretrained(cls, folder: Path | str, generator: LM | None = None, actor: LM | None = None) -> "MetaTuner":
-        """The tuner that `save_pretrained` wrote.
-
-        Args:
-            generator, actor: the base models, if they are at hand; by default loaded from where the folder says.
-
-        Raises `UserError` if the folder or its configuration cannot be read, and for base models of other weights.
-        """
-        return saving.from_pretrained(cls, Path(folder), generator, actor)
-
-    def export_adapter(self, query: str, folder: Path | str, *, prompt: str | None = None) -> str:
-        """Write the LoRA of one query as a PEFT folder, and return p_i, the prompt that goes with it.
-
-        Where the actor came with its own LoRA (unmerged), the adapter is both and relative to the actor without it:
-        rank r + r of that LoRA. Else it is relative to the actor that this tuner was given. metatuner.json beside it
-        holds p_i and the fingerprint of that base.
-
-        Args:
-            prompt: p~; by default `initial_prompt`.
-        """
-        return saving.export_adapter(self, query, Path(folder), self.initial(prompt))
 
     @cached_property
     def prompt_embedding(self) -> Tensor:
         """The actor's embedding of each generator token; see `gumbel.prompt_embedding`."""
         return prompt_embedding(self.generator, self.actor)
-
-    @cached_property
-    def actor_fingerprint(self) -> str:
-        """Of the actor that was given, its LoRA left out; see `saving.fingerprint`."""
-        return saving.fingerprint(self.actor_with_lora)
 
     def _answer(
         self, prompts: Sequence[str], queries: Sequence[str], max_new_tokens: int, stops: Sequence[str]
@@ -353,7 +252,7 @@ class MetaTuner:
         ]
         return written, generate(self.actor, inputs, max_new_tokens=max_new_tokens, stops=stops, adapt=adapt)
 
-    def _trained(self) -> dict[str, dict[str, Tensor]]:
+    def trained(self) -> dict[str, dict[str, Tensor]]:
         """What training changes, by file and name."""
         parts: dict[str, dict[str, Tensor]] = {"generator": dict(trainable(self.generator))}
         if self.parameter_decoder is not None:
@@ -370,68 +269,5 @@ class MetaTuner:
             for prompt, query in zip(prompts, queries, strict=True)
         ]
 
-    def _pool(self, states: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-        """h_i [rows, H] from states [rows, positions, H], of which row i has positions starts[i] to ends[i]."""
-        if self.config.pooling == "last":
-            pooled = states[torch.arange(len(states), device=states.device), ends - 1]
-        else:
-            positions = torch.arange(states.shape[1], device=states.device)
-            inside = (positions >= starts[:, None]) & (positions < ends[:, None])
-            pooled = (states * inside[..., None]).sum(1) / (ends - starts)[:, None]
-        return F.rms_norm(pooled, pooled.shape[-1:])
-
     def _adapted(self, factors: Tensor | None) -> AbstractContextManager[Adaptation | None]:
         return nullcontext() if factors is None else self.lora.applied(factors)
-
-
-class _OneRowAPrompt:
-    """An adaptation that changes nothing; under one, `generate` reads equal prompts in rows of their own."""
-
-    def keep(self, rows: Tensor) -> None:
-        pass
-
-
-def decoder_layers(lm: LM) -> nn.ModuleList:
-    """The decoder's layers; UserError for an architecture that does not name them `layers`, with a last `norm`."""
-    layers = getattr(lm.decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not isinstance(getattr(lm.decoder, "norm", None), nn.Module):
-        raise UserError(
-            f"model {lm.spec.path}: {type(lm.decoder).__name__} has no `layers` and `norm`, so it cannot be the "
-            "generator; use a decoder-only model of the Llama, Qwen, Mistral or Gemma kind"
-        )
-    return layers
-
-
-def first_layers(lm: LM, k: int) -> nn.Module:
-    """The decoder's embedding and first k layers as a module of its own that shares their tensors.
-
-    It ends before the decoder's last norm, which belongs to the layers above.
-    """
-    encoder = copy.copy(lm.decoder)
-    # A copied module shares its table of children with the original; this one gets its own.
-    encoder._modules = dict(encoder._modules)
-    encoder.layers = decoder_layers(lm)[:k]
-    encoder.norm = nn.Identity()
-    return encoder
-
-
-def meta_encoder(lm: LM, k: int, depth: int) -> nn.Module:
-    """The first `depth` layers: what is below k shares the decoder's tensors, what is above are trainable copies.
-
-    For k = 0 the embedding is a copy as well.
-    """
-    encoder = first_layers(lm, depth)
-    if depth > k:
-        shared, private = decoder_layers(lm)[:k], decoder_layers(lm)[k:depth]
-        encoder.layers = nn.ModuleList([*shared, *(private_copy(layer) for layer in private)])
-    if k == 0:
-        encoder.set_input_embeddings(private_copy(encoder.get_input_embeddings()))  # type: ignore[operator]
-    return encoder
-
-
-def right_padded(lm: LM, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Token ids [rows, longest], padded on the right."""
-    inputs = torch.full((len(rows), max(map(len, rows))), lm.filler)
-    for index, row in enumerate(rows):
-        inputs[index, : len(row)] = torch.tensor(row)
-    return inputs.to(lm.device)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from metatuner.lm import LM, completion_ids, completion_loss, generate, logits_at, render, render_around
 from metatuner.method.data import Example, Rewrite, draw_seeds
+from metatuner.method.encoder import right_padded
 from metatuner.method.gumbel import embedded, gumbel_noise, soft_embeddings
-from metatuner.method.model import MetaTuner, right_padded
 from metatuner.method.prompt_decoder import read_rewrite
+from metatuner.method.tuner import MetaTuner
 
 
 class JointLoss(NamedTuple):

@@ -12,13 +12,11 @@ metatuner.json is the last to be written and the first to be removed: a folder w
 """
 
 import contextlib
-import json
-import os
 import shutil
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig
@@ -26,8 +24,10 @@ from peft.tuners.lora import Linear as LoRALinear
 from torch import Tensor, nn
 
 from metatuner.errors import UserError
+from metatuner.files import complete_folder, read_json, write_json
 from metatuner.lm import LM, ModelSpec, load_lm
 from metatuner.method.config import MetaTunerConfig
+from metatuner.method.model import TunedModel
 from metatuner.method.tuned import (
     ADAPTER,
     digest,
@@ -39,15 +39,14 @@ from metatuner.method.tuned import (
     without_lora,
 )
 
-if TYPE_CHECKING:
-    from metatuner.method.model import MetaTuner
-
 FILE = "metatuner.json"
 FORMAT = 2
 TENSORS = ("generator", "parameter_decoder", "meta_encoder", "actor", "actor_lora")
 
 
-def save_pretrained(tuner: "MetaTuner", folder: Path, include_base: bool) -> None:
+def save_pretrained(
+    tuner: TunedModel, folder: Path, include_base: bool, initial_prompt: str | None, actor_fingerprint: str
+) -> None:
     """See `MetaTuner.save_pretrained`."""
     models = {"generator": tuner.generator, "actor": tuner.actor_with_lora}
     described = {name: _described(name, lm, include_base) for name, lm in models.items()}
@@ -60,19 +59,19 @@ def save_pretrained(tuner: "MetaTuner", folder: Path, include_base: bool) -> Non
             _write_base(without_lora(lm), folder / name)
     if described["generator"]["lora_rank"] is not None:
         described["generator"]["fingerprint"] = fingerprint(tuner.generator)
-    described["actor"]["fingerprint"] = tuner.actor_fingerprint
+    described["actor"]["fingerprint"] = actor_fingerprint
     state = {
         "format": FORMAT,
         "config": asdict(tuner.config),
         "max_prompt_tokens": tuner.max_prompt_tokens,
-        "initial_prompt": tuner.initial_prompt,
+        "initial_prompt": initial_prompt,
         "models": described,
     }
-    _write_json(state, folder / FILE)
+    write_json(folder / FILE, state)
 
 
-def from_pretrained(cls: "type[MetaTuner]", folder: Path, generator: LM | None, actor: LM | None) -> "MetaTuner":
-    """See `MetaTuner.from_pretrained`."""
+def read_parts(folder: Path, generator: LM | None, actor: LM | None) -> dict[str, Any]:
+    """What `MetaTuner` is built from again, by the names of its arguments; see `MetaTuner.from_pretrained`."""
     state = _read_json(folder)
     config = _config(state["config"], folder)
     generator_base = _base("generator", state["models"]["generator"], folder, generator)
@@ -85,15 +84,13 @@ def from_pretrained(cls: "type[MetaTuner]", folder: Path, generator: LM | None, 
         actor_base = to_train(actor_base, "lora", rank, seed=0, scale=scale)
         if config.actor == "frozen":
             load_tensors(dict(lora_parameters(actor_base)), folder / "actor.safetensors")
-    tuner = cls(
-        trained,
-        actor_base,
-        config,
-        max_prompt_tokens=state["max_prompt_tokens"],
-        initial_prompt=state["initial_prompt"],
-    )
-    tuner.load(folder)
-    return tuner
+    return {
+        "generator": trained,
+        "actor": actor_base,
+        "config": config,
+        "max_prompt_tokens": state["max_prompt_tokens"],
+        "initial_prompt": state["initial_prompt"],
+    }
 
 
 def check_config(config: MetaTunerConfig, folder: Path) -> None:
@@ -110,7 +107,7 @@ def check_config(config: MetaTunerConfig, folder: Path) -> None:
 
 
 @torch.no_grad()
-def export_adapter(tuner: "MetaTuner", query: str, folder: Path, initial: str) -> str:
+def export_adapter(tuner: TunedModel, query: str, folder: Path, initial: str, actor_fingerprint: str) -> str:
     """See `MetaTuner.export_adapter`.
 
     Scales are multiplied into B, so that lora_alpha is the rank. A linear that only one of the two LoRAs adapts gets
@@ -153,8 +150,8 @@ def export_adapter(tuner: "MetaTuner", query: str, folder: Path, initial: str) -
         target_modules=sorted(widths),
     ).save_pretrained(str(folder))
     prompt = tuner.write_prompts([initial], [query])[0]
-    base = {"path": spec.path, "revision": spec.revision, "fingerprint": tuner.actor_fingerprint}
-    _write_json({"format": FORMAT, "prompt": prompt, "query": query, "base": base}, folder / FILE)
+    base = {"path": spec.path, "revision": spec.revision, "fingerprint": actor_fingerprint}
+    write_json(folder / FILE, {"format": FORMAT, "prompt": prompt, "query": query, "base": base})
     return prompt
 
 
@@ -184,12 +181,10 @@ def _clear(folder: Path, keep: Collection[Path]) -> None:
 
 def _write_base(lm: LM, folder: Path) -> None:
     """An ordinary model folder, in place of one that may be the very one that the model's memory is mapped from."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    lm.model.save_pretrained(temporary)
-    lm.tokenizer.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with complete_folder(folder) as temporary:
+        lm.model.save_pretrained(temporary)
+        lm.tokenizer.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _described(name: str, lm: LM, included: bool) -> dict[str, Any]:
@@ -230,19 +225,7 @@ def _config(values: dict[str, Any], folder: Path) -> MetaTunerConfig:
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
-    try:
-        state = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no {FILE}; name a folder that MetaTuner.save_pretrained wrote") from error
-    except ValueError as error:
-        raise UserError(f"{folder / FILE}: not JSON ({error}); save the tuner again") from error
+    state = read_json(folder / FILE, "name a folder that MetaTuner.save_pretrained wrote, or save the tuner again")
     if not isinstance(state, dict) or state.get("format") != FORMAT or "config" not in state:
         raise UserError(f"{folder / FILE}: not a tuner of format {FORMAT}; save it with this version")
     return state
-
-
-def _write_json(state: dict[str, Any], path: Path) -> None:
-    """The whole file or none."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(state, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

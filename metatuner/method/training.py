@@ -15,11 +15,11 @@ from metatuner.lm import LM, completion_loss
 from metatuner.method import objectives
 from metatuner.method.config import MetaTunerConfig, WarmUpConfig
 from metatuner.method.data import Example, Rewrite, draw_seeds, shuffled_batches
-from metatuner.method.model import MetaTuner
 from metatuner.method.optimising import Log, Phase, Term, log_of_first, optimise
 from metatuner.method.rollouts import collect_rewrites as collect_rewrites
 from metatuner.method.rollouts import sample_prompts
 from metatuner.method.tuned import digest, to_train, trainable
+from metatuner.method.tuner import MetaTuner
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

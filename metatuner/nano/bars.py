@@ -3,7 +3,6 @@
 Everything is chosen on dev rows and measured on the audit draw, which nothing else uses.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import cos, pi
@@ -16,6 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
+from metatuner.files import write_json, write_text
 from metatuner.harness.benchmarks import Benchmark, get_benchmark, load_rows
 from metatuner.harness.rows import Row
 from metatuner.lm import LM, ModelSpec, completion_ids, completion_loss, generate, load_lm, render, render_rewrite
@@ -120,7 +120,6 @@ def measure(
         if progress:
             progress(f"{name}: " + ", ".join(f"{what} {value:.1f}" for what, value in measured[name].items()))
     bars = judge(measured)
-    out.mkdir(parents=True, exist_ok=True)
     record = {
         "world": asdict(world),
         "constants": constants_hash(),
@@ -130,8 +129,8 @@ def measure(
         "bars": [{**asdict(bar), "met": bar.met} for bar in bars],
         "met": all(bar.met for bar in bars),
     }
-    _write(out / "world.json", json.dumps(record, indent=2) + "\n")
-    _write(out / "world.md", report(world, bars, trained, counts))
+    write_json(out / "world.json", record)
+    write_text(out / "world.md", report(world, bars, trained, counts))
     return bars
 
 
@@ -271,9 +270,3 @@ def _range(bar: Bar) -> str:
     if bar.low is None:
         return f"<= {bar.high:g}"
     return f">= {bar.low:g}" if bar.high is None else f"{bar.low:g} to {bar.high:g}"
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -6,11 +6,10 @@ processors of one kind only; on others, thousands of steps make another model of
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 
 from metatuner.errors import UserError
-from metatuner.files import write_json
+from metatuner.files import complete_folder, write_json
 from metatuner.nano.keys import WEIGHTS, model_key, read_index
 from metatuner.nano.world import World
 
@@ -32,20 +31,10 @@ def copy_given(source: Path, out: Path) -> None:
     digest = read_index(source.parent)[source.name]["sha256"]
     if not weights.is_file() or hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
         raise UserError(f"{weights}: not the weights that index.json names; restore it, or set nano.given to false")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with complete_folder(out) as part:
         shutil.copytree(source, part, dirs_exist_ok=True)
-        part.chmod(0o755)
         if out.exists() and not (out / "pretraining.json").is_file():
             shutil.rmtree(out)  # what a killed run left
-        try:
-            part.rename(out)
-        except OSError:
-            if not (out / "pretraining.json").is_file():  # else another run was faster, with the same files
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_index(folder: Path, world: World) -> Path:

@@ -1,9 +1,7 @@
 """Pretraining of the nano models: one thread, fp32, the same bytes every time on the same machine."""
 
-import json
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -15,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
+from metatuner.files import complete_folder, write_json
 from metatuner.nano.constants import constants_hash
 from metatuner.nano.corpus import Segment, actor_rows, generator_rows
 from metatuner.nano.model import build_model
@@ -73,9 +72,7 @@ def pretrain(
         tokens = 0 if untrained else _train(model, role, world, settings, random, progress)
     finally:
         torch.set_num_threads(threads)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with complete_folder(out) as part:
         model.save_pretrained(part)
         transformers_tokenizer(ANSWER if role == "actor" else REWRITE, settings.window).save_pretrained(part)
         done = {
@@ -88,15 +85,9 @@ def pretrain(
             "tokens": tokens,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         }
-        (part / "pretraining.json").write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
-        took = {"seconds": round(time.monotonic() - started, 1)}
-        (part / "timing.json").write_text(json.dumps(took) + "\n", encoding="utf-8")
-        part.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        write_json(part / "pretraining.json", done)
+        write_json(part / "timing.json", {"seconds": round(time.monotonic() - started, 1)})
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def _train(

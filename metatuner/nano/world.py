@@ -1,7 +1,6 @@
 """Worlds: the raw rows of the four nano benchmarks, split by the hash of what they ask."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from random import Random
 from typing import Any
 
 from metatuner.errors import UserError, suggest
+from metatuner.files import write_lines
 from metatuner.harness.rows import normalise_text
 from metatuner.nano.problems import BENCHMARKS, KINDS, SHIFTED, UNSHIFTED, Problem, Style, problem
 
@@ -85,10 +85,5 @@ def raw_rows(world: World, benchmark: str, split: str, count: int) -> list[dict[
 def write_rows(world: World, out_dir: Path, sizes: Mapping[str, Mapping[str, int]]) -> None:
     """Write `out_dir/<benchmark>/<split>.jsonl` for every entry of `sizes`: benchmark -> split -> rows."""
     for benchmark, counts in sizes.items():
-        folder = out_dir / benchmark
-        folder.mkdir(parents=True, exist_ok=True)
         for split, count in counts.items():
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in raw_rows(world, benchmark, split, count)]
-            part = folder / f"{split}.jsonl.part"
-            part.write_text("".join(lines), encoding="utf-8")
-            part.replace(folder / f"{split}.jsonl")
+            write_lines(out_dir / benchmark / f"{split}.jsonl", raw_rows(world, benchmark, split, count))

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.toys.results import METRICS, fake_config, fake_run, plan_rows, write_settings
 
 from metatuner.analysis.tables import tables_of
 from metatuner.analysis.tables.appendix import APPENDIX
 from metatuner.config import Config, MethodConfig
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
+from tests.toys.results import METRICS, fake_config, fake_run, plan_rows, write_settings
 
 HOSTILE = '=HYPERLINK("x")|<script>alert(1)</script>\n\\input{x} `a` & $b_1$ %'
 N = 6

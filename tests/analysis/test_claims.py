@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.toys.results import CHANCES, METRICS, fake_config, fake_name, fake_run, few_draws, plan_rows, write_cells
 
 from metatuner.analysis.claims import VERDICTS, claims
 from metatuner.analysis.claims.ruling import Outcome, Part, both, describe_needed, every, some
@@ -19,6 +18,7 @@ from metatuner.analysis.results.scores import read_query_scores, write_scores
 from metatuner.analysis.statistics import Contrast, mcnemar_exact, unpaired_difference, wilson_interval
 from metatuner.config import Config
 from metatuner.errors import UserError
+from tests.toys.results import CHANCES, METRICS, fake_config, fake_name, fake_run, few_draws, plan_rows, write_cells
 
 EQUAL = dict.fromkeys(CHANCES, 0.5)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.toys.results import METRICS, fake_config, fake_run, few_draws, plan_rows
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -16,6 +15,7 @@ from metatuner.analysis.results.comparison import compare
 from metatuner.analysis.tables.costs import Point, draw_cost, figure_cost, fit_costs, pareto, table_5
 from metatuner.config import Config
 from metatuner.errors import UserError
+from tests.toys.results import METRICS, fake_config, fake_run, few_draws, plan_rows
 
 quick = pytest.fixture(autouse=True)(few_draws)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.toys.results import fake_config, fake_run, few_draws, plan_rows, write_cells
 from scipy import stats
 
 from metatuner.analysis.diff import compare_runs, diff
 from metatuner.analysis.results.scores import write_query_scores, write_scores
 from metatuner.cli import main
 from metatuner.errors import UserError
+from tests.toys.results import fake_config, fake_run, few_draws, plan_rows, write_cells
 
 N = 80
 

@@ -7,7 +7,6 @@ import string
 from pathlib import Path
 
 import pytest
-from tests.toys.results import CHANCES, fake_config, fake_run, few_draws, plan_rows
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from metatuner.analysis.report.markdown import read_documents, to_html, to_text
@@ -17,6 +16,7 @@ from metatuner.analysis.diff import diff
 from metatuner.analysis.escaping import escape_latex, escape_markdown, from_csv, inert
 from metatuner.analysis.tables import TABLES, tables_of
 from metatuner.config import Config
+from tests.toys.results import CHANCES, fake_config, fake_run, few_draws, plan_rows
 
 quick = pytest.fixture(autouse=True)(few_draws)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.toys.results import CHANCES, fake_config, fake_run, few_draws, plan_rows
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from scipy import stats
@@ -32,6 +31,7 @@ from metatuner.config import Config, ExperimentConfig, load_config
 from metatuner.errors import UserError
 from metatuner.hashing import ROOT
 from metatuner.method.config import MetaTunerConfig
+from tests.toys.results import CHANCES, fake_config, fake_run, few_draws, plan_rows
 
 quick = pytest.fixture(autouse=True)(few_draws)
 

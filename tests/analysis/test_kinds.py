@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.toys.results import fake_config, fake_run, few_draws
 
 from metatuner.analysis.statistics import mean_interval
 from metatuner.analysis.tables.kinds import MOST_KINDS, by_kind, draw_kinds, table_kinds
 from metatuner.config import Config
+from tests.toys.results import fake_config, fake_run, few_draws
 
 quick = pytest.fixture(autouse=True)(few_draws)
 

@@ -6,12 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.toys.results import fake_config, plan_rows
 
 from metatuner.analysis.results.provenance import cpu_model, git_state, write_provenance
 from metatuner.analysis.results.usage import read_usage, summarise
 from metatuner.analysis.results.verdict import write_verdict
 from metatuner.errors import UserError
+from tests.toys.results import fake_config, plan_rows
 
 
 def write_usage(folder: Path, step: str, pack: str, cpu: float, startup: float, memory: int = 2**30) -> None:

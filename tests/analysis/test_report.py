@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.toys.browser import PROGRAM, Browser, scratch
-from tests.toys.results import few_draws, plan_rows
 from metatuner.analysis.report.markdown import read_documents, to_html
-from tests.analysis.test_appendix import run
-from tests.analysis.test_costs import HEADER
 
 from metatuner.analysis.claims import claims
 from metatuner.analysis.figures import figures_of
@@ -31,6 +27,10 @@ from metatuner.analysis.results.scores import read_query_scores, write_scores
 from metatuner.analysis.tables import tables_of
 from metatuner.config import Config
 from metatuner.errors import UserError
+from tests.analysis.test_appendix import run
+from tests.analysis.test_costs import HEADER
+from tests.toys.browser import PROGRAM, Browser, scratch
+from tests.toys.results import few_draws, plan_rows
 
 MARK = "document.body.setAttribute('data-hacked', 'yes')"
 HOSTILE = (

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tests.toys.results import METRICS, fake_config, fake_run, plan_rows, write_cells, write_settings
 
 from metatuner.analysis.results.scores import (
     COLUMNS,
@@ -21,6 +20,7 @@ from metatuner.analysis.results.scores import (
     write_scores,
 )
 from metatuner.errors import UserError
+from tests.toys.results import METRICS, fake_config, fake_run, plan_rows, write_cells, write_settings
 
 
 def test_the_columns_are_the_contract(tmp_path: Path) -> None:

@@ -8,16 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.toys.results import (
-    CHANCES,
-    METRICS,
-    fake_config,
-    fake_run,
-    few_draws,
-    plan_rows,
-    write_cell,
-    write_settings,
-)
 from scipy import stats
 
 from metatuner.analysis.figures import FIGURES
@@ -28,6 +18,16 @@ from metatuner.analysis.results.scores import read_query_scores
 from metatuner.analysis.tables import TABLES
 from metatuner.config import Config, ExperimentConfig
 from metatuner.errors import UserError
+from tests.toys.results import (
+    CHANCES,
+    METRICS,
+    fake_config,
+    fake_run,
+    few_draws,
+    plan_rows,
+    write_cell,
+    write_settings,
+)
 
 quick = pytest.fixture(autouse=True)(few_draws)
 

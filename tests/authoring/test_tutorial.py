@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.toys.runs import Runs, project
 
 from metatuner.cli import main, parse_overrides
 from metatuner.config import load_config
 from metatuner.hashing import ROOT
 from metatuner.plan import Plan
+from tests.toys.runs import Runs, project
 
 PAGE = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
 SMALL = "preset=smoke run=main 'experiments={main: {methods: [zero_shot], benchmarks: [gsm8k], seeds: [0]}}'"

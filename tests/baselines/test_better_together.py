@@ -8,7 +8,6 @@ from typing import Any
 import dspy
 import pytest
 import torch
-from tests.toys.baselines import NEW_TOKENS, PAIR, lab_settings, like, mixed_rows, sums, tiny_lm, toy_lab
 from dspy.clients.provider import TrainingJob
 from safetensors.torch import load_file
 
@@ -24,6 +23,7 @@ from metatuner.harness.policies import StaticPolicy
 from metatuner.harness.policy import load_policy
 from metatuner.harness.query import Demo, Query, Response, to_query
 from metatuner.lm import completion_ids, completion_loss, generate, render
+from tests.toys.baselines import NEW_TOKENS, PAIR, lab_settings, like, mixed_rows, sums, tiny_lm, toy_lab
 
 TOY = Settings(candidates=10, shots=3, rank=2, alpha=4, epochs=1)
 

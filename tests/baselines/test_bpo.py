@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from tests.toys.lm import tiny_lm
-from tests.toys.method import INITIAL, words
 from safetensors.torch import load_file
 
 from baselines.bpo import BPO, RewriterPolicy, Settings, targets
@@ -25,6 +23,8 @@ from metatuner.harness.policy import load_policy
 from metatuner.harness.query import Query, Response, to_query
 from metatuner.harness.rows import Row
 from metatuner.lm import completion_ids, completion_loss, generate, render_rewrite
+from tests.toys.lm import tiny_lm
+from tests.toys.method import INITIAL, words
 
 BENCHMARK = get_benchmark("gsm8k").with_overrides(initial_prompt=INITIAL, max_new_tokens=6)
 GOOD = ("w9", "w30")

@@ -11,9 +11,7 @@ from typing import Any, Literal
 
 import dspy
 import pytest
-from tests.toys.baselines import NEW_TOKENS, lab_settings, like, sums, tiny_lm, toy_lab
 from dspy.lm15 import Message, Request, Response, Usage
-from tests.baselines.test_opro import two_benchmarks
 
 from baselines.cfpo import CFPO, Settings
 from baselines.shared.cfpo_teleprompter import CFPO as Teleprompter
@@ -33,6 +31,8 @@ from metatuner.harness.lab import Lab
 from metatuner.harness.policy import load_policy
 from metatuner.harness.query import Query, to_query
 from metatuner.harness.query import Response as Answer
+from tests.baselines.test_opro import two_benchmarks
+from tests.toys.baselines import NEW_TOKENS, lab_settings, like, sums, tiny_lm, toy_lab
 
 WORDS = ("alpha", "beta", "gamma", "delta")
 GOOD = frozenset({"alpha", "gamma"})

@@ -8,7 +8,6 @@ from typing import Any
 
 import dspy
 import pytest
-from tests.toys.baselines import NEW_TOKENS, PAIR, lab_settings, like, mixed_rows, sums, tiny_lm, toy_lab
 
 from baselines.bootstrap_few_shot import BootstrapFewShot
 from baselines.bootstrap_few_shot import Settings as BootstrapSettings
@@ -29,6 +28,7 @@ from metatuner.harness.policies import StaticPolicy
 from metatuner.harness.policy import load_policy
 from metatuner.harness.query import Demo, Query, Response, to_query
 from metatuner.harness.rows import Row
+from tests.toys.baselines import NEW_TOKENS, PAIR, lab_settings, like, mixed_rows, sums, tiny_lm, toy_lab
 
 WORDS = ("alpha", "beta", "gamma")
 GOOD = frozenset({"alpha", "gamma"})

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.method import INITIAL, actor, generator, words
 from peft import PeftModel
 
 from baselines import static_lora
@@ -30,6 +29,7 @@ from metatuner.method.config import MetaTunerConfig, WarmUpConfig
 from metatuner.method.saving import fingerprint
 from metatuner.method.tuned import digest, frozen_view
 from metatuner.run.swaps import answers_under_swaps
+from tests.toys.method import INITIAL, actor, generator, words
 
 OTHER = "w3 w4 w5"
 BENCHMARKS = {

@@ -8,7 +8,6 @@ from typing import Any
 
 import dspy
 import pytest
-from tests.toys.baselines import NEW_TOKENS, PAIR, lab_settings, like, mixed_rows, sums, tiny_lm, toy_lab
 from dspy.lm15 import Config, Message, Request, Response, Usage
 
 from baselines.opro import OPRO, Settings
@@ -23,6 +22,7 @@ from metatuner.harness.proposer import Reply
 from metatuner.harness.query import Query, to_query
 from metatuner.harness.query import Response as Answer
 from metatuner.lm import generate, render
+from tests.toys.baselines import NEW_TOKENS, PAIR, lab_settings, like, mixed_rows, sums, tiny_lm, toy_lab
 
 WORDS = ("alpha", "beta", "gamma", "delta", "omega", "sigma")
 GOOD = frozenset({"alpha", "gamma", "sigma"})

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.baselines import ARMS, PAIR, ArmsLab, arms_lab, like, mixed_rows
 
 from baselines import dpo, grpo, ppo
 from baselines.shared.policy_gradient import Updates
@@ -29,6 +28,7 @@ from metatuner.harness.policy import load_policy
 from metatuner.harness.query import to_query
 from metatuner.harness.rows import Row
 from metatuner.lm import generate, render
+from tests.toys.baselines import ARMS, PAIR, ArmsLab, arms_lab, like, mixed_rows
 
 
 @dataclass

@@ -11,11 +11,6 @@ from typing import Any
 
 import dspy
 import pytest
-from tests.toys.baselines import sums, tiny_lm, toy_lab
-from tests.baselines.test_cfpo import scripted as scripted_for_cfpo
-from tests.baselines.test_dspy import scripted as scripted_for_dspy
-from tests.baselines.test_opro import GOOD, WORDS, scripted
-from tests.toys.plan import plan
 
 from baselines.cfpo import CFPO
 from baselines.cfpo import Settings as CFPOSettings
@@ -38,6 +33,11 @@ from metatuner.harness.rows import rows_to_text
 from metatuner.lm import render
 from metatuner.run.fitting import FitTask, Outcome, run_fit
 from metatuner.run.models import ModelPool
+from tests.baselines.test_cfpo import scripted as scripted_for_cfpo
+from tests.baselines.test_dspy import scripted as scripted_for_dspy
+from tests.baselines.test_opro import GOOD, WORDS, scripted
+from tests.toys.baselines import sums, tiny_lm, toy_lab
+from tests.toys.plan import plan
 
 KEY = "sk-secret-4711"
 VARIABLE = "TOY_PROPOSER_KEY"

@@ -5,7 +5,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.toys.baselines import NEW_TOKENS, sums, tiny_lm, toy_lab
 
 from baselines.few_shot import FewShot
 from baselines.few_shot import Settings as FewShotSettings
@@ -15,6 +14,7 @@ from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.policy import load_policy
 from metatuner.harness.query import to_query
 from metatuner.harness.registry import Registry
+from tests.toys.baselines import NEW_TOKENS, sums, tiny_lm, toy_lab
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = {"zero_shot": "vanilla", "few_shot": "vanilla", "opro": "prompt", "sft": "parameter"}

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.baselines import sums, tiny_lm, toy_lab
 
 from baselines import dpo, grpo, ppo
 from baselines.sft import SFT
@@ -35,6 +34,7 @@ from metatuner.harness.policy import load_policy
 from metatuner.harness.query import to_query
 from metatuner.harness.rows import Row
 from metatuner.lm import completion_loss
+from tests.toys.baselines import sums, tiny_lm, toy_lab
 
 ROWS = sums(16)
 

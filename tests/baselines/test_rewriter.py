@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.method import INITIAL, actor, generator
 from peft import LoraConfig, get_peft_model
-from tests.baselines.test_metatuner import BENCHMARKS, TEST, WARM_UP, lab
 
 from baselines.metatuner import MetaTunerWarmUp
 from baselines.rewriter_sft import RewriterSFT, RewrittenPrompts
@@ -17,7 +15,9 @@ from metatuner.errors import UserError
 from metatuner.harness.ground import Ground
 from metatuner.harness.policies import StaticPolicy
 from metatuner.harness.policy import Policy, load_policy, register_policy
-from metatuner.harness.query import Query, Response
+from metatuner.harness.query import Prepared, Query
+from tests.baselines.test_metatuner import BENCHMARKS, TEST, WARM_UP, lab
+from tests.toys.method import INITIAL, actor, generator
 
 
 @pytest.fixture
@@ -28,9 +28,8 @@ def required(tmp_path: Path) -> dict[str, Path]:
     lm = actor()
     torch.manual_seed(0)
     model: Any = get_peft_model(lm.model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
-    Adapter(
-        lab(actor=lm), replace(lm, model=model), {name: each.initial_prompt for name, each in BENCHMARKS.items()}
-    ).save(folders["sft"])
+    prompts = {name: each.initial_prompt for name, each in BENCHMARKS.items()}
+    StaticPolicy(lab(actor=lm), prompts, actor=replace(lm, model=model)).save(folders["sft"])
     return folders
 
 
@@ -62,7 +61,7 @@ class Noting(Policy):
     def write_prompts(self, queries: Sequence[Query]) -> list[str]:
         return [INITIAL] * len(queries)
 
-    def respond(self, queries: Sequence[Query]) -> list[Response]:
+    def prepare(self, queries: Sequence[Query]) -> Prepared:
         raise NotImplementedError
 
     def write(self, folder: Path) -> dict[str, Any]:

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.baselines import NEW_TOKENS, PAIR, lab_settings, like, sums, toy_lab
-from tests.toys.baselines import tiny_lm as nano_like_lm
-from tests.toys.lm import ENDS, SPECIAL, tiny_lm
 
 from baselines.rlprompt import RLPrompt, Settings
 from baselines.shared.rlprompt_policy import PromptPolicy, path_consistency_loss, z_scores
@@ -22,6 +19,9 @@ from metatuner.harness.lab import Lab
 from metatuner.harness.policy import load_policy
 from metatuner.harness.query import Query, Response, to_query
 from metatuner.lm import LM
+from tests.toys.baselines import NEW_TOKENS, PAIR, lab_settings, like, sums, toy_lab
+from tests.toys.baselines import tiny_lm as nano_like_lm
+from tests.toys.lm import ENDS, SPECIAL, tiny_lm
 
 GOOD = "w9"
 TOY = Settings(prompt_tokens=3, steps=80, samples=16, scored_rows=6, hidden_size=64, learning_rate=1e-2, top_k=64)

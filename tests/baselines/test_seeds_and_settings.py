@@ -15,7 +15,6 @@ from zlib import crc32
 
 import pytest
 import torch
-from tests.toys.baselines import PAIR, arms_lab, like, mixed_rows, tiny_lm, toy_lab
 
 from baselines.better_together import BetterTogether
 from baselines.better_together import Settings as TogetherSettings
@@ -49,6 +48,7 @@ from metatuner.harness.method import Method
 from metatuner.harness.proposer import Reply
 from metatuner.harness.query import Query, Response, to_query
 from metatuner.hashing import derive_seed
+from tests.toys.baselines import PAIR, arms_lab, like, mixed_rows, tiny_lm, toy_lab
 
 
 class Right(Lab):

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.baselines import NEW_TOKENS, PAIR, mixed_rows, sums, tiny_lm, toy_lab
 
 from baselines.sft import SFT, Settings, encode
 from metatuner.errors import UserError
@@ -20,6 +19,7 @@ from metatuner.harness.policies import StaticPolicy
 from metatuner.harness.policy import load_policy
 from metatuner.harness.query import to_query
 from metatuner.lm import completion_ids, generate, render
+from tests.toys.baselines import NEW_TOKENS, PAIR, mixed_rows, sums, tiny_lm, toy_lab
 
 ROWS = sums(12)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.method import INITIAL, actor, generator
 
 from baselines.dpo import DPO
 from baselines.dpo import Settings as DPOSettings
@@ -32,6 +31,7 @@ from metatuner.harness.query import to_query
 from metatuner.harness.rows import Row
 from metatuner.lm import LM
 from metatuner.method.config import MetaTunerConfig, WarmUpConfig
+from tests.toys.method import INITIAL, actor, generator
 
 RIGHT = ("w40", "w41")
 """The right answer to a query of each kind."""

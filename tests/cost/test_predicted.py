@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.toys.baselines import sums, tiny_lm, toy_lab
 from metatuner.cost.forecast import (
     ADAPTER_BYTES,
     ASSUMED,
@@ -30,7 +29,6 @@ from metatuner.cost.forecast import (
 )
 from metatuner.cost.jobs import jobs
 from metatuner.cost.loops import COUNTS, Rows, Sequences, Shares
-from tests.toys.method import tuner
 from peft import LoraConfig, get_peft_model
 
 from baselines.cfpo import CFPO
@@ -48,6 +46,8 @@ from metatuner.hashing import ROOT
 from metatuner.lm import LM, generate
 from metatuner.method import MetaTunerConfig, WarmUpConfig
 from metatuner.plan import Plan
+from tests.toys.baselines import sums, tiny_lm, toy_lab
+from tests.toys.method import tuner
 
 PAPER = Assumptions.read(ROOT / ASSUMED)
 ACTOR, GENERATOR = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct"

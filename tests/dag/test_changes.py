@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.toys.runs import PATIENCE, Runs, contents, project, start, with_path
 
 from metatuner.config import read_config
 from metatuner.hashing import ROOT
 from metatuner.run.workshop import Workshop
+from tests.toys.runs import PATIENCE, Runs, contents, project, start, with_path
 
 
 @pytest.fixture

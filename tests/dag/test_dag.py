@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.toys.runs import Runs, contents, project
 
 from metatuner.hashing import ROOT
 from metatuner.plan.dag import Dag
+from tests.toys.runs import Runs, contents, project
 
 METHODS = ("zero_shot", "opro", "sft", "dpo", "metatuner_j")
 CELLS = len(METHODS) * 2 * 2 + 7

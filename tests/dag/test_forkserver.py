@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.toys.runs import start, wait_until, with_path
 
 from metatuner.forkserver import ADDRESS, ForkServer
+from tests.toys.runs import start, wait_until, with_path
 
 WAITING = """
 import os, time

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from tests.toys.runs import PATIENCE, Runs, contents, kill_tree, project, start, wait_until
 
 RUN = ("snakemake", "--cores", "2", "--rerun-incomplete", "--nolock", "--config", "preset=tiny")

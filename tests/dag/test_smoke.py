@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.toys.runs import Runs, project
-from tests.dag.test_dag import assert_complete
-from tests.dag.test_changes import assert_fits_ignore_tune_and_test_rows
 
 from metatuner.forkserver import ForkServer
+from tests.dag.test_changes import assert_fits_ignore_tune_and_test_rows
+from tests.dag.test_dag import assert_complete
+from tests.toys.runs import Runs, project
 
 pytestmark = pytest.mark.slow
 METHODS = 19

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.toys.lm import PAD, random_prompts, tiny_lm
 
 from metatuner.errors import UserError
 from metatuner.harness.budget import Budget, BudgetExceeded, Usage
 from metatuner.lm import completion_loss, generate
+from tests.toys.lm import PAD, random_prompts, tiny_lm
 
 
 @pytest.fixture

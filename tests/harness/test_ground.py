@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.toys.lm import random_prompts, tiny_lm
 
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import Benchmark, get_benchmark
@@ -23,6 +22,7 @@ from metatuner.harness.query import Query, Response, to_query
 from metatuner.harness.rows import Row
 from metatuner.hashing import derive_seed
 from metatuner.lm import Completion, PerQueryLoRA, generate, render, render_rewrite
+from tests.toys.lm import random_prompts, tiny_lm
 
 NAMES = ("gsm8k", "hotpotqa", "cosmosqa")
 
@@ -198,7 +198,7 @@ def test_policies_have_a_prompt_demonstrations_and_an_adapter_a_benchmark_also_w
         for name, parameter in model.named_parameters():
             if "lora" in name:
                 parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
-    adapter = Adapter(made, replace(made.actor, model=model.eval()), prompts)  # type: ignore[arg-type]
+    adapter = StaticPolicy(made, prompts, actor=replace(made.actor, model=model.eval()))  # type: ignore[arg-type]
     for kind, policy, shown, lm in (("fixed", fixed, demos, made.actor), ("adapter", adapter, {}, adapter.actor)):
         policy.save(tmp_path / kind)
         loaded = load_policy(tmp_path / kind, ground())

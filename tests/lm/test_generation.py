@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.toys.lm import BEGIN, END, ENDS, FAMILIES, PAD, SLIDING, WORDS, random_prompts, tiny_lm
 from torch import Tensor
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, Completion, generate, generation
 from metatuner.lm.generation import MOST_PADDING, batch_by_length, padding_share
+from tests.toys.lm import BEGIN, END, ENDS, FAMILIES, PAD, SLIDING, WORDS, random_prompts, tiny_lm
 
 PROMPTS = random_prompts(24)
 NEW = 14

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.toys.lm import END, random_prompts, tiny_lm
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, completion_loss
+from tests.toys.lm import END, random_prompts, tiny_lm
 
 BATCH = list(zip(random_prompts(5), [[*ids, END] for ids in random_prompts(5, shortest=1, seed=1)], strict=True))
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.toys.lm import BEGIN, END, ENDS, PAD, WORDS, save_tiny, tiny_lm, tiny_model, word_tokenizer
 
 from metatuner.errors import UserError
 from metatuner.lm import ModelSpec, load_lm
+from tests.toys.lm import BEGIN, END, ENDS, PAD, WORDS, save_tiny, tiny_lm, tiny_model, word_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.lm import END, FAMILIES, SLIDING, double_lm, random_prompts, tiny_lm, tiny_model
 from torch import Tensor, nn
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, PerQueryLoRA, completion_loss, generate
+from tests.toys.lm import END, FAMILIES, SLIDING, double_lm, random_prompts, tiny_lm, tiny_model
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROMPTS = random_prompts(6)

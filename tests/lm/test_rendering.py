@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.toys.lm import BEGIN, CHAT, END, WORDS, tiny_lm
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, ModelSpec, completion_ids, render, render_around, render_rewrite
+from tests.toys.lm import BEGIN, CHAT, END, WORDS, tiny_lm
 
 DEMOS = [("w10 w11", "w12"), ("w13 w14 w15", "w16")]
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHAT

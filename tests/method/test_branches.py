@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, rewrites, shake, tuner, with_lora
 
 from metatuner.lm import PerQueryLoRA, completion_loss, generate, render
 from metatuner.method import MetaTuner, MetaTunerConfig
 from metatuner.method.objectives import joint_loss, prompt_loss, task_loss, task_pair
 from metatuner.method.parameter_decoder import LayerSharedDecoder, StaticFactors
 from metatuner.method.tuned import lora_parameters, merged, trainable
+from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, rewrites, shake, tuner, with_lora
 
 D1, D2 = examples(), rewrites()
 PROMPTS, QUERIES = [row.prompt for row in D1], [row.query for row in D1]

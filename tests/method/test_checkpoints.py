@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.method import PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 
 from metatuner.errors import UserError
 from metatuner.method import MetaTuner, WarmUpConfig, train_joint, warm_up_actor, warm_up_generator
 from metatuner.method.optimising import Log
 from metatuner.method.tuned import trainable
+from tests.toys.method import PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 
 WARM_UP = WarmUpConfig(
     actor_epochs=2,

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.lm import FAMILIES, SLIDING, tiny_lm
-from tests.toys.method import INITIAL, PROMPT_TOKENS, examples, rewrites, shake
 
 from metatuner.method import MetaTuner, MetaTunerConfig, train_joint
 from metatuner.method.tuned import to_train
+from tests.toys.lm import FAMILIES, SLIDING, tiny_lm
+from tests.toys.method import INITIAL, PROMPT_TOKENS, examples, rewrites, shake
 
 CONFIG = MetaTunerConfig(rank=3, bottleneck=8, batch_size=3, epochs=1, target_modules="all-linear")
 QUERIES = [example.query for example in examples()]

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.lm import CHAT, ENDS, WORDS, tiny_lm, word_tokenizer
-from tests.toys.method import PROMPT_TOKENS, actor, examples, generator, in_precision, shake, tuner
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -19,6 +17,8 @@ from metatuner.method.data import Example, draw_seeds
 from metatuner.method.gumbel import gumbel_noise, prompt_embedding, soft_embeddings
 from metatuner.method.objectives import gumbel_loss, task_loss
 from metatuner.method.prompt_decoder import write_prompts
+from tests.toys.lm import CHAT, ENDS, WORDS, tiny_lm, word_tokenizer
+from tests.toys.method import PROMPT_TOKENS, actor, examples, generator, in_precision, shake, tuner
 
 D1 = examples()
 PROMPTS, QUERIES = [row.prompt for row in D1], [row.query for row in D1]

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 
 from metatuner import method
 from metatuner.errors import UserError
@@ -13,6 +12,7 @@ from metatuner.lm import PerQueryLoRA, generate, render, render_rewrite
 from metatuner.method import MetaTuner, MetaTunerConfig, ParameterDecoder, WarmUpConfig, train_joint
 from metatuner.method.objectives import joint_loss, prompt_loss, task_loss
 from metatuner.method.tuned import frozen_view, merged, to_train, trainable
+from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 
 D1, D2 = examples(), rewrites()
 PROMPTS, QUERIES = [row.prompt for row in D1], [row.query for row in D1]

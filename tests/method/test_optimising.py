@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.method import PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 from torch import Tensor, nn
 
 from metatuner.errors import UserError
@@ -20,6 +19,7 @@ from metatuner.method.config import TrainingConfig
 from metatuner.method.objectives import prompt_loss, task_loss
 from metatuner.method.optimising import Phase, Term, cosine_with_warm_up, optimise, recomputed
 from metatuner.method.tuned import trainable
+from tests.toys.method import PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 
 WARM_UP = WarmUpConfig(actor_rank=2, generator_rank=2, batch_size=5, max_prompt_tokens=PROMPT_TOKENS)
 Event = dict[str, Any]

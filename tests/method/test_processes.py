@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.toys import processes as joint_processes
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.toys import processes as joint_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,12 +3,12 @@
 from collections import Counter
 
 import pytest
-from tests.toys.method import examples, generator
 
 from metatuner.method import WarmUpConfig
 from metatuner.method.data import Rewrite
 from metatuner.method.prompt_decoder import write_prompts
 from metatuner.method.rollouts import collect_rewrites, score_rollouts, select_above, select_best
+from tests.toys.method import examples, generator
 
 
 def test_the_best_rewrite_of_each_query_above_the_threshold_is_kept() -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.lm import save_tiny, tiny_lm
-from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, generator, shake, tuner, with_lora
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -17,6 +15,8 @@ from metatuner.lm import ModelSpec, generate, load_lm, render
 from metatuner.method import MetaTuner, MetaTunerConfig
 from metatuner.method.objectives import task_loss
 from metatuner.method.tuned import frozen_view, load_tensors, lora_linears, merged, save_tensors, to_train, trainable
+from tests.toys.lm import save_tiny, tiny_lm
+from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, generator, shake, tuner, with_lora
 
 D1 = examples()
 QUERIES = [row.query for row in D1]

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 
 from metatuner.errors import UserError
 from metatuner.lm import LM
@@ -23,6 +22,7 @@ from metatuner.method.data import Example, Rewrite, draw_seeds, shuffled_batches
 from metatuner.method.optimising import cosine_with_warm_up
 from metatuner.method.prompt_decoder import write_prompts
 from metatuner.method.tuned import trainable
+from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 
 D1 = examples()
 WARM_UP = WarmUpConfig(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.toys.plan import plan, plan_of
 
 from metatuner import plan as module
 from metatuner.config import load_config
@@ -19,6 +18,7 @@ from metatuner.hashing import ROOT
 from metatuner.plan import Plan
 from metatuner.plan.keys import LOCK
 from metatuner.plan.winners import Winner, write_winners
+from tests.toys.plan import plan, plan_of
 
 GENERATED = {"opro", "cfpo", "copro", "miprov2", "gepa", "rlprompt", "bpo"}
 GENERATED |= {"rewriter_sft", "static_lora", "metatuner_i", "metatuner_j"}
@@ -103,7 +103,12 @@ def test_a_cell_depends_on_the_rows_it_is_tested_on_though_its_fit_does_not():
 
 def test_a_fits_cells_differ_by_benchmark_seed_and_generator():
     made = plan()
-    assert len({row.cell for row in made.grid.rows}) == len({row.fit for row in made.grid.rows}) == len(made.grid.rows) == 19 * 4 * 3
+    assert (
+        len({row.cell for row in made.grid.rows})
+        == len({row.fit for row in made.grid.rows})
+        == len(made.grid.rows)
+        == 19 * 4 * 3
+    )
     told = {(fit.method, fit.settings, fit.train, fit.generator, fit.seed) for fit in made.grid.fits.values()}
     assert len(told) == len(made.grid.fits) == (19 + 1) * 4 * 3  # the warm-up is fitted and not tested
     used = {method: {fit.generator for fit in made.grid.fits.values() if fit.method == method} for method in ALL}
@@ -134,7 +139,11 @@ def test_another_version_of_a_package_makes_all_cells_anew_and_leaves_stored_win
     def keys() -> tuple[set[str], set[str], list[str]]:
         module.lock_versions.cache_clear()
         made = Plan(config)
-        return set(made.grid.fits), set(made.grid.cells), [made.settings.winner_key(*each) for each in made.searches.all]
+        return (
+            set(made.grid.fits),
+            set(made.grid.cells),
+            [made.settings.winner_key(*each) for each in made.searches.all],
+        )
 
     before = keys()
     installed[package] = version(package).split("+")[0] + "+another.build"
@@ -236,7 +245,9 @@ def test_a_search_depends_on_the_stored_winner_of_what_its_method_requires(
     won = Winner("sft", "gsm8k", {"epochs": 3}, 50.0, 8, 0, (), before.settings.winner_key("sft", "gsm8k"))
     write_winners(tmp_path / "winners.json", [won])
     after = plan({"tuning.winners": "winners.json"})
-    changed = {one for one in before.searches.all if before.settings.winner_key(*one) != after.settings.winner_key(*one)}
+    changed = {
+        one for one in before.searches.all if before.settings.winner_key(*one) != after.settings.winner_key(*one)
+    }
     assert changed == {(method, "gsm8k") for method in ("dpo", "ppo", "grpo")}
 
 

@@ -5,7 +5,6 @@ import re
 
 import pytest
 import yaml
-from tests.toys.plan import fits_of, plan, plan_of, whole_plan
 
 from metatuner import plan as module
 from metatuner.analysis.figures import figures_of
@@ -14,6 +13,7 @@ from metatuner.errors import UserError
 from metatuner.hashing import ROOT
 from metatuner.plan import Plan
 from metatuner.plan.winners import Winner, write_winners
+from tests.toys.plan import fits_of, plan, plan_of, whole_plan
 
 
 def test_a_cell_is_computed_once_for_all_experiments_that_need_it():
@@ -121,7 +121,8 @@ def test_all_experiments_of_the_default_preset_share_what_they_can():
     made = whole_plan()
     main = {row.fit for row in made.grid.rows if row.experiment == "main"}
     anew = {
-        name: len({row.fit for row in made.grid.rows if row.experiment == name} - main) for name in made.config.experiments
+        name: len({row.fit for row in made.grid.rows if row.experiment == name} - main)
+        for name in made.config.experiments
     }
     # Untuned, variants under their own tuned settings are those under the whole method's.
     assert anew == {
@@ -188,7 +189,9 @@ def test_trained_on_several_benchmarks_a_setting_is_the_median_of_their_winners(
         write_winners(tmp_path / "winners.json", winners)
         grid = {"benchmarks": names, "train": "others", "rows": 43, "tuning__winners": "winners.json"}
         made = plan_of(method="sft", **grid)
-        return {row.benchmark: (json.loads(row.settings), row.tuned) for row in made.grid.rows if row.experiment == "grid"}
+        return {
+            row.benchmark: (json.loads(row.settings), row.tuned) for row in made.grid.rows if row.experiment == "grid"
+        }
 
     tuned = settings(found)
     assert {name: (values["learning_rate"], word) for name, (values, word) in tuned.items()} == {
@@ -236,7 +239,9 @@ def test_the_documented_experiment_shares_what_it_can_with_the_presets_own():
     block = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)[0])
     made = plan({"experiments.bottleneck": block["experiments"]["bottleneck"]}, block["extends"])
     main = {row.cell for row in made.grid.rows if row.experiment == "main"}
-    shared = {(row.variant, row.generator) for row in made.grid.rows if row.experiment == "bottleneck" and row.cell in main}
+    shared = {
+        (row.variant, row.generator) for row in made.grid.rows if row.experiment == "bottleneck" and row.cell in main
+    }
     assert shared == {("b64", "large")}
     assert "figure_bottleneck" in figures_of(made.config)
 
@@ -382,7 +387,9 @@ def test_the_nano_world_has_rows_for_every_split_and_train_rows_to_draw_from():
     made = plan({"benchmarks.gsm8k.sizes": sizes})
     assert made.keys.world_sizes()["gsm8k"] == {"train": 4080, "tune": 7, "test": 9, "audit": 5}
     assert made.keys.world_sizes()["math"]["train"] == 2000
-    assert [file.name for file in made.keys.source_files("gsm8k")] == [f"{one}.jsonl" for one in made.keys.world_sizes()["gsm8k"]]
+    assert [file.name for file in made.keys.source_files("gsm8k")] == [
+        f"{one}.jsonl" for one in made.keys.world_sizes()["gsm8k"]
+    ]
     assert made.keys.nano_roles == ["actor", "generator"]
     assert whole_plan().keys.nano_roles == ["actor", "generator", "generator_small"]
 
@@ -414,7 +421,10 @@ def test_searches_say_what_is_known_of_each(tmp_path, monkeypatch):
     told = {"score": 50.0, "trials": 8, "failed": 1, "at_edge": ("epochs",)}
     found = [Winner("sft", name, {"epochs": 6}, key=key, **told) for name in ("gsm8k", "math")]
     write_winners(tmp_path / "winners.json", found)
-    by_name = {(each["subject"], each["benchmark"]): each for each in plan({"tuning.winners": "winners.json"}).searches.describe()}
+    by_name = {
+        (each["subject"], each["benchmark"]): each
+        for each in plan({"tuning.winners": "winners.json"}).searches.describe()
+    }
     assert [by_name["sft", name]["status"] for name in ("gsm8k", "math", "cosmosqa")] == ["current", "expired", "none"]
     assert by_name["sft", "gsm8k"]["score"] == 50.0
     assert by_name["sft", "gsm8k"]["settings"] == {"epochs": 6}

@@ -179,6 +179,48 @@ def test_the_stated_arrows_mean_what_the_design_says(room: str, target: str, exp
     assert allowed(room, target, arrows()) is expected
 
 
+def module(path: Path) -> str:
+    """A file's dotted name."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """A package's `__init__` that imports its own modules is no circle: they do not import names from it."""
+    modules = {module(path): path for path in SOURCES}
+    edges: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for each in imports_of(path):
+            target = each.name if each.name in modules else each.name.rpartition(".")[0]
+            if target in modules and target != name:
+                edges[name].add(target)
+    circles = []
+    for start in edges:
+        seen, todo = set(), list(edges[start])
+        while todo:
+            here = todo.pop()
+            if here == start:
+                circles.append(start)
+                break
+            if here not in seen:
+                seen.add(here)
+                todo += edges[here]
+    assert circles == []
+
+
+def test_no_file_and_no_class_is_too_long_to_read() -> None:
+    long = []
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        if (lines := len(text.splitlines())) > 400:
+            long.append(f"{place(path)}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and node.end_lineno is not None:
+                length = node.end_lineno - node.lineno + 1
+                if length > 250:
+                    long.append(f"{place(path, node.lineno)}: class {node.name} of {length} lines")
+    assert long == []
+
+
 def test_imports_are_read_as_python_runs_them() -> None:
     code = """
 import torch

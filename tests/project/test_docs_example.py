@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.toys.lm import save_tiny
 from peft import PeftModel
 
 from metatuner.config import load_config
 from metatuner.lm import ModelSpec, generate, load_lm, render
 from metatuner.plan import Plan
+from tests.toys.lm import save_tiny
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 WINDOW = 512

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.toys.baselines import NEW_TOKENS, sums, tiny_lm
 
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.ground import Ground
 from metatuner.harness.query import to_query
 from metatuner.metering import peak_allocated
 from metatuner.run.efficiency import TimedGround, Written
+from tests.toys.baselines import NEW_TOKENS, sums, tiny_lm
 
 QUERIES = [to_query(row) for row in sums(4)]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from tests.toys.lm import save_tiny, tiny_lm
 
 from metatuner.errors import UserError
 from metatuner.files import complete_folder
@@ -28,6 +27,7 @@ from metatuner.hashing import derive_seed
 from metatuner.lm import ModelSpec, generate
 from metatuner.run.fitting import FitTask, Outcome, run_fit
 from metatuner.run.models import ModelPool
+from tests.toys.lm import save_tiny, tiny_lm
 
 
 def rows_of(benchmark: str) -> list[Row]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.toys.runs import Runs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2TokenizerFast
 
@@ -18,6 +17,7 @@ from metatuner.config import load_config
 from metatuner.hashing import ROOT
 from metatuner.lm import ModelSpec, load_lm, render, render_rewrite
 from metatuner.plan.dag import Dag
+from tests.toys.runs import Runs
 
 TEMPLATE = (
     "{% for message in messages %}"

@@ -83,7 +83,9 @@ def test_a_search_stores_its_runner_up_with_its_score(tmp_path: Path):
     plan = Plan(config)
     method, benchmark = one = plan.searches.all[0]
     scores = [40.0, 55.0, None, 50.0]  # one trial failed
-    tried = [{"settings": over, "score": score} for over, score in zip(plan.searches.trials(*one), scores, strict=False)]
+    tried = [
+        {"settings": over, "score": score} for over, score in zip(plan.searches.trials(*one), scores, strict=False)
+    ]
     record = plan.layout.tune(method, benchmark)
     record.parent.mkdir(parents=True)
     record.write_text(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.toys.lm import save_tiny
 
 from metatuner import steps
 from metatuner.config import Config, load_config
@@ -14,6 +13,7 @@ from metatuner.errors import UserError
 from metatuner.harness.rows import read_rows
 from metatuner.plan import Plan
 from metatuner.plan.winners import read_winners
+from tests.toys.lm import save_tiny
 
 TOLD = '''
 from dataclasses import dataclass

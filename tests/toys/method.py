@@ -4,14 +4,14 @@ import random
 from typing import Any
 
 import torch
-from tests.toys.lm import tiny_lm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from metatuner.lm import LM
 from metatuner.method.config import MetaTunerConfig
 from metatuner.method.data import Example, Rewrite
-from metatuner.method.model import MetaTuner
 from metatuner.method.tuned import to_train, trainable
+from metatuner.method.tuner import MetaTuner
+from tests.toys.lm import tiny_lm
 
 INITIAL = "w1 w2"
 PROMPT_TOKENS = 6

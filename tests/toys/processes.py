@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tests.toys.method import examples, rewrites, tuner
 from safetensors.torch import save_file
 
 from metatuner.method import train_joint
+from tests.toys.method import examples, rewrites, tuner
 
 RUNS: dict[str, dict[str, Any]] = {
     "joint": {"batch_size": 5},

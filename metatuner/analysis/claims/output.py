@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metatuner.analysis.claims import paper
-from metatuner.analysis.claims.measured import CLAIMS
+from metatuner.analysis.claims.listed import CLAIMS
 from metatuner.analysis.claims.ruling import Outcome, Part, Ruling, describe_needed
 from metatuner.analysis.claims.runs import Runs
 from metatuner.analysis.escaping import escape_markdown, inert

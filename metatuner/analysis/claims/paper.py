@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from metatuner.analysis.claims.measured import CLAIMS, NOT_INFERIOR, Claim
+from metatuner.analysis.claims.listed import CLAIMS, Claim
+from metatuner.analysis.claims.measured import NOT_INFERIOR
 from metatuner.analysis.claims.ruling import NOT_EVALUABLE, Judged, Part, Ruling, every
 from metatuner.analysis.names import BENCHMARKS, DEFAULT_VARIANT, Names, benchmark_rank
 from metatuner.analysis.results.published import Published, TestSize

@@ -31,7 +31,7 @@ HOLE_LENGTH = 26
 
 
 def figure_main(config: Config) -> list[Path]:
-    """Main results as bars with intervals, a panel per benchmark: `figures/figure_main.{png,pdf}`; the paths written."""
+    """Main results as bars with intervals, a panel per benchmark: `figures/figure_main.{png,pdf}`."""
     comparison = compare(config, config.main)
     return draw(config, "figure_main", lambda: draw_bars(comparison, describe_world(config, config.main)))
 

@@ -23,7 +23,7 @@ CASES = {"won": (True, False), "lost": (False, True), "both": (True, True), "nei
 
 
 def table_6(config: Config) -> list[Path]:
-    """Data sets as this preset uses them: `tables/table_6.{csv,md,tex,json}`; the paths written."""
+    """Data sets as this preset uses them: `tables/table_6.{csv,md,tex,json}`."""
     paper = read_test_sizes()
     header = ["benchmark", "rows from", "train", "dev", "tune", "test", "contexts in test", "words per test query"]
     header += ["kinds of test queries", "metric", "test rows in the paper"]
@@ -62,7 +62,7 @@ def table_6(config: Config) -> list[Path]:
 
 
 def table_7(config: Config) -> list[Path]:
-    """Settings of the main experiment's methods, explained: `tables/table_7.{csv,md,tex,json}`; the paths written."""
+    """Settings of the main experiment's methods, explained: `tables/table_7.{csv,md,tex,json}`."""
     described = {entry["name"]: entry for entry in read_json(Layout(config).methods, RERUN)}
     names, rows = Names.of(config), []
     for method, by_benchmark in _main_settings(config).items():
@@ -88,7 +88,7 @@ def table_7(config: Config) -> list[Path]:
 
 
 def table_8(config: Config) -> list[Path]:
-    """Initial prompts and templates: `tables/table_8.{csv,md,tex,json}`; the paths written."""
+    """Initial prompts and templates: `tables/table_8.{csv,md,tex,json}`."""
     rows = []
     for name in _benchmarks(config):
         used, benchmark = config.benchmarks[name], get_benchmark(name)
@@ -111,7 +111,7 @@ def table_8(config: Config) -> list[Path]:
 
 
 def table_9(config: Config) -> list[Path]:
-    """Generated prompts with their queries: `tables/table_9.{csv,md,tex,json}`; the paths written.
+    """Generated prompts with their queries: `tables/table_9.{csv,md,tex,json}`.
 
     Of each benchmark the first test row that the method solves and zero-shot does not, the first the other way round,
     the first that both solve and the first that neither does: chosen by this rule, not by what reads well.
@@ -143,7 +143,7 @@ def table_9(config: Config) -> list[Path]:
 
 
 def table_10(config: Config) -> list[Path]:
-    """What methods are and where they differ from their sources: `tables/table_10.{csv,md,tex,json}`; the paths written."""
+    """What methods are and where they differ from their sources: `tables/table_10.{csv,md,tex,json}`."""
     described = read_json(Layout(config).methods, RERUN)
     names, rows = Names.of(config), []
     for entry in sorted(described, key=lambda each: names.rank(each["name"])):
@@ -155,7 +155,7 @@ def table_10(config: Config) -> list[Path]:
 
 
 def table_11(config: Config) -> list[Path]:
-    """Searches and their winners: `tables/table_11.{csv,md,tex,json}`; the paths written."""
+    """Searches and their winners: `tables/table_11.{csv,md,tex,json}`."""
     names, rows = Names.of(config), []
     for search in read_json(Layout(config).searches, RERUN):
         method, _, variant = search["subject"].partition(".")

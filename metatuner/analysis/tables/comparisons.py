@@ -255,8 +255,9 @@ def _legend(comparison: Comparison, paper: PaperTable) -> Iterator[Text]:
     if grouped := [text for benchmark in comparison.benchmarks if (text := _grouped(comparison, benchmark))]:
         yield f"Rows that share a context are drawn together: {', '.join(grouped)}."
     if detectable := [text for benchmark in comparison.benchmarks if (text := _detectable(comparison, benchmark))]:
+        other = comparison.names.title(*comparison.reference) if comparison.reference else "the best"
         yield (
-            f"Smallest difference from {comparison.names.title(*comparison.reference) if comparison.reference else 'the best'} "
+            f"Smallest difference from {other} "
             "that a paired test finds with 80 % probability, in points, alone and, in brackets, where the column's "
             "correction is strictest (median over methods, from the choice of test queries alone): "
             f"{', '.join(detectable)}."

@@ -54,8 +54,8 @@ def table_5(config: Config) -> list[Path]:
         "work on the machine blurs times, less their ratios. Memory is what writing for these "
         "rows at once holds beyond the models.",
         *_shares(timings, config, names),
-        "Paper (secondary sources): 0.03 to 0.53 s per query for prompt and parameters, on A100 GPUs with its 7B and 3B "
-        "models; not comparable with these.",
+        "Paper (secondary sources): 0.03 to 0.53 s per query for prompt and parameters, on A100 GPUs with its 7B and "
+        "3B models; not comparable with these.",
     ]
     table = Table("Table 5: efficiency", describe_world(config, config.main), header, rows, notes)
     return write_tables(config, "table_5", [table])

@@ -44,7 +44,7 @@ class Table:
     sections: Mapping[int, str] = field(default_factory=dict)
     """Headings between rows, by the index of the row that they stand above."""
     widths: Sequence[float] = ()
-    """Shares of a LaTeX page's text width by column, for a table of long texts; () for columns as wide as their text."""
+    """Shares of a LaTeX page's text width by column, for long texts; () for columns as wide as their text."""
     label: str = ""
     """In LaTeX; by default the file's name."""
 
@@ -120,7 +120,7 @@ def _markdown(text: Text) -> str:
 
 
 def as_latex(table: Table, label: str) -> str:
-    r"""With `booktabs`: a `longtable` for a table of long texts, else a `table*` that fits `\textwidth` (`graphicx`)."""
+    r"""With `booktabs`: a `longtable` for long texts, else a `table*` that fits `\textwidth` (`graphicx`)."""
     caption = escape_latex(f"{table.title.partition(': ')[2] or table.title}. {table.world}")
     caption = caption[:1].upper() + caption[1:]
     body = []
