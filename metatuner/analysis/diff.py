@@ -197,7 +197,7 @@ COLUMNS = (
 
 def as_csv(found: Sequence[Compared]) -> str:
     """A line a cell; differences in points, the second less the first."""
-    rows: list[list[object]] = [COLUMNS]
+    rows: list[list[object]] = [list(COLUMNS)]
     for each in found:
         told = each.told
         numbers = [f"{100 * value:.2f}" for value in (told.estimate, told.low, told.high)] if told else [""] * 3

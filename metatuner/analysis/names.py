@@ -6,7 +6,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from metatuner.config import Config, Layout
+from metatuner.config import DEFAULT_VARIANT, Config, Layout
 from metatuner.files import read_json
 from metatuner.harness.registry import Registry
 
@@ -23,8 +23,6 @@ BENCHMARKS = {"math": "MATH", "gsm8k": "GSM8K", "hotpotqa": "HotpotQA", "cosmosq
 """In the paper's order."""
 
 METRICS = {"accuracy": "Accuracy", "em": "Exact match", "f1": "F1"}
-
-DEFAULT_VARIANT = "default"
 
 VARIANTS = {
     "without_f": "w/o F",

@@ -12,6 +12,7 @@ from metatuner.config.presets import (
     resolve,
 )
 from metatuner.config.types import (
+    DEFAULT_VARIANT,
     BenchmarkConfig,
     BudgetConfig,
     Config,
@@ -23,6 +24,7 @@ from metatuner.config.types import (
 )
 
 __all__ = [
+    "DEFAULT_VARIANT",
     "BenchmarkConfig",
     "BudgetConfig",
     "Config",

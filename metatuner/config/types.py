@@ -10,6 +10,9 @@ from metatuner.errors import suggest
 BenchmarkId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 ExperimentId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
+DEFAULT_VARIANT = "default"
+"""The variant of a method that has no `variants` in the config."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

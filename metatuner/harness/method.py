@@ -2,7 +2,6 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
@@ -101,7 +100,8 @@ def make_settings(cls: type[Method], values: dict[str, Any], where: str) -> Any:
             raise UserError(f"{where}: unknown setting {name!r} of method {cls.name}; {suggest(name, known)}")
     try:
         # Read as JSON: strict about types, but a list is a tuple and 1 is a float.
-        return _reader(cls.Settings).validate_json(canonical(values), strict=True)
+        read = _reader(cls.Settings)  # type: ignore[arg-type]  # a class is hashable
+        return read.validate_json(canonical(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -109,7 +109,7 @@ def make_settings(cls: type[Method], values: dict[str, Any], where: str) -> Any:
 
 
 @cache
-def _reader(settings: Hashable) -> TypeAdapter[Any]:
+def _reader(settings: Any) -> TypeAdapter[Any]:
     return TypeAdapter(settings)
 
 

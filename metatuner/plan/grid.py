@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
-from metatuner.config import Config
+from metatuner.config import DEFAULT_VARIANT, Config
 from metatuner.errors import UserError, suggest
 from metatuner.harness.method import settings_dict
 from metatuner.harness.registry import Registry
@@ -13,8 +13,6 @@ from metatuner.hashing import hash_value
 from metatuner.plan.keys import Keys, lock_versions
 from metatuner.plan.settings import Settings
 from metatuner.plan.types import Cell, Fit, PlanRow, Resolved
-
-DEFAULT_VARIANT = "default"
 
 
 @dataclass(frozen=True)

@@ -90,13 +90,13 @@ class Workshop:
                 failures=failures,
                 **self.patience(fit.method),
             )
-        reason = None if checking else guard.overspent(task.budget)
-        if reason is None and outside:
-            reason = f"it wrote outside its folder: {', '.join(sorted(outside)[:3])}; use lab.workdir"
-        if outcome.status != "ok" or reason is None:
+        wrong = None if checking else guard.overspent(task.budget)
+        if wrong is None and outside:
+            wrong = f"it wrote outside its folder: {', '.join(sorted(outside)[:3])}; use lab.workdir"
+        if outcome.status != "ok" or wrong is None:
             return outcome
         shutil.rmtree(folder, ignore_errors=True)
-        return failure(fit.key, UserError(reason), failures)
+        return failure(fit.key, UserError(wrong), failures)
 
     def _task(self, fit: Fit) -> FitTask:
         """All that a fit is made from."""

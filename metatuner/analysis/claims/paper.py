@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from metatuner.analysis.claims.listed import CLAIMS, Claim
 from metatuner.analysis.claims.measured import NOT_INFERIOR
 from metatuner.analysis.claims.ruling import NOT_EVALUABLE, Judged, Part, Ruling, every
-from metatuner.analysis.names import BENCHMARKS, DEFAULT_VARIANT, Names, benchmark_rank
+from metatuner.analysis.names import BENCHMARKS, Names, benchmark_rank
 from metatuner.analysis.results.published import Published, TestSize
 from metatuner.analysis.statistics import cohens_h, unpaired_difference
+from metatuner.config import DEFAULT_VARIANT
 
 UNPAIRED = "unpaired z-test (interval of one score against one: Newcombe's; of means: normal): scores of single "
 UNPAIRED += "queries are not public"

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from metatuner.analysis.claims.ruling import Part
-from metatuner.analysis.names import DEFAULT_VARIANT, Names, benchmark_rank, benchmark_title
+from metatuner.analysis.names import Names, benchmark_rank, benchmark_title
 from metatuner.analysis.results.comparison import aligned
 from metatuner.analysis.results.scores import Score, read_metrics, read_query_scores, read_scores
 from metatuner.analysis.statistics import Array, Gaps, cohens_dz, contrast, derive_seed, probability_of_improvement
-from metatuner.config import Config, Layout
+from metatuner.config import DEFAULT_VARIANT, Config, Layout
 from metatuner.files import read_json
 
 

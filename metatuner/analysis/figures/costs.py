@@ -7,10 +7,10 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from metatuner.analysis.figures.drawing import COLOURS, INK, NOTE_HEIGHT, WIDTH, draw, note_lines, write_note
-from metatuner.analysis.names import DEFAULT_VARIANT, Names, describe_world
+from metatuner.analysis.names import Names, describe_world
 from metatuner.analysis.results.comparison import Comparison, compare
 from metatuner.analysis.results.costs import fit_costs
-from metatuner.config import Config
+from metatuner.config import DEFAULT_VARIANT, Config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,9 +15,9 @@ from metatuner.analysis.figures.drawing import (
     whiskers,
     write_note,
 )
-from metatuner.analysis.names import DEFAULT_VARIANT, METRICS, Names, describe_world, variant_title
+from metatuner.analysis.names import METRICS, Names, describe_world, variant_title
 from metatuner.analysis.results.comparison import Comparison, Entry, MethodId, compare, unequal_tuning
-from metatuner.config import Config
+from metatuner.config import DEFAULT_VARIANT, Config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

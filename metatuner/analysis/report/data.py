@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from metatuner.analysis.names import DEFAULT_VARIANT, Names, benchmark_rank, benchmark_title
+from metatuner.analysis.names import Names, benchmark_rank, benchmark_title
 from metatuner.analysis.results.scores import RERUN, Score, cell_folder, read_scores, read_settings
-from metatuner.config import Config, Layout
+from metatuner.config import DEFAULT_VARIANT, Config, Layout
 from metatuner.errors import UserError
 from metatuner.files import read_json, read_lines
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from metatuner.analysis.names import DEFAULT_VARIANT, Names
+from metatuner.analysis.names import Names
 from metatuner.analysis.results.scores import RERUN, read_scores
-from metatuner.config import Config, Layout
+from metatuner.config import DEFAULT_VARIANT, Config, Layout
 from metatuner.errors import UserError
 from metatuner.files import read_csv, read_json
 

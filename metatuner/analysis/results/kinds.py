@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metatuner.analysis.names import DEFAULT_VARIANT, Names, benchmark_rank
+from metatuner.analysis.names import Names, benchmark_rank
 from metatuner.analysis.results.scores import QueryScore, read_query_scores, read_scores
 from metatuner.analysis.statistics import Interval, derive_seed, mean_interval
-from metatuner.config import Config, Layout
+from metatuner.config import DEFAULT_VARIANT, Config, Layout
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from metatuner.analysis.names import DEFAULT_VARIANT
 from metatuner.analysis.statistics import Interval, wilson_interval
-from metatuner.config import Config
+from metatuner.config import DEFAULT_VARIANT, Config
 from metatuner.errors import UserError
 from metatuner.files import read_csv
 from metatuner.hashing import ROOT

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from metatuner.analysis.names import DEFAULT_VARIANT
+from metatuner.config import DEFAULT_VARIANT
 from metatuner.files import write_json
 
 

@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from metatuner.analysis.tables.appendix import APPENDIX
-from metatuner.analysis.tables.comparisons import DEFAULT_VARIANT, write_comparison
+from metatuner.analysis.tables.comparisons import write_comparison
 from metatuner.analysis.tables.costs import table_5
 from metatuner.analysis.tables.kinds import table_kinds
-from metatuner.config import Config
+from metatuner.config import DEFAULT_VARIANT, Config
 
 __all__ = ["APPENDIX", "tables_of"]
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metatuner.analysis.names import DEFAULT_VARIANT, METRICS, Names, benchmark_rank, benchmark_title, describe_world
+from metatuner.analysis.names import METRICS, Names, benchmark_rank, benchmark_title, describe_world
 from metatuner.analysis.results.published import read_test_sizes
 from metatuner.analysis.results.scores import RERUN, Score, cell_folder, read_scores, read_settings
 from metatuner.analysis.tables.table import Table, write_tables
-from metatuner.config import Config, Layout
+from metatuner.config import DEFAULT_VARIANT, Config, Layout
 from metatuner.files import read_json, read_lines
 from metatuner.harness.benchmarks import get_benchmark
 
@@ -132,9 +132,9 @@ def table_9(config: Config) -> list[Path]:
                 title = benchmark_title(name, config.benchmarks[name].source)
                 rows.append([title, case, found, *texts, f"{100 * record['score']:.0f}"])
     header = ["benchmark", "case", "id", "query", "generated prompt", "completion", "reference", "score"]
-    title = Names.of(config).title
+    names = Names.of(config)
     notes = [
-        f"{title(SHOWN)}, first seed, against {title(BESIDE)}: won, it alone scores at least half; lost, "
+        f"{names.title(SHOWN)}, first seed, against {names.title(BESIDE)}: won, it alone scores at least half; lost, "
         "the other alone does; both; neither. Always the first such test row.",
     ]
     widths = (0.08, 0.06, 0.07, 0.25, 0.2, 0.15, 0.08, 0.05)

@@ -6,12 +6,12 @@ from math import comb
 from pathlib import Path
 from statistics import median
 
-from metatuner.analysis.names import BENCHMARKS, DEFAULT_VARIANT, FAMILIES, METRICS, describe_world, name_world
+from metatuner.analysis.names import BENCHMARKS, FAMILIES, METRICS, describe_world, name_world
 from metatuner.analysis.results.comparison import Comparison, Entry, MethodId, compare, unequal_tuning
 from metatuner.analysis.results.published import PaperTable, published_beside
 from metatuner.analysis.statistics import LEVEL, MIN_SEEDS, Difference, newcombe_interval, smallest_detectable_effect
 from metatuner.analysis.tables.table import Span, Table, Text, write_tables
-from metatuner.config import Config
+from metatuner.config import DEFAULT_VARIANT, Config
 
 REASON_LENGTH = 70
 """Characters of a hole's reason in a cell; the CSV has all of it."""
@@ -101,7 +101,8 @@ def comparison_table(comparison: Comparison, paper: PaperTable, title: str, worl
     for benchmark in comparison.benchmarks:
         header += ["measured", paper.heading]
         groups.append((_heading(comparison, benchmark), 2))
-    rows, sections = [], {}
+    rows: list[list[Text]] = []
+    sections: dict[int, str] = {}
     for family, methods in _by_family(comparison):
         if family:
             sections[len(rows)] = FAMILIES[family]
