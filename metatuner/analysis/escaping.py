@@ -50,7 +50,8 @@ def from_csv(value: str) -> str:
 def escape_markdown(text: str) -> str:
     """Text as Markdown shows it, in a table's cell too."""
     escaped = "".join(_MARKDOWN.get(character, character) for character in text)
-    return re.sub(r"&(?=#?\w+;)", r"\\&", escaped)  # an entity would be read as the character that it names
+    escaped = re.sub(r"&(?=#?\w+;)", r"\\&", escaped)  # an entity would be read as the character that it names
+    return re.sub(r"\\\[([-−+\d., ]+)\\\](?![(:]|\\\[)", r"[\1]", escaped)  # an interval is no link
 
 
 def escape_latex(text: str) -> str:

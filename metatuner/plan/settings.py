@@ -135,6 +135,7 @@ class Settings:
         proposer = self.proposer(method, own)
         depends = {
             "subject": subject,
+            "benchmark": benchmark,
             "search": {name: space.model_dump(mode="json") for name, space in config.search.items()},
             "fixed": config.settings,
             "required": [self.resolve(name, (benchmark,), over[name]).values for name in cls.requires],

@@ -68,6 +68,7 @@ def rewrite(path: Path, change: Callable[[int, dict[str, Any]], dict[str, Any]])
 def entry(name: str, deviations: list[str], requires: str | None, **settings: Any) -> dict[str, Any]:
     return {
         "name": name,
+        "family": "other",
         "reference": f"paper of {name}",
         "deviations": deviations,
         "requires": [requires] if requires else [],
@@ -90,14 +91,13 @@ def search(status: str) -> dict[str, Any]:
         "trials": 8 if found else None,
         "failed": 1 if found else None,
         "at_edge": ["epochs"] if found else None,
-        "rival": {} if found else None,
         "rival_score": 60.0 if found else None,
     }
 
 
 def made(config: Config, name: str) -> list[dict[str, str]]:
     paths = APPENDIX[name](config)
-    assert [path.suffix for path in paths] == [".csv", ".md", ".tex"]
+    assert [path.suffix for path in paths] == [".csv", ".md", ".tex", ".json"]
     with open(paths[0], encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -111,7 +111,7 @@ def test_data_sets_are_counted_from_their_files(tmp_path: Path) -> None:
     assert [row["benchmark"] for row in rows] == ["nano MATH", "nano GSM8K", "nano HotpotQA", "nano CosmosQA"]
     assert (rows[0]["train"], rows[0]["tune"], rows[0]["test"]) == ("8", "7", "6")
     assert rows[0]["contexts in test"] == "3"
-    assert rows[0]["words a test query"] == "4.0"
+    assert rows[0]["words per test query"] == "4.0"
     assert rows[0]["kinds of test queries"] == "even 3, odd 3"
     assert rows[1]["test rows in the paper"] == "1319 (inferred)"
 
@@ -252,7 +252,7 @@ def test_deviations_are_listed_one_a_line_and_their_absence_is_said(tmp_path: Pa
         ("Zero-shot", "none stated"),
         ("MetaTuner-J", "one thing"),
         ("MetaTuner-J", "another, with a | in it"),
-        ("metatuner_warmup", "none stated"),
+        ("MetaTuner's warm-up", "none stated"),
     ]
 
 

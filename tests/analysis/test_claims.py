@@ -15,7 +15,8 @@ from metatuner.analysis.claims.ruling import Outcome, Part, both, describe_neede
 from metatuner.analysis.claims.runs import Arm, Runs
 from metatuner.analysis.results.published import read_published, read_test_sizes
 from metatuner.analysis.results.scores import read_query_scores, write_scores
-from metatuner.analysis.statistics import Contrast, mcnemar_exact, unpaired_difference, wilson_interval
+from metatuner.analysis.statistics import Contrast, unpaired_difference, wilson_interval
+from metatuner.analysis.statistics.intervals import mcnemar_exact
 from metatuner.config import Config
 from metatuner.errors import UserError
 from tests.toys.results import CHANCES, METRICS, fake_config, fake_name, fake_run, few_draws, plan_rows, write_cells

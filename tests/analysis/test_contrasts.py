@@ -7,18 +7,16 @@ import pytest
 from scipy import stats
 
 from metatuner.analysis.statistics import (
-    TEST_RESAMPLES,
     Gaps,
-    bootstrap_means,
     cohens_dz,
     cohens_h,
     contrast,
-    mcnemar_exact,
-    needed_queries,
     paired_difference,
     probability_of_improvement,
     unpaired_difference,
 )
+from metatuner.analysis.statistics.contrasts import needed_queries
+from metatuner.analysis.statistics.intervals import TEST_RESAMPLES, bootstrap_means, mcnemar_exact
 
 
 def right(chance: float, seeds: int = 3, n: int = 200, seed: int = 0) -> np.ndarray:

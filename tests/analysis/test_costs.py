@@ -10,9 +10,12 @@ import pytest
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from metatuner.analysis.figures.costs import Point, draw_cost, figure_cost, pareto
 from metatuner.analysis.figures.drawing import STYLE
+from metatuner.analysis.names import Names
 from metatuner.analysis.results.comparison import compare
-from metatuner.analysis.tables.costs import Point, draw_cost, figure_cost, fit_costs, pareto, table_5
+from metatuner.analysis.results.costs import fit_costs
+from metatuner.analysis.tables.costs import table_5
 from metatuner.config import Config
 from metatuner.errors import UserError
 from tests.toys.results import METRICS, fake_config, fake_run, few_draws, plan_rows
@@ -70,17 +73,17 @@ def test_costs_are_means_over_the_fits_of_a_method(tmp_path: Path) -> None:
     assert [row["method"] for row in (zero, opro, sft)] == ["Zero-shot", "OPRO", "SFT"]
     assert (sft["fit, s"], sft["fit, TFLOP"], sft["fit, tokens trained"]) == ("15.0", "3", "2,250")
     assert sft["fit, largest memory, MB"] == "300"
-    assert (sft["writing, ms a query"], sft["both / plain actor"]) == ("2.00", "1.05")
+    assert (sft["writing, ms per query"], sft["both / plain actor"]) == ("2.00", "1.05")
     assert (sft["writing, largest memory, MB"], zero["writing, largest memory, MB"]) == ("2.2", "")
     assert (opro["fit, s"], opro["fit, TFLOP"], opro["fit, largest memory, MB"]) == ("45.0", "9", "400")
-    assert opro["writing, ms a query"] == "7.00"
-    assert zero["writing, ms a query"] == ""  # it was not timed
+    assert opro["writing, ms per query"] == "7.00"
+    assert zero["writing, ms per query"] == ""  # it was not timed
 
 
 def test_the_papers_range_stands_apart_with_its_source(tmp_path: Path) -> None:
     config = run(tmp_path)
     page = table_5(config)[1].read_text()
-    assert "0.03 to 0.53 s a query" in page
+    assert "0.03 to 0.53 s per query" in page
     assert "secondary sources" in page
     assert "rankings are no evidence" in page
     assert "with quartiles" not in page  # MetaTuner-J was not timed
@@ -110,11 +113,11 @@ def test_the_figure_is_the_same_in_every_run_and_a_method_with_a_hole_is_not_in_
     config = run(tmp_path / "holes", outcomes=dict.fromkeys(lost, ("failed", "budget")))
     drawn: list[list[Point]] = []
 
-    def kept(points: list[Point], seeds: int, world: str) -> Figure:
+    def kept(points: list[Point], seeds: int, names: Names, world: str) -> Figure:
         drawn.append(points)
-        return draw_cost(points, seeds, world)
+        return draw_cost(points, seeds, names, world)
 
-    monkeypatch.setattr("metatuner.analysis.tables.costs.draw_cost", kept)
+    monkeypatch.setattr("metatuner.analysis.figures.costs.draw_cost", kept)
     first = [path.read_bytes() for path in figure_cost(config)]
     assert [path.read_bytes() for path in figure_cost(config)] == first
     assert [point.method for point in drawn[0]] == ["zero_shot", "sft"]
@@ -129,7 +132,7 @@ def test_the_figure_is_the_same_in_every_run_and_a_method_with_a_hole_is_not_in_
 @pytest.mark.parametrize("costs", [(4e9, 2e11, 1.4e12), (2e11, 5e11)])
 def test_tick_labels_are_plain_numbers_where_mathematics_is_off(costs: tuple[float, ...]) -> None:
     with rc_context(STYLE):
-        figure = draw_cost([Point(f"m{place}", flops, 50.0) for place, flops in enumerate(costs)], 1, "")
+        figure = draw_cost([Point(f"m{place}", flops, 50.0) for place, flops in enumerate(costs)], 1, Names(), "")
         figure.draw_without_rendering()
         (axes,) = figure.axes
         low, high = axes.get_xlim()

@@ -295,7 +295,7 @@ def test_claims_that_come_out_otherwise_are_told(tmp_path: Path) -> None:
     assert told == ["  claim 2 (measured): undecided -> contradicted", "  claim 3 (measured): (none) -> supported"]
     assert not differs
     (two / "claims.csv").write_text("number,verdict\n")
-    with pytest.raises(UserError, match=r"claims.csv, line 1: no column"):
+    with pytest.raises(UserError, match=r"claims.csv: no column"):
         diff(one, two)
 
 

@@ -17,8 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from scipy import stats
 
-from metatuner.analysis import statistics
-from metatuner.analysis.figures import EXPERIMENTS, FIGURES, draw_bars, figures_of
+from metatuner.analysis.figures import figures_of
+from metatuner.analysis.figures.bars import draw_bars
 from metatuner.analysis.figures.families import best_prompt_optimiser, draw_families
 from metatuner.analysis.figures.framework import Design, draw_framework, figure_2
 from metatuner.analysis.figures.grids import draw_grid, draw_objectives, read_curves
@@ -26,7 +26,8 @@ from metatuner.analysis.results.comparison import Entry, compare
 from metatuner.analysis.results.published import STATED, read_published
 from metatuner.analysis.results.scores import read_query_scores
 from metatuner.analysis.statistics import holm
-from metatuner.analysis.tables import TABLES, tables_of
+from metatuner.analysis.statistics import intervals as drawn
+from metatuner.analysis.tables import tables_of
 from metatuner.config import Config, ExperimentConfig, load_config
 from metatuner.errors import UserError
 from metatuner.hashing import ROOT
@@ -66,7 +67,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def test_table_3_pairs_every_row_with_the_whole_method_in_the_configs_order(tmp_path: Path) -> None:
     config = config_of(tmp_path, "ablation")
     rows = fake_run(config, n=80, chances={**CHANCES, "metatuner_j.without_f": 0.2})
-    lines = read_table(TABLES["table_3"](config)[0])
+    lines = read_table(tables_of(config)["table_3"](config)[0])
     order = list(dict.fromkeys((line["method"], line["variant"]) for line in lines))
     assert order == [("metatuner_j", name) for name in NANO["ablation"]["variants"]["metatuner_j"]] + [
         (name, "default") for name in ADDED
@@ -93,7 +94,7 @@ def test_table_3_pairs_every_row_with_the_whole_method_in_the_configs_order(tmp_
 def test_table_3_has_the_papers_ablation_beside_and_its_differences(tmp_path: Path) -> None:
     config = config_of(tmp_path, "ablation")
     fake_run(config)
-    csv_file, markdown, latex = TABLES["table_3"](config)
+    csv_file, markdown, latex, _ = tables_of(config)["table_3"](config)
     published = read_published()
     found = {(line["variant"], line["benchmark"]): line for line in read_table(csv_file) if line["method"] not in ADDED}
     for variant in ("without_f", "without_p", "without_s"):
@@ -135,7 +136,7 @@ def test_of_published_differences_those_that_sampling_alone_can_make_are_counted
             low, high = np.hypot(p - one.low, other.high - q), np.hypot(one.high - p, q - other.low)
             within.append(gap - low <= 0 <= gap + high)
     assert 0 < sum(within) < len(within) == 4
-    text = TABLES["table_parts"](config)[1].read_text(encoding="utf-8")
+    text = tables_of(config)["table_parts"](config)[1].read_text(encoding="utf-8")
     assert f" {sum(within)} of 4 " in text
 
 
@@ -153,7 +154,6 @@ def test_a_preset_has_the_tables_and_figures_of_its_experiments_and_no_others(tm
     full = load_config("nano_full")
     assert {"table_alpha", "table_rank", "table_2", "table_4", "table_parts"} <= tables_of(full).keys()
     assert {"figure_alpha", "figure_sync", "figure_rank", "figure_scale", "figure_trainable"} <= figures_of(full).keys()
-    assert FIGURES.keys() == EXPERIMENTS.keys() <= figures_of(full).keys()
 
 
 def test_the_legends_of_figure_1_stay_within_it_with_all_methods_and_prompts(tmp_path: Path) -> None:
@@ -396,13 +396,13 @@ def test_figure_4_shows_scores_and_the_task_loss_of_the_same_fits(tmp_path: Path
 def test_figure_4_is_drawn_without_logs_and_refuses_broken_ones(tmp_path: Path) -> None:
     config = config_of(tmp_path, "regularisation")
     rows = fake_run(config, n=10)
-    assert all(path.stat().st_size > 0 for path in FIGURES["figure_4"](config))
+    assert all(path.stat().st_size > 0 for path in figures_of(config)["figure_4"](config))
     assert read_curves(config, "regularisation") == []
     with_logs(config, rows)
     log = tmp_path / "fits" / rows[0]["fit"] / "log.jsonl"
     log.write_text('{"step": 0, "task": 1.0}\n{broken\n')
     with pytest.raises(UserError, match=r"log.jsonl, line 2: not valid JSON"):
-        FIGURES["figure_4"](config)
+        figures_of(config)["figure_4"](config)
 
 
 def test_tables_and_figures_are_the_same_bytes_from_another_process(tmp_path: Path) -> None:
@@ -414,20 +414,20 @@ def test_tables_and_figures_are_the_same_bytes_from_another_process(tmp_path: Pa
     with_logs(config, [row for row in rows if row["experiment"] == "regularisation"])
     design = Design(asdict(MetaTunerConfig()), "nano:generator", "nano:actor", 8)
     names = ["figure_4", "figure_main"]
-    paths = [path for name in names for path in FIGURES[name](config)] + figure_2(config, design)
+    paths = [path for name in names for path in figures_of(config)[name](config)] + figure_2(config, design)
     paths += [path for name in ("table_1", "table_sharing") for path in tables_of(config)[name](config)]
     before = [path.read_bytes() for path in paths]
     assert not any(b"CreationDate" in content for content in before)
     (tmp_path / "config.json").write_text(config.model_dump_json())
     code = (
         "import json, sys; from pathlib import Path\n"
-        "from metatuner.analysis import effects, statistics\n"
-        f"statistics.RESAMPLES = {statistics.RESAMPLES}\n"
-        f"statistics.TEST_RESAMPLES = effects.TEST_RESAMPLES = {statistics.TEST_RESAMPLES}\n"
-        "from metatuner.config import read_config; from metatuner.analysis.figures import FIGURES\n"
+        "from metatuner.analysis.statistics import contrasts, intervals\n"
+        f"intervals.RESAMPLES = {drawn.RESAMPLES}\n"
+        f"intervals.TEST_RESAMPLES = contrasts.TEST_RESAMPLES = {drawn.TEST_RESAMPLES}\n"
+        "from metatuner.config import read_config; from metatuner.analysis.figures import figures_of\n"
         "from metatuner.analysis.tables import tables_of\n"
         "config = read_config(Path(sys.argv[1]))\n"
-        "for name in ('figure_4', 'figure_main'): FIGURES[name](config)\n"
+        "for name in ('figure_4', 'figure_main'): figures_of(config)[name](config)\n"
         "for name in ('table_1', 'table_sharing'): tables_of(config)[name](config)\n"
         "from metatuner.analysis.figures.framework import Design, figure_2\n"
         "figure_2(config, Design(*json.loads(sys.argv[2])))\n"

@@ -11,17 +11,14 @@ from scipy import stats
 from metatuner.analysis.statistics import (
     LEVEL,
     MIN_SEEDS,
-    TEST_RESAMPLES,
-    bootstrap_means,
     derive_seed,
     holm,
-    mcnemar_exact,
     mean_interval,
     paired_difference,
-    sign_flip_p,
     smallest_detectable_effect,
     wilson_interval,
 )
+from metatuner.analysis.statistics.intervals import TEST_RESAMPLES, bootstrap_means, mcnemar_exact, sign_flip_p
 
 
 def answers(seeds: int, queries: int, chance: float, seed: int = 0) -> np.ndarray:

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from metatuner.analysis.figures.kinds import MOST_KINDS, draw_kinds
+from metatuner.analysis.names import Names
+from metatuner.analysis.results.kinds import by_kind
 from metatuner.analysis.statistics import mean_interval
-from metatuner.analysis.tables.kinds import MOST_KINDS, by_kind, draw_kinds, table_kinds
+from metatuner.analysis.tables.kinds import table_kinds
 from metatuner.config import Config
 from tests.toys.results import fake_config, fake_run, few_draws
 
@@ -102,7 +105,7 @@ def test_the_tidy_file_has_a_line_a_kind_and_method_and_the_page_a_column_a_meth
     config, rows = run(tmp_path)
     lost = [row["cell"] for row in rows if (row["method"], row["benchmark"]) == ("sft", "math")]
     config, rows = run(tmp_path / "holes", outcomes=dict.fromkeys(lost, ("failed", "budget")))
-    tidy, markdown, _ = table_kinds(config)
+    tidy, markdown, _, _ = table_kinds(config)
     with open(tidy, encoding="utf-8", newline="") as file:
         lines = {(row["benchmark"], row["kind"], row["method"]): row for row in csv.DictReader(file)}
     means = {(one.benchmark, one.kind, one.method): one for one in by_kind(config)}
@@ -124,7 +127,7 @@ def test_the_tidy_file_has_a_line_a_kind_and_method_and_the_page_a_column_a_meth
 def test_the_figure_shows_each_mean_of_the_most_frequent_kinds(tmp_path: Path) -> None:
     config, _ = run(tmp_path)
     found = by_kind(config)
-    figure = draw_kinds(found, {"math": "A", "gsm8k": "B"}, "a world")
+    figure = draw_kinds(found, {"math": "A", "gsm8k": "B"}, Names.of(config), "a world")
     methods = ["zero_shot", "sft", "metatuner_j"]
     for axes, benchmark in zip(figure.axes, ("math", "gsm8k"), strict=True):
         own = {(one.method, one.kind): one for one in found if one.benchmark == benchmark}

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from metatuner.analysis.results.provenance import cpu_model, git_state, write_provenance
+from metatuner.analysis.results.provenance import cpu_model, write_provenance
 from metatuner.analysis.results.usage import read_usage, summarise
 from metatuner.analysis.results.verdict import write_verdict
 from metatuner.errors import UserError
+from metatuner.hashing import git_state
 from tests.toys.results import fake_config, plan_rows
 
 

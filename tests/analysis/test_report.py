@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from metatuner.analysis.report.markdown import read_documents, to_html
 
 from metatuner.analysis.claims import claims
 from metatuner.analysis.figures import figures_of
@@ -177,6 +176,18 @@ def test_every_table_as_csv_says_which_world_it_is_of(made: tuple[Config, str]) 
         assert {row["world"] for row in rows} <= {"nano"}, path.name
 
 
+def test_a_table_has_its_families_its_best_in_bold_and_its_notes(made: tuple[Config, str]) -> None:
+    config, text = made
+    (shown,) = json.loads((Path(config.results) / "tables" / "table_1.json").read_text(encoding="utf-8"))
+    (part,) = re.findall(r'<section id="overview">(.*?)</section>', text, re.DOTALL)
+    page = Page(part)
+    assert [each["class"] for tag, each in page.tags if tag == "tr" and "class" in each] == ["family"] * 2
+    best = [span for row in shown["rows"] for cell in row for span, style in cell if style == "bold"]
+    assert re.findall(r"<td><strong>(.*?)</strong>", part) == best != []
+    for note in shown["notes"]:
+        assert " ".join("".join(span for span, _ in note).split()) in " ".join(page.text.split())
+
+
 def test_the_same_files_give_the_same_bytes(made: tuple[Config, str]) -> None:
     config, text = made
     assert report(config).read_text(encoding="utf-8") == text
@@ -192,7 +203,7 @@ def test_a_missing_cell_is_named(made: tuple[Config, str], tmp_path: Path) -> No
         report(moved)
 
 
-@pytest.mark.parametrize("folder", ["tables/table_1.md", "figures/figure_main.png"])
+@pytest.mark.parametrize("folder", ["tables/table_1.json", "figures/figure_main.png"])
 def test_a_missing_table_or_figure_is_named(made: tuple[Config, str], tmp_path: Path, folder: str) -> None:
     config, _ = made
     copy = tmp_path / "copy"
@@ -417,21 +428,6 @@ def test_costs_are_means_over_a_methods_fits_and_over_its_test_queries(tmp_path:
 
 
 # ---- its parts -----------------------------------------------------------------------------------------------------
-
-
-def test_markdown_tables_are_read_back_as_they_were_meant() -> None:
-    text = "# A \\*title\\*\n\n**lead**\n\n| a | b |\n| --- | ---: |\n| x\\|y | **1.0** [0, 2]† |\n| z |  |\n"
-    text += "\n- a `note`\n# Next\n"
-    first, second = read_documents(text)
-    assert (to_html(first.title), to_html(first.lead)) == ("A *title*", "<strong>lead</strong>")
-    assert first.header == ["a", "b"]
-    assert [[to_html(cell) for cell in row] for row in first.rows] == [
-        ["x|y", "<strong>1.0</strong> [0, 2]†"],
-        ["z", ""],
-    ]
-    assert first.notes == ["a `note`"]
-    assert second.title == "Next"
-    assert to_html("<b>&\\<i\\>\\**not closed") == "&lt;b&gt;&amp;&lt;i&gt;*<em>not closed</em>"
 
 
 def test_packing_is_reversible_and_thinning_keeps_both_ends() -> None:

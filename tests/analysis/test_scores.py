@@ -194,7 +194,7 @@ def test_where_settings_come_from_is_read_for_the_experiment_asked(tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("tuned,settings", "settings", "line 1: the columns must be experiment,"),
+        ("tuned,settings", "settings", "settings.csv: no column 'tuned'"),
         ("math,,none", "math,,lucky", "line 2: tuned is 'lucky', no known word"),
         ("gsm8k,,none", "math,,winner", "line 3: sft default math is 'winner' here, 'none' above"),
     ],

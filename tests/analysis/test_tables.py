@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metatuner.analysis.figures import FIGURES
-from metatuner.analysis.names import benchmark_title, describe_world, method_title, name_world
+from metatuner.analysis.figures import figures_of
+from metatuner.analysis.names import Names, benchmark_title, describe_world, name_world
 from metatuner.analysis.results.comparison import compare
 from metatuner.analysis.results.published import FOLDER, published_beside, read_published
 from metatuner.analysis.results.scores import read_query_scores
-from metatuner.analysis.tables import TABLES
+from metatuner.analysis.tables import tables_of
 from metatuner.config import Config, ExperimentConfig
 from metatuner.errors import UserError
 from tests.toys.results import (
@@ -57,7 +57,7 @@ def with_holes(tmp_path: Path) -> Config:
 def test_each_mean_is_that_of_its_cells_and_lies_in_its_interval(tmp_path: Path) -> None:
     config = fake_config(tmp_path)
     rows = fake_run(config)
-    TABLES["table_1"](config)
+    tables_of(config)["table_1"](config)
     table = read_table(config)
     assert len(table) == 20
     for (method, benchmark), line in table.items():
@@ -188,7 +188,7 @@ def test_methods_that_answer_alike_are_all_best_and_what_could_be_found_cannot_b
     entries = compare(config, "main").of("gsm8k")
     assert [entry.mark for entry in entries] == ["best"] * 5
     assert sum(entry.behind is None for entry in entries) == 1
-    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    text = tables_of(config)["table_1"](config)[1].read_text(encoding="utf-8")
     assert text.count("**100.0** [56.6, 100.0]") == 20
     assert "nano GSM8K cannot be told" in text
     assert read_table(config)["sft", "gsm8k"]["p_holm"] in ("", "1")
@@ -197,7 +197,7 @@ def test_methods_that_answer_alike_are_all_best_and_what_could_be_found_cannot_b
 def test_a_difference_beyond_doubt_has_no_p_value_of_zero(tmp_path: Path) -> None:
     config = fake_config(tmp_path, seeds=[0])
     fake_run(config, n=400, chances={**CHANCES, "zero_shot": -1.0, "metatuner_j": 9.0})
-    TABLES["table_1"](config)
+    tables_of(config)["table_1"](config)
     p_value = read_table(config)["zero_shot", "gsm8k"]["p_holm"]
     assert p_value == f"{10 * 2 / 2**400:.2g}"
     assert float(p_value) > 0
@@ -213,7 +213,7 @@ def test_the_smallest_detectable_difference_is_the_median_over_methods(tmp_path:
     top = max(scores.values(), key=np.mean)
     errors = [(own - top).std(ddof=1) / 10 for own in scores.values() if own is not top]
     expected = 100 * (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * np.median(errors)
-    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    text = tables_of(config)["table_1"](config)[1].read_text(encoding="utf-8")
     strict = expected * (stats.norm.ppf(1 - 0.025 / 10) + stats.norm.ppf(0.8))  # five methods make ten pairs
     strict /= stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
     assert f"nano GSM8K {expected:.1f} ({strict:.1f})" in text
@@ -228,7 +228,7 @@ def test_rows_that_share_a_context_are_drawn_together_and_the_legend_says_so(tmp
         fake_run(
             config, scores=lambda row, rng=rng: np.repeat(rng.random(10) < 0.5, 6) * 1.0, rows_a_group=rows_a_group
         )
-        TABLES["table_1"](config)
+        tables_of(config)["table_1"](config)
     before, after = read_table(alone), read_table(grouped)
     methods = {name for name, benchmark in before if benchmark == "cosmosqa"}
     assert {key for key in before if before[key] != after[key]} == {(name, "cosmosqa") for name in methods}
@@ -251,17 +251,17 @@ def test_the_spread_of_seeds_is_that_of_their_means_and_empty_for_one(tmp_path: 
     rows = fake_run(three)
     fake_run(one)
     for config in (three, one):
-        TABLES["table_1"](config)
+        tables_of(config)["table_1"](config)
     cells = [row["cell"] for row in rows if (row["method"], row["benchmark"]) == ("sft", "math")]
     means = [np.mean([each.score for each in read_query_scores(tmp_path / "a", cell).values()]) for cell in cells]
     assert read_table(three)["sft", "math"]["seed_sd"] == f"{100 * np.std(means, ddof=1):.2f}"
     assert read_table(one)["sft", "math"]["seed_sd"] == ""
     spreads = {key: float(row["seed_sd"]) for key, row in read_table(three).items()}
     (method, benchmark), largest = max(spreads.items(), key=lambda each: each[1])
-    name = f"{method_title(method)} on {benchmark_title(benchmark, 'nano')}"
-    legend = TABLES["table_1"](three)[1].read_text(encoding="utf-8")
+    name = f"{Names().title(method)} on {benchmark_title(benchmark, 'nano')}"
+    legend = tables_of(three)["table_1"](three)[1].read_text(encoding="utf-8")
     assert f"median {np.median(list(spreads.values())):.1f}, largest {largest:.1f} ({name})" in legend
-    assert "largest" not in TABLES["table_1"](one)[1].read_text(encoding="utf-8")
+    assert "largest" not in tables_of(one)["table_1"](one)[1].read_text(encoding="utf-8")
 
 
 def test_the_legend_says_how_each_method_was_tuned_and_warns_first_where_that_is_unequal(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_the_legend_says_how_each_method_was_tuned_and_warns_first_where_that_is
     tuned |= {("few_shot", name): "winner" for name in METRICS} | {("metatuner_j", name): "untuned" for name in METRICS}
     tuned |= {("metatuner_j", "cosmosqa"): "winner", ("sft", "gsm8k"): "expired"}
     write_settings(config, tuned)
-    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    text = tables_of(config)["table_1"](config)[1].read_text(encoding="utf-8")
     notes = [line for line in text.splitlines() if line.startswith("- ")]
     assert notes[0].startswith("- Unequal tuning: ")
     unequal = notes[0].removeprefix("- Unequal tuning: ").removesuffix(".").split("; ")
@@ -303,7 +303,7 @@ def test_equal_tuning_is_no_reason_to_warn(tmp_path: Path, word: str) -> None:
     config = fake_config(tmp_path)
     fake_run(config)
     write_settings(config, {(method, name): word for method in ("sft", "opro") for name in METRICS})
-    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    text = tables_of(config)["table_1"](config)[1].read_text(encoding="utf-8")
     assert "Unequal" not in text
     assert "Settings: " in text
 
@@ -311,17 +311,17 @@ def test_equal_tuning_is_no_reason_to_warn(tmp_path: Path, word: str) -> None:
 def test_a_folder_without_a_file_of_settings_says_nothing_of_tuning(tmp_path: Path) -> None:
     config = fake_config(tmp_path)
     fake_run(config)
-    text = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    text = tables_of(config)["table_1"](config)[1].read_text(encoding="utf-8")
     assert "Settings" not in text
     assert {line["tuned"] for line in read_table(config).values()} == {""}
 
 
 def test_holes_show_their_reason_and_no_number(with_holes: Config) -> None:
-    paths = {path.suffix: path.read_text(encoding="utf-8") for path in TABLES["table_1"](with_holes)}
+    paths = {path.suffix: path.read_text(encoding="utf-8") for path in tables_of(with_holes)["table_1"](with_holes)}
     line = read_table(with_holes)["sft", "math"]
     assert (line["mean"], line["n"], line["hole"]) == ("", "0", "failed: ValueError: loss is 100% of_it & more | nan")
     assert read_table(with_holes)["opro", "gsm8k"]["hole"] == "failed on seed 1: budget"
-    assert r"| failed: ValueError: loss is 100% of\_it & more \| nan |" in paths[".md"]
+    assert r"| *failed: ValueError: loss is 100% of\_it & more \| nan* |" in paths[".md"]
     assert r"failed: ValueError: loss is 100\% of\_it \& more \textbar{} nan" in paths[".tex"]
     assert "skipped: needs rationales" in paths[".md"]
     assert "(2 seeds; failed on seed 1: budget)" in paths[".md"]
@@ -338,7 +338,7 @@ def test_a_line_that_is_gone_from_the_scores_is_a_hole_with_its_reason(tmp_path:
     ]
     assert len(gone) == 4  # a method's whole cell, and one seed of another's
     path.write_text("".join(line for line in lines if line not in gone))
-    TABLES["table_1"](config)
+    tables_of(config)["table_1"](config)
     found = read_table(config)
     whole, seed = found["sft", "math"], found["metatuner_j", "gsm8k"]
     assert (whole["mean"], whole["seeds"]) == ("", "")
@@ -352,14 +352,14 @@ def test_where_everything_failed_there_is_a_table_and_a_figure_of_reasons(tmp_pa
     config = fake_config(tmp_path)
     rows = plan_rows(config)
     fake_run(config, outcomes={row["cell"]: ("failed", f"x{row['seed']}") for row in rows})
-    markdown = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    markdown = tables_of(config)["table_1"](config)[1].read_text(encoding="utf-8")
     assert markdown.count("failed on seed 0: x0; failed on seed 1: x1; failed on seed 2: x2") == 20
     assert "Measured" not in markdown
-    assert all(path.stat().st_size > 0 for path in FIGURES["figure_main"](config))
+    assert all(path.stat().st_size > 0 for path in figures_of(config)["figure_main"](config))
 
 
 def test_markdown_and_latex_rows_have_as_many_cells_as_columns(with_holes: Config) -> None:
-    _, markdown, latex = (path.read_text(encoding="utf-8") for path in TABLES["table_1"](with_holes))
+    _, markdown, latex, _ = (path.read_text(encoding="utf-8") for path in tables_of(with_holes)["table_1"](with_holes))
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {10}
     body = [line for line in latex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
@@ -370,7 +370,7 @@ def test_markdown_and_latex_rows_have_as_many_cells_as_columns(with_holes: Confi
 def test_measured_and_published_stand_in_columns_of_their_own(tmp_path: Path) -> None:
     config = fake_config(tmp_path)
     fake_run(config)
-    markdown = TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    markdown = tables_of(config)["table_1"](config)[1].read_text(encoding="utf-8")
     table = read_table(config)
     assert table["metatuner_j", "gsm8k"]["published"] == "78.92"
     assert table["few_shot", "gsm8k"]["published"] == ""
@@ -408,7 +408,7 @@ def test_published_columns_name_the_papers_models_beside_others(
     models = {"actor": {"path": actor}, "generators": {"large": {"path": generator}}}
     config = fake_config(tmp_path, models=models)
     fake_run(config, n=5)
-    _, markdown, latex = (path.read_text(encoding="utf-8") for path in TABLES["table_1"](config))
+    _, markdown, latex, _ = (path.read_text(encoding="utf-8") for path in tables_of(config)["table_1"](config))
     assert markdown.count(f"| {heading} |") == 4
     assert latex.count(f"measured & {heading}") == 4
 
@@ -417,7 +417,7 @@ def test_synthetic_rows_do_not_pass_for_the_real_benchmarks(tmp_path: Path) -> N
     sources = {name: {"source": "hub" if name == "math" else "nano", "sizes": {}} for name in METRICS}
     config = fake_config(tmp_path, benchmarks=sources)
     fake_run(config, n=5)
-    _, markdown, latex = (path.read_text(encoding="utf-8") for path in TABLES["table_1"](config))
+    _, markdown, latex, _ = (path.read_text(encoding="utf-8") for path in tables_of(config)["table_1"](config))
     header = next(line for line in markdown.splitlines() if line.startswith("| Method"))
     assert header.startswith("| Method | MATH, accuracy in % (n = 5, 3 seeds) | paper (7B + 3B) | nano GSM8K, accuracy")
     assert "{nano CosmosQA, accuracy" in latex
@@ -433,7 +433,7 @@ def test_the_papers_large_generator_is_not_shown_beside_another(tmp_path: Path) 
         experiments={"main": {"methods": ["sft"], "benchmarks": ["math"], "seeds": [0], "generator": "small"}},
     )
     fake_run(config)
-    TABLES["table_1"](config)
+    tables_of(config)["table_1"](config)
     assert read_table(config)["sft", "math"]["published"] == ""
 
 
@@ -457,7 +457,7 @@ def test_the_table_says_which_world_it_measured(tmp_path: Path, keys: dict[str, 
     config = fake_config(tmp_path, **keys)
     fake_run(config, n=5)
     assert expected in describe_world(config, "main")
-    assert describe_world(config, "main") in TABLES["table_1"](config)[1].read_text(encoding="utf-8")
+    assert describe_world(config, "main") in tables_of(config)["table_1"](config)[1].read_text(encoding="utf-8")
     assert {line["world"] for line in read_table(config).values()} == {name_world(config, "main")}
 
 
@@ -484,13 +484,13 @@ def test_worlds_have_short_names_that_tell_them_apart(tmp_path: Path) -> None:
 
 
 def test_marks_of_fewer_seeds_hold_for_these_seeds_only_as_table_and_figure_say(tmp_path: Path) -> None:
-    from metatuner.analysis.figures import draw_bars
+    from metatuner.analysis.figures.bars import draw_bars
 
     for seeds in (range(4), range(5)):
         config = fake_config(tmp_path / str(len(seeds)), methods=["sft", "opro"], seeds=seeds)  # type: ignore[arg-type]
         fake_run(config, n=10)
         (note,) = (" ".join(text.get_text().split()) for text in draw_bars(compare(config, "main"), "").texts)
-        _, markdown, latex = (path.read_text(encoding="utf-8") for path in TABLES["table_1"](config))
+        _, markdown, latex, _ = (path.read_text(encoding="utf-8") for path in tables_of(config)["table_1"](config))
         assert all(("these seeds" in text) == (len(seeds) == 4) for text in (note, markdown, latex))
         assert "seeds and test queries are drawn anew" in markdown or len(seeds) == 4
 
@@ -523,7 +523,7 @@ def test_an_experiment_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_the_figure_is_a_print_sized_png_and_a_pdf_without_a_date(with_holes: Config) -> None:
     import matplotlib.image
 
-    png, pdf = FIGURES["figure_main"](with_holes)
+    png, pdf = figures_of(with_holes)["figure_main"](with_holes)
     height, width, _ = matplotlib.image.imread(png).shape
     assert width == pytest.approx(1520, abs=2)
     assert 600 < height < 1200
@@ -532,7 +532,7 @@ def test_the_figure_is_a_print_sized_png_and_a_pdf_without_a_date(with_holes: Co
 
 
 def test_the_figure_draws_every_mean_labelled_with_units_and_no_published_number(with_holes: Config) -> None:
-    from metatuner.analysis.figures import draw_bars
+    from metatuner.analysis.figures.bars import draw_bars
 
     comparison = compare(with_holes, "main")
     figure = draw_bars(comparison, describe_world(with_holes, "main"))
@@ -585,7 +585,7 @@ def test_the_papers_table_is_transcribed_exactly() -> None:
 def test_published_scores_have_wilsons_interval_at_the_papers_test_size(tmp_path: Path) -> None:
     config = fake_config(tmp_path)
     fake_run(config, n=5)
-    TABLES["table_1"](config)
+    tables_of(config)["table_1"](config)
     found = read_table(config)
     for method, benchmark, score, size in (("sft", "math", 41.33, 450), ("metatuner_j", "cosmosqa", 92.25, 2000)):
         z, p = stats.norm.ppf(0.975), score / 100

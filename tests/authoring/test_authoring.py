@@ -22,6 +22,7 @@ from metatuner.harness.policies import StaticPolicy
 
 class Bad(Method):
     name = "bad"
+    title = "bad"
     family = "prompt"
     reference = "none"
 

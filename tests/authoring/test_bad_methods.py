@@ -22,6 +22,7 @@ from metatuner.harness.policy import Policy, register_policy
 
 class Bad(Method):
     name = "{name}"
+    title = "{name}"
     family = "prompt"
     reference = "none"
 

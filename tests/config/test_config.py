@@ -8,9 +8,9 @@ import jsonschema
 import pytest
 from safetensors.torch import load_file
 
+from metatuner import config as c
 from metatuner.cli import main
 from metatuner.errors import UserError
-from metatuner.harness import config as c
 
 
 @pytest.mark.parametrize("preset", c.preset_names())
@@ -172,7 +172,7 @@ def test_run_names_the_experiments_that_are_left() -> None:
 def test_a_broken_file_of_weights_is_one_line_with_a_remedy(monkeypatch, capsys, tmp_path):
     broken = tmp_path / "model.safetensors"
     broken.write_bytes(b"cut off")
-    monkeypatch.setattr("metatuner.steps.run", lambda *_: load_file(broken))
+    monkeypatch.setattr("metatuner.cli._run", lambda *_: load_file(broken))
     assert main(["methods"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "a file of weights is cut off or broken: restore it" in line

@@ -71,6 +71,7 @@ from metatuner.harness.policies import StaticPolicy
 
 class Mine(Method):
     name = "mine"
+    title = "mine"
     family = "prompt"
     reference = "none"
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from metatuner import plan as module
 from metatuner.config import load_config
 from metatuner.hashing import ROOT
-from metatuner.plan import Plan
+from metatuner.plan import Plan, keys
 from metatuner.plan.keys import LOCK
 from metatuner.plan.winners import Winner, write_winners
 from tests.toys.plan import plan, plan_of
@@ -109,8 +108,8 @@ def test_a_fits_cells_differ_by_benchmark_seed_and_generator():
         == len(made.grid.rows)
         == 19 * 4 * 3
     )
-    told = {(fit.method, fit.settings, fit.train, fit.generator, fit.seed) for fit in made.grid.fits.values()}
-    assert len(told) == len(made.grid.fits) == (19 + 1) * 4 * 3  # the warm-up is fitted and not tested
+    found = {(fit.method, repr(fit.settings), fit.train, fit.generator, fit.seed) for fit in made.grid.fits.values()}
+    assert len(found) == len(made.grid.fits) == (19 + 1) * 4 * 3  # the warm-up is fitted and not tested
     used = {method: {fit.generator for fit in made.grid.fits.values() if fit.method == method} for method in ALL}
     assert {method for method, generators in used.items() if generators == {"large"}} == GENERATED
     assert {method for method, generators in used.items() if generators == {""}} == ALL - GENERATED
@@ -123,10 +122,10 @@ def test_a_fits_cells_differ_by_benchmark_seed_and_generator():
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterable[dict[str, str]]:
     """Versions to be taken for those installed."""
     told: dict[str, str] = {}
-    monkeypatch.setattr(module, "version", lambda name: told.get(name) or version(name))
-    module.lock_versions.cache_clear()
+    monkeypatch.setattr(keys, "version", lambda name: told.get(name) or version(name))
+    keys.lock_versions.cache_clear()
     yield told
-    module.lock_versions.cache_clear()
+    keys.lock_versions.cache_clear()
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "lm-eval", "math-verify"])
@@ -136,8 +135,8 @@ def test_another_version_of_a_package_makes_all_cells_anew_and_leaves_stored_win
     assert package in LOCK
     config = load_config("nano", {"experiments": {"main": {"methods": ["zero_shot", "sft"]}}, "run": "main"})
 
-    def keys() -> tuple[set[str], set[str], list[str]]:
-        module.lock_versions.cache_clear()
+    def of_plan() -> tuple[set[str], set[str], list[str]]:
+        keys.lock_versions.cache_clear()
         made = Plan(config)
         return (
             set(made.grid.fits),
@@ -145,11 +144,11 @@ def test_another_version_of_a_package_makes_all_cells_anew_and_leaves_stored_win
             [made.settings.winner_key(*each) for each in made.searches.all],
         )
 
-    before = keys()
+    before = of_plan()
     installed[package] = version(package).split("+")[0] + "+another.build"
-    assert keys() == before
+    assert of_plan() == before
     installed[package] = "99.9"
-    fits, cells, tuning = keys()
+    fits, cells, tuning = of_plan()
     assert not fits & before[0]
     assert not cells & before[1]
     assert tuning == before[2]
@@ -215,7 +214,8 @@ def test_a_local_model_is_known_by_what_its_folder_holds(tmp_path: Path):
         ({"methods.metatuner_warmup.settings.rollouts": 4}, ON_WARM_UP),
         ({"nano.given": False}, set()),
         ({"models.generators.small.window": 512}, set()),
-        ({"budgets.default.lm_calls": 30000}, set()),
+        ({"budgets.default.lm_calls": 30000}, ALL),
+        ({"budgets.default.seconds": 5.0}, set()),
         ({"experiments.main.seeds": [5]}, set()),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
@@ -234,13 +234,12 @@ def test_a_searchs_key_is_its_benchmarks_own():
     for subject, name in before.searches.all:
         same = before.settings.winner_key(subject, name) == after.settings.winner_key(subject, name)
         assert same is (name != "gsm8k")
-        assert (before.tuning_base(subject, name) == after.tuning_base(subject, name)) is same
 
 
 def test_a_search_depends_on_the_stored_winner_of_what_its_method_requires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr("metatuner.plan.settings.ROOT", tmp_path)
     before = plan()
     won = Winner("sft", "gsm8k", {"epochs": 3}, 50.0, 8, 0, (), before.settings.winner_key("sft", "gsm8k"))
     write_winners(tmp_path / "winners.json", [won])
@@ -287,7 +286,7 @@ CODE = r"""
 import json, multiprocessing, sys
 from pathlib import Path
 from metatuner.config import load_config
-from metatuner.plan import Plan
+from metatuner.plan import Plan, keys
 
 methods = ["zero_shot", "sft", "dpo", "opro"]
 main = {"experiments.main.methods": methods, "experiments.main.benchmarks": ["gsm8k", "math"]}
@@ -298,7 +297,6 @@ def keys():
     told = {f"fit {fit.method} {fit.train[0]} {fit.seed}": key for key, fit in made.grid.fits.items()}
     told |= {f"cell {cell.fit.method} {cell.benchmark} {cell.fit.seed}": key for key, cell in made.grid.cells.items()}
     told |= {f"tune {subject} {name}": made.settings.winner_key(subject, name) for subject, name in made.searches.all}
-    told |= {f"base {subject} {name}": made.tuning_base(subject, name) for subject, name in made.searches.all}
     told |= {f"data {name}": made.keys.data_key(name) for name in ("gsm8k", "math")}
     told |= {f"model {role}": made.keys.nano_key(role) for role in ("actor", "generator")}
     told["world"] = made.keys.world_key
@@ -319,27 +317,25 @@ print(json.dumps(found))
 """
 EVERY_FIT = {f"{what} {method}" for what in ("fit", "cell") for method in ("zero_shot", "sft", "dpo", "opro")}
 EVERY_CELL = {each for each in EVERY_FIT if each.startswith("cell")}
-EVERY_SEARCH = {f"tune {method}" for method in ("sft", "dpo", "opro")}
-BASES = {f"base {method}" for method in ("sft", "dpo", "opro")}
 BOTH_DATA = {"data gsm8k", "data math"}
 MODELS = {"model actor", "model generator"}
 OF_CODE: dict[str, set[str]] = {
-    "metatuner/harness/evaluation.py": EVERY_CELL,
+    "metatuner/run/evaluation.py": EVERY_CELL,
     "metatuner/harness/tasks/_rows.yaml": EVERY_CELL,
-    "metatuner/harness/fitting.py": EVERY_FIT | EVERY_SEARCH,
-    "metatuner/lm/generation.py": EVERY_FIT | EVERY_SEARCH,
-    "metatuner/harness/splits.py": EVERY_FIT | EVERY_SEARCH | BOTH_DATA,
-    "metatuner/harness/rows.py": EVERY_FIT | EVERY_SEARCH | BOTH_DATA | MODELS | BASES | {"world"},
-    "metatuner/harness/benchmarks/gsm8k.py": EVERY_FIT | EVERY_SEARCH | {"data gsm8k"},
-    "metatuner/harness/metrics/numeric.py": EVERY_FIT | EVERY_SEARCH | {"data gsm8k"},
-    "baselines/sft.py": {"fit sft", "fit dpo", "cell sft", "cell dpo", "tune sft"},
-    "baselines/dpo.py": {"fit dpo", "cell dpo", "tune dpo"},
-    "metatuner/nano/pretraining.py": EVERY_FIT | EVERY_SEARCH | MODELS | BASES,
+    "metatuner/run/fitting.py": EVERY_FIT,
+    "metatuner/lm/generation.py": EVERY_FIT,
+    "metatuner/harness/splits.py": EVERY_FIT | BOTH_DATA,
+    "metatuner/harness/rows.py": EVERY_FIT | BOTH_DATA | MODELS | {"world"},
+    "metatuner/harness/benchmarks/gsm8k.py": EVERY_FIT | {"data gsm8k"},
+    "metatuner/harness/metrics/numeric.py": EVERY_FIT | {"data gsm8k"},
+    "baselines/sft.py": {"fit sft", "fit dpo", "cell sft", "cell dpo"},
+    "baselines/dpo.py": {"fit dpo", "cell dpo"},
+    "metatuner/nano/pretraining.py": EVERY_FIT | MODELS,
     "metatuner/nano/bars.py": set(),
-    "metatuner/analysis/statistics.py": set(),
-    "metatuner/plan.py": set(),
+    "metatuner/analysis/statistics/intervals.py": set(),
+    "metatuner/plan/grid.py": set(),
 }
-"""File -> the keys that a change in it changes, by what they are of."""
+"""File -> the keys that a change in it changes, by what they are of. No search's: only a search replaces a search."""
 
 
 def test_a_change_of_code_changes_the_keys_of_what_runs_it_and_no_others(tmp_path: Path):

@@ -1,12 +1,10 @@
 """Plans: what is computed, in which jobs, and what a key depends on."""
 
-import json
 import re
 
 import pytest
 import yaml
 
-from metatuner import plan as module
 from metatuner.analysis.figures import figures_of
 from metatuner.config import dump_config, load_config, read_config
 from metatuner.errors import UserError
@@ -74,20 +72,20 @@ def test_trials_begin_with_the_presets_own_settings_and_none_comes_twice():
 
 
 def test_a_stored_winner_is_used_while_its_key_is_current_and_has_expired_after(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr("metatuner.plan.settings.ROOT", tmp_path)
     key = plan().settings.winner_key("sft", "gsm8k")
     won = Winner("sft", "gsm8k", {"learning_rate": 0.5}, 50.0, 8, 0, (), key)
     write_winners(tmp_path / "winners.json", [won])
     used = plan({"tuning.winners": "winners.json"})
     rows = {(row.method, row.benchmark): row for row in used.grid.rows}
     assert rows["sft", "gsm8k"].tuned == "winner"
-    assert '"learning_rate":0.5' in rows["sft", "gsm8k"].settings
+    assert rows["sft", "gsm8k"].settings["learning_rate"] == 0.5
     assert rows["sft", "math"].tuned == "untuned"
     assert rows["zero_shot", "math"].tuned == "none"
     changed = plan({"tuning.winners": "winners.json", "methods.sft.settings.rank": 2})
     rows = {(row.method, row.benchmark): row for row in changed.grid.rows}
     assert rows["sft", "gsm8k"].tuned == "expired"
-    assert '"learning_rate":0.5' not in rows["sft", "gsm8k"].settings
+    assert rows["sft", "gsm8k"].settings["learning_rate"] != 0.5
     assert changed.settings.expired == {("sft", "gsm8k")}
 
 
@@ -107,14 +105,14 @@ def test_a_variant_reaches_what_its_method_builds_on_and_equal_settings_share_fi
     main = {row.cell for row in made.grid.rows if row.experiment == "main"}
     shared = [row.variant for row in made.grid.rows if row.experiment == "grid" and row.cell in main]
     assert shared == ["own"]  # 8 is what the preset says
-    assert '"rollouts":2' in fewer.settings
+    assert fewer.settings.rollouts == 2
     assert fewer.key != own.key == alpha.key
     assert fits["fewer"].settings == fits["own"].settings
     assert len({fit.key for fit in fits.values()}) == 3
     # Rows say what their variant sets of the other method; fits have their own settings alone.
     (row,) = [row for row in made.grid.rows if row.variant == "fewer"]
-    assert json.loads(row.settings)["metatuner_warmup"] == {"rollouts": 2}
-    assert "metatuner_warmup" not in json.loads(fits["fewer"].settings)
+    assert row.settings["metatuner_warmup"] == {"rollouts": 2}
+    assert not hasattr(fits["fewer"].settings, "metatuner_warmup")
 
 
 def test_all_experiments_of_the_default_preset_share_what_they_can():
@@ -151,13 +149,13 @@ def test_each_benchmark_is_tested_by_what_was_trained_on_the_others():
     for row in rows:
         fit = made.grid.fits[row.fit]
         assert row.benchmark not in fit.train
-        assert fit.told == (row.benchmark,)
+        assert fit.transfer == (row.benchmark,)
         assert made.grid.fit_sizes("gsm8k", fit.rows) == (43, 22)  # 64 dev rows to 128
-    one = made.fit("sft", rows[0].settings, ("gsm8k",), "large", 0)
-    assert one.told == ()
+    one = made.grid.fit("sft", made.settings.resolve("sft", ("gsm8k",)), ("gsm8k",), "large", 0)
+    assert one.transfer == ()
     pair = plan_of(method="sft", benchmarks=["math", "gsm8k"], train="others")
     assert {row.trained_on for row in pair.grid.rows if row.experiment == "grid"} == {"math", "gsm8k"}
-    assert all(row.benchmark in pair.grid.fits[row.fit].told for row in pair.grid.rows if row.experiment == "grid")
+    assert all(row.benchmark in pair.grid.fits[row.fit].transfer for row in pair.grid.rows if row.experiment == "grid")
     assert made.grid.fit_sizes("gsm8k", one.rows) == (128, 64)
 
 
@@ -179,7 +177,7 @@ def test_a_fit_on_several_benchmarks_depends_on_the_others_prompts_and_on_none_o
 
 
 def test_trained_on_several_benchmarks_a_setting_is_the_median_of_their_winners(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr("metatuner.plan.settings.ROOT", tmp_path)
     names = ["math", "gsm8k", "hotpotqa", "cosmosqa"]
     rates = dict(zip(names, (0.4, 0.1, 0.2, 0.3), strict=True))
     key = {name: plan().settings.winner_key("sft", name) for name in names}
@@ -189,9 +187,7 @@ def test_trained_on_several_benchmarks_a_setting_is_the_median_of_their_winners(
         write_winners(tmp_path / "winners.json", winners)
         grid = {"benchmarks": names, "train": "others", "rows": 43, "tuning__winners": "winners.json"}
         made = plan_of(method="sft", **grid)
-        return {
-            row.benchmark: (json.loads(row.settings), row.tuned) for row in made.grid.rows if row.experiment == "grid"
-        }
+        return {row.benchmark: (row.settings, row.tuned) for row in made.grid.rows if row.experiment == "grid"}
 
     tuned = settings(found)
     assert {name: (values["learning_rate"], word) for name, (values, word) in tuned.items()} == {
@@ -247,7 +243,7 @@ def test_the_documented_experiment_shares_what_it_can_with_the_presets_own():
 
 
 def test_a_variant_tuned_on_its_own_has_its_own_winner_and_others_inherit(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr("metatuner.plan.settings.ROOT", tmp_path)
     variants = {
         "same": {"alpha": 1.0},
         "same_warm_up": {"metatuner_warmup": {"d2": "best"}},
@@ -278,7 +274,7 @@ def test_a_variant_tuned_on_its_own_has_its_own_winner_and_others_inherit(tmp_pa
     words = {row.variant: row.tuned for row in small.grid.rows if row.experiment == "grid"}
     assert words["same"] == words["tuned"] == "winner of large"
     assert words["without_p"] == words["on_top"] == "inherited of large"
-    settings = {name: json.loads(row.settings) for name, row in rows.items()}
+    settings = {name: row.settings for name, row in rows.items()}
     assert [settings[name]["epochs"] for name in rows] == [3, 3, 3, 6, 6]
     assert [settings[name]["prompt_branch"] for name in rows] == [True, True, False, False, False]
     assert made.settings.expired == set()
@@ -363,8 +359,8 @@ def test_searches_on_a_benchmark_build_on_fits_that_are_there_before_them():
     assert (warm_up.method, warm_up.train, warm_up.seed) == ("metatuner_warmup", ("math",), made.config.tuning.seed)
     for subject in ("metatuner_j", "static_lora", "metatuner_i", "dpo", "ppo", "grpo"):
         for over in made.searches.trials(subject, "math"):
-            settings, _ = made.settings(subject, ("math",), over, winners=False)
-            trial = made.fit(subject.partition(".")[0], settings, ("math",), "large", warm_up.seed)
+            settings = made.settings.resolve(subject, ("math",), over, winners=False)
+            trial = made.grid.fit(subject.partition(".")[0], settings, ("math",), "large", warm_up.seed)
             assert trial.requires == (warm_up if subject.startswith(("metatuner", "static")) else sft,)
 
 
@@ -416,7 +412,7 @@ def test_packs_are_of_one_method_and_as_large_as_told():
 
 
 def test_searches_say_what_is_known_of_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr("metatuner.plan.settings.ROOT", tmp_path)
     key = plan().settings.winner_key("sft", "gsm8k")
     told = {"score": 50.0, "trials": 8, "failed": 1, "at_edge": ("epochs",)}
     found = [Winner("sft", name, {"epochs": 6}, key=key, **told) for name in ("gsm8k", "math")]
@@ -444,7 +440,7 @@ def test_a_search_s_warm_up_without_its_policy_is_fitted_again(tmp_path):
 
 
 def test_a_method_without_a_search_is_as_tuned_as_what_it_builds_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr("metatuner.plan.settings.ROOT", tmp_path)
     key = plan_of(method="rewriter_sft").settings.winner_key("sft", "gsm8k")
     found = []
     for stored in (key, "of other code"):
@@ -466,6 +462,7 @@ from metatuner.harness.policies import StaticPolicy
 
 class Mine(Method):
     name = "mine"
+    title = "mine"
     family = "prompt"
     reference = "none"
 

@@ -47,6 +47,7 @@ class Toy(Method):
     act: object = None
     settings: object = None
     name = "toy"
+    title = "toy"
     family = "vanilla"
     reference = "none"
 

@@ -47,6 +47,7 @@ class Mine(Method):
     """Answers everything alike."""
 
     name = "mine"
+    title = "mine"
     family = "vanilla"
     reference = "none"
     Settings = Settings

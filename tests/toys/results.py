@@ -149,6 +149,6 @@ def fake_run(config: Config, *, n: int = 40, **cells: Any) -> list[dict[str, Any
 
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer resamples of tests, for what does not look at small p-values; a module makes it its autouse fixture."""
-    for module in ("statistics", "effects"):
-        monkeypatch.setattr(f"metatuner.analysis.{module}.TEST_RESAMPLES", 4000)
-    monkeypatch.setattr("metatuner.analysis.statistics.RESAMPLES", 2000)
+    for module in ("intervals", "contrasts"):
+        monkeypatch.setattr(f"metatuner.analysis.statistics.{module}.TEST_RESAMPLES", 4000)
+    monkeypatch.setattr("metatuner.analysis.statistics.intervals.RESAMPLES", 2000)

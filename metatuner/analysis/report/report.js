@@ -31,6 +31,7 @@
     const up = head.getAttribute("aria-sort") !== "ascending";
     for (const each of head.parentNode.cells) each.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    for (const heading of body.querySelectorAll(".family")) heading.remove();
     const rows = [...body.rows].map((row, place) => ({ row, place, text: value(row, column), key: number(value(row, column)) }));
     rows.sort((one, other) => {
       const empty = (one.text === "") - (other.text === "");
@@ -41,7 +42,7 @@
     });
     body.append(...rows.map((each) => each.row));
   };
-  for (const head of document.querySelectorAll("table.sortable thead th")) {
+  for (const head of document.querySelectorAll("table.sortable thead tr:last-child th")) {
     const column = head.cellIndex;
     head.tabIndex = 0;
     head.addEventListener("click", () => sort(head, column));

@@ -1,7 +1,7 @@
 """An experiment's methods side by side, for tables and figures: means with intervals, each paired with the best."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import comb
 from pathlib import Path
 from typing import Literal
@@ -73,7 +73,7 @@ class Comparison:
     titles: Mapping[str, str]
     """The benchmarks' names in print."""
     entries: Mapping[tuple[MethodId, str], Entry]
-    names: Names
+    names: Names = field(compare=False)
     """What methods are called."""
     generator: str = ""
     """Its name in the config."""
