@@ -18,6 +18,7 @@ HEAD = """
 from metatuner.harness.method import Method
 from metatuner.harness.policies import StaticPolicy
 from metatuner.harness.policy import Policy, register_policy
+from metatuner.harness.query import Prepared
 
 
 class Bad(Method):
@@ -34,10 +35,10 @@ POLICY = """
 @register_policy("{name}")
 class Own(Policy):
     def __init__(self, ground):
-        self.models = ground
+        self.ground = ground
 
-    def respond(self, queries):
-        {respond}
+    def prepare(self, queries):
+        {prepare}
 
     def write(self, folder):
         return {{}}
@@ -68,7 +69,7 @@ BAD = {
         "it wrote outside its folder: {outside}; use lab.workdir",
     ),
     "answers": (
-        HEAD + "        return Own(lab)\n" + POLICY.replace("{respond}", 'raise KeyError("no answer")'),
+        HEAD + "        return Own(lab)\n" + POLICY.replace("{prepare}", 'raise KeyError("no answer")'),
         "KeyError: 'no answer'",
     ),
     "imports": ("import nothing_of_this_name\n", "imports.py does not import: ModuleNotFoundError"),
@@ -83,10 +84,7 @@ KEPT = """        import tempfile
             (Path(folder) / "more.bin").write_text("mine")
 """
 FINE = (
-    HEAD
-    + KEPT
-    + "        return Own(lab)\n"
-    + POLICY.replace("{respond}", 'return self.models.answer(queries, "count")')
+    HEAD + KEPT + "        return Own(lab)\n" + POLICY.replace("{prepare}", 'return Prepared(["count"] * len(queries))')
 )
 """A policy of its own that knows no more of the ground than the contract says, and files where they may be."""
 

@@ -10,7 +10,7 @@ from metatuner.harness.benchmarks import get_benchmark, load_rows
 from metatuner.lm import Completion
 from metatuner.nano import World, bars, measure, pretrain, write_rows
 from metatuner.nano.bars import STANDING, Bar, judge, report
-from metatuner.nano.given import FOLDER
+from metatuner.nano.keys import WEIGHTS
 from metatuner.nano.problems import BENCHMARKS, KINDS
 
 GOOD = {
@@ -125,7 +125,7 @@ def scripted(tmp_path, monkeypatch):
                 else:
                     row |= {"solution": r"\boxed{q}"} if "solution" in row else {"answer": "#### 12345"}
             path.write_text("".join(json.dumps(row) + "\n" for row in texts))
-        models = {"actor": FOLDER / "actor", "generator": FOLDER / "generator_small"}
+        models = {"actor": WEIGHTS / "actor", "generator": WEIGHTS / "generator_small"}
         found = measure(World(), rows=tmp_path / "rows", out=tmp_path / "out", **models)
         record = json.loads((tmp_path / "out" / "world.json").read_text())
         assert record["met"] is all(bar.met for bar in found)

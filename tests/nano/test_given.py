@@ -1,6 +1,5 @@
 """The models that come with the package: of the present recipe, whole, and only taken where they are asked for."""
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -8,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from metatuner import nano, steps
+from metatuner import nano
 from metatuner.config import load_config
 from metatuner.errors import UserError
 from metatuner.lm import ModelSpec, generate, load_lm
-from metatuner.nano.given import FOLDER, copy_given, given, write_index
+from metatuner.nano.given import copy_given, given, write_index
+from metatuner.nano.keys import WEIGHTS
 from metatuner.nano.world import World
 from metatuner.plan import Plan
+from tests.toys.commands import step
 
 
 @pytest.mark.parametrize("role", nano.RECIPES)
@@ -26,13 +27,13 @@ def test_each_model_is_of_the_present_recipe_and_of_the_default_world_alone(role
     recipe = nano.RECIPES[role]
     assert (told["role"], told["world"]) == (role, {"seed": 0, "null": False})
     assert told["steps"] == recipe.steps + recipe.copy_steps
-    assert json.loads((FOLDER / "index.json").read_text()) == json.loads(
-        write_index(shutil.copytree(FOLDER, tmp_path / "weights"), World()).read_text()
+    assert json.loads((WEIGHTS / "index.json").read_text()) == json.loads(
+        write_index(shutil.copytree(WEIGHTS, tmp_path / "weights"), World()).read_text()
     )
 
 
 def test_the_actor_was_trained_and_says_what_the_language_wants() -> None:
-    lm = load_lm(ModelSpec(str(FOLDER / "actor"), window=1024))
+    lm = load_lm(ModelSpec(str(WEIGHTS / "actor"), window=1024))
     config = load_config("nano")
     plan = Plan(config)
     from metatuner.harness.benchmarks import get_benchmark
@@ -54,7 +55,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> tu
     trained: list[str] = []
     monkeypatch.setattr(nano, "pretrain", lambda role, *others, **options: trained.append(role), raising=False)
     config = load_config("nano", {"cache": str(tmp_path), **overrides})
-    steps.pretrain(config, argparse.Namespace(role="actor"))
+    assert step("pretrain", config, role="actor") == 0
     plan = Plan(config)
     return plan.layout.model("actor", plan.keys.nano_key("actor")), trained
 
@@ -62,8 +63,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> tu
 def test_the_step_copies_it_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, trained = run(tmp_path, monkeypatch)
     assert trained == []
-    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in (FOLDER / "actor").iterdir())
-    assert (folder / "model.safetensors").read_bytes() == (FOLDER / "actor" / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in (WEIGHTS / "actor").iterdir())
+    assert (folder / "model.safetensors").read_bytes() == (WEIGHTS / "actor" / "model.safetensors").read_bytes()
     for changed in ({"nano.given": False}, {"nano.world_seed": 1}, {"nano.null": True}, {"nano.trained": False}):
         other, trained = run(tmp_path, monkeypatch, **changed)
         assert trained == ["actor"]
@@ -77,7 +78,7 @@ def test_models_trained_here_are_others_to_every_fit() -> None:
 
 
 def test_damaged_weights_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    copy = shutil.copytree(FOLDER, tmp_path / "weights")
+    copy = shutil.copytree(WEIGHTS, tmp_path / "weights")
     with open(copy / "actor" / "model.safetensors", "r+b") as file:
         file.seek(10_000)
         file.write(b"\0\0\0\0")

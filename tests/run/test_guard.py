@@ -1,10 +1,8 @@
 """Limits on a method's code in a run: code that hangs, leaves, overspends or writes elsewhere is found out."""
 
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,79 +11,8 @@ from typing import Any
 import pytest
 
 from metatuner.harness.budget import Budget, BudgetExceeded
-from metatuner.run import guard
 from metatuner.run.fitting import Outcome
-from metatuner.run.guard import contained, deadline, overspent, writes_outside
-from metatuner.run.limits import Overdue, TimeLimitExceeded, time_limit
-
-
-def stubborn(caught: list[Exception]) -> None:
-    """Goes on for a minute, whatever is raised that is an `Exception`."""
-    start = time.monotonic()
-    while time.monotonic() - start < 60:
-        try:
-            time.sleep(0.01)
-        except Exception as error:  # as methods do
-            caught.append(error)
-
-
-def test_code_that_catches_every_exception_is_stopped_all_the_same() -> None:
-    caught: list[Exception] = []
-    with pytest.raises(Overdue), deadline(0.2):
-        stubborn(caught)
-    assert caught == []
-
-
-def test_it_is_stopped_within_a_limit_of_its_own_too() -> None:
-    caught: list[Exception] = []
-    for seconds in (0.5, 4.0, 20.0):  # a machine that stood still so long has raised the later one first
-        with pytest.raises(Overdue), deadline(seconds), time_limit(0.1, "small"):
-            stubborn(caught)
-        if caught:
-            break
-    assert [type(error) for error in caught] == [TimeLimitExceeded]  # the limit of `fit` itself
-
-
-def test_code_that_goes_on_after_that_is_stopped_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "AGAIN", 0.1)
-    stopped: list[BaseException] = []
-
-    def twice() -> None:
-        try:
-            stubborn([])
-        except BaseException as error:  # the worst that a method may do
-            stopped.append(error)
-            stubborn([])
-
-    with pytest.raises(Overdue), deadline(0.1):
-        twice()
-    assert [type(error) for error in stopped] == [Overdue]
-
-
-def test_what_ends_in_time_is_left_alone_and_nothing_is_left_to_fire_later() -> None:
-    threads, handler = threading.enumerate(), signal.getsignal(signal.SIGUSR1)
-    with deadline(600):
-        assert len(threading.enumerate()) == len(threads) + 1
-    assert threading.enumerate() == threads
-    assert signal.getsignal(signal.SIGUSR1) is handler
-
-
-def test_without_a_limit_or_outside_the_main_thread_nothing_is_limited() -> None:
-    threads, handler = threading.active_count(), signal.getsignal(signal.SIGUSR1)
-    with deadline(None):
-        assert threading.active_count() == threads
-        assert signal.getsignal(signal.SIGUSR1) is handler
-    ended = []
-
-    def elsewhere() -> None:
-        with deadline(0.01):
-            time.sleep(0.05)
-        ended.append(True)
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert ended == [True]
+from metatuner.run.guard import contained, overspent, writes_outside
 
 
 def test_an_outcome_passes_and_what_leaves_or_hangs_fails_with_the_remedy(tmp_path: Path) -> None:
@@ -113,18 +40,6 @@ def test_a_budget_that_was_overspent_in_silence_is_named() -> None:
     told = overspent(budget)
     assert told is not None
     assert "budget 'small': 7 lm_calls used of 5" in told
-
-
-def test_a_schedulers_signal_is_handed_on_and_ends_nothing() -> None:
-    heard: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
-    try:
-        with deadline(60):
-            signal.raise_signal(signal.SIGUSR1)
-        signal.raise_signal(signal.SIGUSR1)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert heard == [signal.SIGUSR1] * 2
 
 
 def test_folders_that_are_removed_or_open_to_all_are_no_writes_elsewhere(

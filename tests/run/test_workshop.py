@@ -1,25 +1,25 @@
 """The steps in one process, on toy models and rows of one's own: what each reads, and what it writes down."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from metatuner import steps
 from metatuner.config import Config, load_config
 from metatuner.errors import UserError
 from metatuner.harness.rows import read_rows
 from metatuner.plan import Plan
 from metatuner.plan.winners import read_winners
+from metatuner.run.workshop import Workshop
+from tests.toys.commands import step
 from tests.toys.lm import save_tiny
 
 TOLD = '''
 from dataclasses import dataclass
 from metatuner.harness.method import Method
 from metatuner.harness.policy import Policy, register_policy
-from metatuner.harness.query import Response
+from metatuner.harness.query import Prepared, Response
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,20 @@ class Settings:
     answer: str = "2"
 
 
+class Saying:
+    """A ground whose actor answers with the prompt."""
+
+    def answer(self, queries, prompts, **how):
+        return [Response("p", prompt, 1, 1, False) for prompt in prompts]
+
+
 @register_policy("told")
 class Told(Policy):
     def __init__(self, answer):
-        self.answer = answer
+        self.answer, self.ground = answer, Saying()
 
-    def respond(self, queries):
-        return [Response("p", self.answer, 1, 1, False) for _ in queries]
+    def prepare(self, queries):
+        return Prepared([self.answer for _ in queries])
 
     def write(self, folder):
         return {"answer": self.answer}
@@ -102,10 +109,6 @@ def config(tmp_path: Path) -> Config:
     return load_config("nano", overrides)
 
 
-def step(name: str, config: Config, **arguments: Any) -> Any:
-    return getattr(steps, name)(config, argparse.Namespace(**arguments))
-
-
 def test_splits_of_local_rows_are_fixed_disjoint_and_vouched_for_by_a_key(config: Config) -> None:
     plan = Plan(config)
     for name in ("gsm8k", "hotpotqa"):
@@ -118,8 +121,8 @@ def test_splits_of_local_rows_are_fixed_disjoint_and_vouched_for_by_a_key(config
         assert (folder / "key.txt").read_text().strip() == plan.keys.data_key(name)
     other = load_config("nano", {**_values(config), "benchmarks.gsm8k.split_seed": 5})
     with pytest.raises(UserError, match="gsm8k: no splits of this config"):
-        steps.Workshop(other).check_splits(["hotpotqa", "gsm8k"])
-    steps.Workshop(other).check_splits(["hotpotqa"])
+        Workshop(other).check_splits(["hotpotqa", "gsm8k"])
+    Workshop(other).check_splits(["hotpotqa"])
     before = (plan.layout.data("gsm8k") / "test.jsonl").read_bytes()
     step("data", other, benchmark="gsm8k")
     assert (plan.layout.data("gsm8k") / "test.jsonl").read_bytes() != before
@@ -140,8 +143,8 @@ def test_a_search_fits_on_train_rows_and_is_judged_on_tune_rows_by_the_primary_m
         right = {"gsm8k": {"1", "1 town", "1 city"}, "hotpotqa": {"1 town"}}[name]
         assert scores == {answer: 100.0 if answer in right else 0.0 for answer in ("1", "2", "1 town", "1 city")}
         # Each was fitted with the seed of tuning, which no experiment reports.
-        settings = [plan.settings("mine", (name,), trial["settings"], winners=False)[0] for trial in record["trials"]]
-        keys = {plan.fit("mine", each, (name,), "large", 77).key for each in settings}
+        keys = {plan.searches.fit("mine", name, trial["settings"]).key for trial in record["trials"]}
+        assert {plan.searches.fit("mine", name, trial["settings"]).seed for trial in record["trials"]} == {77}
         assert keys <= {path.stem for path in (plan.layout.root / "tune" / "trials").iterdir()}
         assert list(plan.layout.root.glob("fits/*")) == []  # a trial's policy serves nothing else
     assert step("winners", config) == 0
@@ -149,14 +152,14 @@ def test_a_search_fits_on_train_rows_and_is_judged_on_tune_rows_by_the_primary_m
     assert found["mine", "hotpotqa"].settings == {"answer": "1 town"}
     assert (found["mine", "hotpotqa"].score, found["mine", "hotpotqa"].trials) == (100.0, 4)
     assert found["mine", "gsm8k"].rival_score == 100.0
-    used = {(row.benchmark, json.loads(row.settings)["answer"], row.tuned) for row in Plan(config).grid.rows}
+    used = {(row.benchmark, row.settings["answer"], row.tuned) for row in Plan(config).grid.rows}
     assert ("hotpotqa", "1 town", "winner") in used
 
 
 def test_a_cell_is_its_own_fits_policy_asked_the_test_rows(config: Config) -> None:
     for name in ("gsm8k", "hotpotqa"):
         step("data", config, benchmark=name)
-    plan, shop = Plan(config), steps.Workshop(config)
+    plan, shop = Plan(config), Workshop(config)
     drawn = {}
     for cell in plan.grid.cells.values():
         assert shop.evaluate(cell, share=False).status == "failed"  # nothing is fitted yet
@@ -181,8 +184,8 @@ def test_a_cell_is_its_own_fits_policy_asked_the_test_rows(config: Config) -> No
 
 def test_a_fit_whose_requirement_is_missing_fails_and_says_so(config: Config) -> None:
     step("data", config, benchmark="gsm8k")
-    shop = steps.Workshop(config)
-    settings, _ = shop.plan.settings("dpo", ("gsm8k",))
-    outcome = shop.fit(shop.plan.fit("dpo", settings, ("gsm8k",), "large", 3), share=False)
+    shop = Workshop(config)
+    settings = shop.plan.settings.resolve("dpo", ("gsm8k",))
+    outcome = shop.fit(shop.plan.grid.fit("dpo", settings, ("gsm8k",), "", 3), share=False)
     assert outcome.status == "failed"
     assert "sft" in outcome.reason

@@ -1,0 +1,14 @@
+"""Commands of `metatuner` run in this process, on a config at hand."""
+
+import argparse
+from typing import Any
+
+from metatuner.commands import groups
+from metatuner.config import Config
+from metatuner.metering import Process
+
+
+def step(name: str, config: Config, **words: Any) -> int:
+    """Run a command on a config; its exit status."""
+    (found,) = [each for group in groups().values() for each in group if each.name == name]
+    return found.action(config, argparse.Namespace(process=Process(), **{"attempt": "", **words})) or 0
