@@ -69,7 +69,7 @@ def test_a_method_of_the_project_can_be_checked_too(tmp_path: Path) -> None:
     assert config.extra_methods == []
     _, fit = world.plan(config)
     assert fit.method == "sft"
-    assert '"epochs":2' in fit.settings
+    assert fit.settings.epochs == 2
 
 
 def test_a_method_that_breaks_the_contract_is_told_how(

@@ -48,7 +48,7 @@ class Own(Policy):
         return cls(ground)
 """
 
-SPEND = """        from metatuner.harness.ground import to_query
+SPEND = """        from metatuner.harness.query import to_query
         try:
             while True:
                 lab.answer([to_query(row) for row in lab.train], "count")

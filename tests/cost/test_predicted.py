@@ -1,34 +1,12 @@
 """Forecasts on other models: counts against the meter and against sums by hand."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from metatuner.cost.forecast import (
-    ADAPTER_BYTES,
-    ASSUMED,
-    BYTES_A_RECORD,
-    BYTES_A_TOKEN,
-    Assumptions,
-    Job,
-    Lengths,
-    Line,
-    Shape,
-    Tokens,
-    against,
-    describe,
-    describe_check,
-    flops,
-    hours,
-    measured_lengths,
-    memory,
-    predict,
-    use_of,
-)
-from metatuner.cost.jobs import jobs
-from metatuner.cost.loops import COUNTS, Rows, Sequences, Shares
 from peft import LoraConfig, get_peft_model
 
 from baselines.cfpo import CFPO
@@ -38,20 +16,39 @@ from baselines.copro import Settings as COPROSettings
 from baselines.sft import SFT
 from baselines.sft import Settings as SFTSettings
 from metatuner.config import load_config
+from metatuner.cost import describe
+from metatuner.cost.against import against, describe_check, measured_lengths
+from metatuner.cost.assumptions import ASSUMED, Assumptions, Lengths
+from metatuner.cost.predicted import (
+    ADAPTER_BYTES,
+    RECORD_BYTES,
+    TOKEN_BYTES,
+    Job,
+    Line,
+    Tokens,
+    flops,
+    hours,
+    jobs_of,
+    memory,
+    predict,
+    use_of,
+)
 from metatuner.errors import UserError
 from metatuner.harness.budget import Budget
-from metatuner.harness.method import settings_dict
+from metatuner.harness.loop import Rows, Sequences, Shape, Shares
+from metatuner.harness.method import Method, make_settings
 from metatuner.harness.registry import Registry
 from metatuner.hashing import ROOT
 from metatuner.lm import LM, generate
-from metatuner.method import MetaTunerConfig, WarmUpConfig
 from metatuner.plan import Plan
 from tests.toys.baselines import sums, tiny_lm, toy_lab
 from tests.toys.method import tuner
 
+METHODS = Registry()
 PAPER = Assumptions.read(ROOT / ASSUMED)
 ACTOR, GENERATOR = "Qwen/Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
 SHARES = Shares(right=0.4, mixed=0.5)
+ROWS = Rows(5, 2)
 AT = Lengths(asked=10, target=4, answer=6, request=20, rewrite=3, demo=14)
 
 
@@ -61,8 +58,36 @@ def shape(lm: LM) -> Shape:
     return Shape(body, lm.model.get_output_embeddings().weight.numel(), embedding, 2, 32, 48, 32)
 
 
+def method_of(name: str, settings: Mapping[str, Any]) -> Method:
+    """A method of the project under some settings."""
+    cls = METHODS[name].cls
+    return cls(make_settings(cls, dict(settings), name))
+
+
+def counts(name: str, settings: Mapping[str, Any], rows: Rows) -> Sequences:
+    """What a method counts of its loop."""
+    loop = method_of(name, settings).loop(rows, SHARES)
+    assert loop is not None
+    return loop.sequences
+
+
+def job(
+    kind: str,
+    name: str,
+    settings: Mapping[str, Any],
+    generator: str = GENERATOR,
+    rows: Rows = ROWS,
+    benchmarks: tuple[str, ...] = ("math",),
+    **fields: Any,
+) -> Job:
+    """A job of a method of the project; `rows` are those of all its benchmarks."""
+    method = method_of(name, settings)
+    loop, train = method.loop(rows, SHARES), rows.train / len(benchmarks)
+    return Job(kind, name, method.settings, loop, benchmarks, generator, train, **fields)
+
+
 def test_every_method_of_the_project_is_counted() -> None:
-    assert set(Registry().names()) == COUNTS.keys()
+    assert [name for name in METHODS.names() if METHODS[name].cls().loop(ROWS, SHARES) is None] == []
 
 
 def test_flop_of_tokens_are_the_meters() -> None:
@@ -81,8 +106,8 @@ def test_sft_uses_what_the_meter_counts(tmp_path: Path) -> None:
     settings = SFTSettings(epochs=2, rank=2)
     SFT(settings).fit(lab)
     metered = lab.budget.by_model["actor"]
-    counted = COUNTS["sft"](settings_dict(settings), Rows(24, 0), SHARES)
-    assert counted == Sequences(actor_trained=48)
+    counted = SFT(settings).loop(Rows(24, 0), SHARES)
+    assert counted.sequences == Sequences(actor_trained=48)
     trained = Tokens(trained=metered.usage.trained_tokens)
     # A LoRA's own weights are few beside the model's at its real size, not in a toy.
     assert sum(flops(trained, shape(lm), shape(lm).lora(2)).values()) == pytest.approx(metered.flops, rel=0.05)
@@ -94,7 +119,7 @@ def test_copro_asks_no_more_than_is_counted(tmp_path: Path) -> None:
     lab = scripted(tmp_path, [])
     settings = COPROSettings(proposer="rewrite", breadth=4, depth=3, scored_rows=16)
     COPRO(settings).fit(lab)
-    counted = COUNTS["copro"](settings_dict(settings), Rows(32, 16), SHARES)
+    counted = COPRO(settings).loop(Rows(32, 16), SHARES).sequences
     assert counted == Sequences(answers=12 * 16, rewrites=11)
     asked = lab.budget.used.lm_calls  # DSPy draws its fan-out in full, and scores no instruction twice
     assert 0.5 * (counted.answers + counted.rewrites) < asked <= counted.answers + counted.rewrites + 1
@@ -106,25 +131,22 @@ def test_cfpo_asks_no_more_than_is_counted(tmp_path: Path) -> None:
     lab = scripted(tmp_path, [])
     settings = CFPOSettings(proposer="rewrite", rounds=4, beam=3, scored_rows=15)
     CFPO(settings).fit(lab)
-    counted = COUNTS["cfpo"](settings_dict(settings), Rows(len(lab.train), len(lab.dev)), SHARES)
+    counted = CFPO(settings).loop(Rows(len(lab.train), len(lab.dev)), SHARES).sequences
     assert 0.5 * (counted.answers + counted.rewrites) < lab.budget.used.lm_calls <= counted.answers + counted.rewrites
 
 
 def test_tokens_of_a_fit_and_of_a_cell_by_hand() -> None:
-    grpo = {"steps": 2, "queries": 8, "group": 4, "updates": 1}
-    fit = Job("fit", "grpo", grpo, ("math",), "", Rows(5, 2))
-    use = use_of(fit, lambda _: AT, SHARES)
+    use = use_of(job("fit", "grpo", {"steps": 2, "queries": 8, "group": 4, "updates": 1}, ""), lambda _: AT)
     answers, used = 2 * 5 * 4, 2 * 5 * 4 / 2  # no more queries than rows; half of them differ in reward
     expected = Tokens(answers + 2 * used, answers * 10 + 2 * used * 16, answers * 6, used * 16)
     assert use["actor"] == expected
-    cell = Job("cell", "bpo", {}, ("math",), GENERATOR, Rows(5, 2), asked=100)
-    use = use_of(cell, lambda _: AT, SHARES)
+    use = use_of(job("cell", "bpo", {}, asked=100), lambda _: AT)
     assert use == {"actor": Tokens(100, 1000, 600, 0), "generator": Tokens(100, 2000, 300, 0)}
-    shown = replace(cell, method="few_shot", settings={"shots": 2})
-    assert use_of(shown, lambda _: AT, SHARES)["actor"].read == 100 * (10 + 2 * 14)
-    assert use_of(shown, lambda _: AT, SHARES, window=36)["actor"].read == 100 * 30  # what fits before an answer of 6
+    shown = job("cell", "few_shot", {"shots": 2}, "", asked=100)
+    assert use_of(shown, lambda _: AT)["actor"].read == 100 * (10 + 2 * 14)
+    assert use_of(shown, lambda _: AT, window=36)["actor"].read == 100 * 30  # what fits before an answer of 6
     drafted = {"steps": 10, "samples": 2, "scored_rows": 3, "eval_steps": 5, "prompt_tokens": 4}
-    use = use_of(Job("fit", "rlprompt", drafted, ("math",), GENERATOR, Rows(5, 2)), lambda _: AT, SHARES)
+    use = use_of(job("fit", "rlprompt", drafted), lambda _: AT)
     assert use["generator"] == Tokens(20, 20, 80, 0)
     assert use["actor"].calls == 20 * 3 + 2 * 2 * 2
 
@@ -146,14 +168,13 @@ def test_tokens_of_a_fit_and_of_a_cell_by_hand() -> None:
     ids=str,
 )
 def test_joint_training_counts_what_a_variant_leaves_of_it(settings: dict[str, Any], expected: Sequences) -> None:
-    config = asdict(MetaTunerConfig(epochs=2, **settings))
-    assert COUNTS["metatuner_j"](config, Rows(8, 4), SHARES) == expected
+    assert counts("metatuner_j", {"epochs": 2, **settings}, Rows(8, 4)) == expected
 
 
 def test_a_warm_up_writes_and_asks_what_its_kind_of_d2_needs() -> None:
     def counted(**settings: Any) -> Sequences:
-        config = asdict(WarmUpConfig(**{"actor_epochs": 2, "generator_epochs": 3, "rollouts": 4, **settings}))
-        return COUNTS["metatuner_warmup"](config, Rows(10, 0), SHARES)
+        epochs = {"actor_epochs": 2, "generator_epochs": 3, "rollouts": 4}
+        return counts("metatuner_warmup", epochs | settings, Rows(10, 0))
 
     assert counted() == Sequences(answers=40, rewrites=40, actor_trained=20, generator_trained=30 * (1 - 0.6**4))
     assert counted(d2="threshold").generator_trained == pytest.approx(30 * 1.6)
@@ -163,9 +184,9 @@ def test_a_warm_up_writes_and_asks_what_its_kind_of_d2_needs() -> None:
 
 
 def test_fits_on_several_benchmarks_share_their_sequences_out() -> None:
-    sft = Job("fit", "sft", {"epochs": 1}, ("math", "gsm8k"), "", Rows(30, 0))
+    sft = job("fit", "sft", {"epochs": 1}, "", Rows(60, 0), ("math", "gsm8k"))
     lengths = {"math": AT, "gsm8k": replace(AT, asked=100)}
-    assert use_of(sft, lengths.__getitem__, SHARES)["actor"].trained == 30 * 14 + 30 * 104
+    assert use_of(sft, lengths.__getitem__)["actor"].trained == 30 * 14 + 30 * 104
 
 
 def test_hours_are_flop_over_what_the_machine_reaches() -> None:
@@ -181,15 +202,12 @@ def test_memory_is_models_copies_what_is_trained_and_the_cache() -> None:
     actor, generator = PAPER.shape(ACTOR), PAPER.shape(GENERATOR)
     shapes = {"actor": actor, "generator": generator}
     cache = 2 * 28 * 512 * 65536 * 2
-    assert memory(Job("fit", "opro", {}, ("math",), GENERATOR, Rows(5, 2)), shapes, 65536, 2) == pytest.approx(
-        2 * (7.62e9 + 3.081e9) + cache
-    )
-    warm = Job("fit", "metatuner_warmup", {"trainable": "lora"}, ("math",), GENERATOR, Rows(5, 2))
-    full = replace(warm, settings={"trainable": "full"})
+    assert memory(job("fit", "opro", {}), shapes, 65536, 2) == pytest.approx(2 * (7.62e9 + 3.081e9) + cache)
+    warm, full = (job("fit", "metatuner_warmup", {"trainable": kind}) for kind in ("lora", "full"))
     gap = memory(full, shapes, 65536, 2) - memory(warm, shapes, 65536, 2)
     assert gap == pytest.approx(4 * 2 * 7.62e9 - 16 * generator.lora(16))
     # What a joint fit trains of the generator stands in the settings of the warm-up that it builds on.
-    assert replace(warm, method="metatuner_j", settings={}, requires=(full,)).full
+    assert job("fit", "metatuner_j", {}, requires=(full,)).full
 
 
 def test_a_lora_and_a_parameter_decoder_weigh_what_they_hold() -> None:
@@ -209,8 +227,7 @@ def test_a_lora_and_a_parameter_decoder_weigh_what_they_hold() -> None:
     settings = asdict(made.config) | {"target_modules": ["q_proj", "down_proj"]}
 
     def disk(**over: Any) -> float:
-        job = Job("fit", "metatuner_j", settings | over, ("math",), GENERATOR, Rows(5, 2))
-        return line_of(job, assumed=assumed, actor="actor").disk
+        return line_of(job("fit", "metatuner_j", settings | over), assumed=assumed, actor="actor").disk
 
     without = disk(parameter_branch="none")
     assert disk() - without == ADAPTER_BYTES * matrices
@@ -227,8 +244,9 @@ def line_of(*work: Job, assumed: Assumptions = PAPER, actor: str = ACTOR) -> Lin
     return line
 
 
-WARM = Job("fit", "metatuner_warmup", {"trainable": "lora", "actor_rank": 2}, ("math",), GENERATOR, Rows(5, 2))
-FULL = replace(WARM, settings={"trainable": "full"})
+SFT_4 = job("fit", "sft", {"rank": 4}, "")
+WARM = job("fit", "metatuner_warmup", {"trainable": "lora", "actor_rank": 2, "generator_rank": 16})
+FULL = job("fit", "metatuner_warmup", {"trainable": "full", "actor_rank": 8})
 
 
 @pytest.mark.parametrize(
@@ -238,15 +256,15 @@ FULL = replace(WARM, settings={"trainable": "full"})
         ("sft", {"epochs": 1}, (), lambda actor, generator: 4 * actor.lora(8)),
         ("opro", {"steps": 1, "samples": 1, "scored_rows": 1, "finalists": 1}, (), lambda actor, generator: 0),
         ("bpo", {"rank": 4, "rollouts": 1, "epochs": 1}, (), lambda actor, generator: 4 * generator.lora(4)),
-        ("rewriter_sft", {"rank": 4}, (WARM,), lambda actor, generator: 4 * (generator.lora(16) + actor.lora(6))),
-        ("rewriter_sft", {"rank": 4}, (FULL,), lambda actor, generator: 2 * generator.weights + 4 * actor.lora(12)),
+        ("rewriter_sft", {}, (SFT_4, WARM), lambda actor, generator: 4 * (generator.lora(16) + actor.lora(6))),
+        ("rewriter_sft", {}, (SFT_4, FULL), lambda actor, generator: 2 * generator.weights + 4 * actor.lora(12)),
     ],
 )
 def test_a_fit_leaves_its_policy_on_disk(
     method: str, settings: dict[str, Any], requires: tuple[Job, ...], expected: Any
 ) -> None:
     generator = "" if method == "sft" else GENERATOR
-    fit = Job("fit", method, settings, ("math",), generator, Rows(5, 2), requires=requires)
+    fit = job("fit", method, settings, generator, requires=requires)
     weights = expected(PAPER.shape(ACTOR), PAPER.shape(GENERATOR))
     assert line_of(fit).disk == pytest.approx(weights)
     assert line_of(replace(fit, kind="trial", asked=3)).disk == 0  # a search keeps no policy
@@ -255,31 +273,28 @@ def test_a_fit_leaves_its_policy_on_disk(
 
 def test_a_cell_leaves_its_records_on_disk() -> None:
     at = PAPER.lengths("gsm8k")
-    cell = Job("cell", "zero_shot", {}, ("gsm8k",), "", Rows(5, 2), asked=1000)
-    assert line_of(cell).disk == 1000 * (BYTES_A_RECORD + BYTES_A_TOKEN * (at.rewrite + at.answer))
+    cell = job("cell", "zero_shot", {}, "", benchmarks=("gsm8k",), asked=1000)
+    assert line_of(cell).disk == 1000 * (RECORD_BYTES + TOKEN_BYTES * (at.rewrite + at.answer))
 
 
 def test_memory_is_that_of_the_largest_fit_and_training_all_weights_takes_longer() -> None:
-    settings = asdict(WarmUpConfig(rollouts=1, generator_epochs=3))
-    lora, full = (
-        Job("fit", "metatuner_warmup", settings | {"trainable": kind}, ("math",), GENERATOR, Rows(5, 2))
-        for kind in ("lora", "full")
-    )
+    settings = {"rollouts": 1, "generator_epochs": 3}
+    lora, full = (job("fit", "metatuner_warmup", settings | {"trainable": kind}) for kind in ("lora", "full"))
     assert line_of(full, lora).memory_gb == line_of(full).memory_gb > line_of(lora).memory_gb
-    trained = use_of(full, PAPER.lengths, SHARES)["generator"].trained
+    trained = use_of(full, PAPER.lengths)["generator"].trained
     seconds = 2 * PAPER.shape(GENERATOR).body * trained / (PAPER.gpu.trains * PAPER.gpu.flops)
     assert line_of(full).hours - line_of(lora).hours == pytest.approx(seconds / 3600)
-    saved = replace(lora, settings=lora.settings | {"gradient_checkpointing": True})
+    saved = job("fit", "metatuner_warmup", settings | {"trainable": "lora", "activation_checkpointing": True})
     assert line_of(saved).hours > line_of(lora).hours
 
 
 def test_a_request_holds_the_prompt_and_the_query_and_what_stands_around_them() -> None:
     at = PAPER.lengths("hotpotqa")
     assert at == Lengths(asked=1545, target=6, answer=80, request=1605, rewrite=60, demo=1506)
-    cell = Job("cell", "metatuner_j", {"prompt_branch": True}, ("math",), GENERATOR, Rows(5, 2), asked=10)
-    assert use_of(cell, lambda _: AT, SHARES)["generator"] == Tokens(10, 10 * AT.request, 10 * AT.rewrite, 0)
-    bare = replace(cell, settings={"prompt_branch": False})
-    assert use_of(bare, lambda _: AT, SHARES)["generator"] == Tokens()
+    cell = job("cell", "metatuner_j", {"prompt_branch": True}, asked=10)
+    assert use_of(cell, lambda _: AT)["generator"] == Tokens(10, 10 * AT.request, 10 * AT.rewrite, 0)
+    bare = job("cell", "metatuner_j", {"prompt_branch": False}, asked=10)
+    assert use_of(bare, lambda _: AT)["generator"] == Tokens()
 
 
 CFPO_SETTINGS = {
@@ -337,19 +352,18 @@ TOGETHER = {"strategy": "p -> w -> p", "candidates": 2, "shots": 2, "epochs": 3}
     ],
 )
 def test_loops_are_counted_as_by_hand(method: str, settings: dict[str, Any], dev: int, expected: Sequences) -> None:
-    counted = COUNTS[method](settings, Rows(10, dev), SHARES)
+    counted = counts(method, settings, Rows(10, dev))
     assert asdict(counted) == pytest.approx(asdict(expected))
 
 
 @pytest.mark.parametrize(("bootstrapped", "rows", "asked"), [(2, 100, 16), (8, 100, 40), (8, 30, 30)])
 def test_a_bootstrap_asks_in_batches_that_double(bootstrapped: int, rows: int, asked: int) -> None:
-    settings = {"bootstrapped": bootstrapped}
-    assert COUNTS["bootstrap_few_shot"](settings, Rows(rows, 0), SHARES) == Sequences(asked)
+    assert counts("bootstrap_few_shot", {"bootstrapped": bootstrapped}, Rows(rows, 0)) == Sequences(asked)
 
 
 def test_the_papers_preset_is_predicted_without_its_models_or_data() -> None:
     plan = Plan(load_config("paper", {"benchmarks.math.sizes.train": None, "benchmarks.math.sizes.test": None}))
-    work = jobs(plan, PAPER.split)
+    work = jobs_of(plan, PAPER)
     assert {"fit", "cell", "trial"} == {job.kind for job in work}
     assert sum(job.kind == "fit" for job in work) == len(plan.grid.fits)
     assert {job.asked for job in work if job.kind == "cell" and job.benchmarks == ("math",)} == {5000}
@@ -369,21 +383,22 @@ def test_the_papers_preset_is_predicted_without_its_models_or_data() -> None:
     assert "(lm_calls)" in passed
 
 
-def test_a_method_of_ones_own_is_bounded_by_its_budget() -> None:
-    limits = {"lm_calls": 100, "generated_tokens": 500, "trained_tokens": None}
-    mine = Job("fit", "mine", {}, ("math", "gsm8k"), GENERATOR, Rows(5, 2), limits=limits)
-    lines = predict([mine], actor=ACTOR, assumed=PAPER, window=8192, batch_tokens=100, dtype_bytes=2)
-    line = lines["mine"]
-    assert (line.bounded, line.unlimited) == (True, True)
-    use = line.use["generator"]  # the larger model
-    assert (use.calls, use.written, use.trained) == (100, 500, 0)
-    text = describe(lines, PAPER, 1.0)
-    assert [line.startswith("* mine's ") for line in text.splitlines() if line.startswith("* ")] == [False, True]
+def test_a_method_that_does_not_count_its_loop_is_listed_as_not_counted() -> None:
+    mine = Job("fit", "mine", None, None, ("math", "gsm8k"), GENERATOR, 5)
+    cell = replace(mine, kind="cell", benchmarks=("math",), asked=10)
+    lines = predict([mine, cell], actor=ACTOR, assumed=PAPER, window=8192, batch_tokens=100, dtype_bytes=2)
+    assert not lines["mine"].counted
+    assert lines["mine"].use["actor"].calls == 10  # its cells are answered all the same
+    (marked,) = [line for line in describe(lines, PAPER, 1.0).splitlines() if line.startswith("* ")]
+    assert marked.startswith("* not counted")
+    assert "mine" in marked
+    own = job("fit", "sft", {})
+    assert predict([own], actor=ACTOR, assumed=PAPER, window=8192, batch_tokens=100, dtype_bytes=2)["sft"].counted
 
 
 def test_a_fit_that_would_pass_its_budget_is_cut_to_what_fits_into_it() -> None:
     settings = {"steps": 4, "samples": 3, "scored_rows": 5, "finalists": 1}
-    free = Job("fit", "opro", settings, ("math",), GENERATOR, Rows(5, 2))
+    free = job("fit", "opro", settings)
     whole = line_of(free)
     calls = sum(each.calls for each in whole.use.values())
     half = line_of(replace(free, limits={"lm_calls": calls / 2, "generated_tokens": None}))
@@ -397,26 +412,25 @@ def test_against_a_finished_run_a_fit_stands_without_what_it_builds_on() -> None
     def actor(**use: float) -> dict[str, dict[str, float]]:
         return {"actor": {"lm_calls": 0, "prompt_tokens": 0, "generated_tokens": 0, "trained_tokens": 0, **use}}
 
-    cell = Job("cell", "zero_shot", {}, ("math",), "", Rows(8, 0), 10, "cell")
-    sft = Job("fit", "sft", {"epochs": 2}, ("math",), "", Rows(8, 0), key="sft")
-    warm = Job(
-        "fit", "metatuner_warmup", asdict(WarmUpConfig(rollouts=1)), ("math",), GENERATOR, Rows(8, 0), key="warm"
-    )
+    rows = Rows(8, 0)
+    cell = job("cell", "zero_shot", {}, "", rows, asked=10, key="cell")
+    sft = job("fit", "sft", {"epochs": 2}, "", rows, key="sft")
+    warm = job("fit", "metatuner_warmup", {"rollouts": 1}, GENERATOR, rows, key="warm")
     ppo = {"steps": 1, "batch": 4, "epochs": 1}
-    after = Job("fit", "ppo", ppo, ("math",), "", Rows(8, 0), key="ppo", requires=(sft,))
+    after = job("fit", "ppo", ppo, "", rows, key="ppo", requires=(sft,))
     costs = {
         "cell": actor(lm_calls=10, prompt_tokens=100, generated_tokens=60),
         "sft": actor(trained_tokens=16 * 14),
         "warm": {**actor(lm_calls=1), "generator": actor(lm_calls=5, prompt_tokens=100, generated_tokens=15)["actor"]},
         "ppo": actor(lm_calls=24, prompt_tokens=4 * 10 + 8 * 16, generated_tokens=24, trained_tokens=16 * 14 + 4 * 16),
     }
-    elsewhere = replace(sft, settings={"epochs": 2, "prompts": "a file"}, key="elsewhere")  # not under p~
+    elsewhere = job("fit", "sft", {"epochs": 2, "prompts": {"math": "x"}}, "", rows, key="elsewhere")  # not under p~
     costs["elsewhere"] = actor(trained_tokens=9999)
     known = [cell, sft, warm, after]
     assert measured_lengths([*known, elsewhere], costs) == {"math": AT}
     assert measured_lengths(known, costs) == {"math": AT}
-    assert against([cell, sft, after], costs, SHARES) == {}  # without the warm-up no length of a rewrite is known
-    ratios = against(known, costs, SHARES)
+    assert against([cell, sft, after], costs) == {}  # without the warm-up no length of a rewrite is known
+    ratios = against(known, costs)
     assert ratios["sft"] == {"calls": None, "read": None, "written": None, "trained": 1.0}
     assert ratios["ppo"] == {"calls": 0.5, "read": 1.0, "written": 1.0, "trained": 1.0}
     assert "ppo" in describe_check(ratios, Path("results/nano"))

@@ -15,33 +15,52 @@ from lm_eval.api.instance import Instance
 import metatuner.harness.benchmarks as benchmarks
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import benchmark_ids, get_benchmark
+from metatuner.harness.ground import Ground
 from metatuner.harness.policy import Policy
-from metatuner.harness.query import Query, Response
+from metatuner.harness.query import Prepared, Query, Response
 from metatuner.harness.rows import Row, rows_to_text
 from metatuner.run.evaluation import TASKS, PolicyLM, evaluate_policy, lm_eval_command
 
 
-class Scripted(Policy):
-    """Answers each query as told."""
+class Actor(Ground):
+    """Answers each query by its script: by its id, or all by one text."""
 
-    def __init__(self, answers: Mapping[str, str]) -> None:
-        self.answers = answers
+    def __init__(self, script: Mapping[str, str] | str) -> None:
+        self.script = script
         self.asked: list[Query] = []
 
-    def respond(self, queries: Sequence[Query]) -> list[Response]:
+    def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **how: Any) -> list[Response]:
         self.asked += queries
+        if isinstance(self.script, str):
+            return [Response("p", self.script, 1, 1, False) for _ in queries]
         return [
             Response(
-                prompt=f"prompt of {query.id}",
-                completion=self.answers[query.id],
+                prompt=prompt,
+                completion=self.script[query.id],
                 prompt_tokens=len(query.text),
-                completion_tokens=len(self.answers[query.id]),
+                completion_tokens=len(self.script[query.id]),
                 truncated=query.id == "b",
                 cut_tokens=3 if query.id == "c" else 0,
                 cut_demos=2 if query.id in "ad" else 0,
             )
-            for query in queries
+            for query, prompt in zip(queries, prompts, strict=True)
         ]
+
+
+class Scripted(Policy):
+    """Its ground answers each query by a script."""
+
+    ground: Actor
+
+    def __init__(self, script: Mapping[str, str] | str) -> None:
+        self.ground = Actor(script)
+
+    @property
+    def asked(self) -> list[Query]:
+        return self.ground.asked
+
+    def prepare(self, queries: Sequence[Query]) -> Prepared:
+        return Prepared([f"prompt of {query.id}" for query in queries])
 
     def write(self, folder: Path) -> dict[str, Any]:
         raise NotImplementedError
@@ -210,18 +229,6 @@ def request(text: str, until: Any, number: int = 0, task: str = "theirs") -> Ins
     )
 
 
-class Saying(Scripted):
-    """Answers every query with one text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__({})
-        self.text = text
-
-    def respond(self, queries: Sequence[Query]) -> list[Response]:
-        self.asked += queries
-        return [Response("p", self.text, 1, 1, False) for _ in queries]
-
-
 @pytest.mark.parametrize(
     ("until", "kept"),
     [
@@ -238,12 +245,12 @@ class Saying(Scripted):
     ],
 )
 def test_an_answer_to_a_foreign_task_ends_before_the_first_of_its_stops(until: Any, kept: str) -> None:
-    model = PolicyLM(Saying("one. two\n\nthree\nfour"), ask_as="gsm8k")
+    model = PolicyLM(Scripted("one. two\n\nthree\nfour"), ask_as="gsm8k")
     assert model.generate_until([request("x", until), request("y", None)]) == [kept, "one. two\n\nthree\nfour"]
 
 
 def test_a_foreign_task_is_asked_as_the_benchmark_that_is_named() -> None:
-    policy = Saying("ok")
+    policy = Scripted("ok")
     model = PolicyLM(policy, ask_as="hotpotqa")
     model.generate_until([request("first", [], 4), request("second", [], 7)])
     assert policy.asked == [Query("theirs-4", "hotpotqa", "first"), Query("theirs-7", "hotpotqa", "second")]
@@ -256,7 +263,7 @@ def test_ask_as_is_ours_and_the_other_model_arguments_are_the_policys(monkeypatc
 
     def open_policy(**names: Any) -> Policy:
         asked.append(names)
-        return Saying("ok")
+        return Scripted("ok")
 
     monkeypatch.setattr(PolicyLM, "open_policy", staticmethod(open_policy))
     told = {"fit": "abc", "ask_as": "math"}
@@ -266,7 +273,7 @@ def test_ask_as_is_ours_and_the_other_model_arguments_are_the_policys(monkeypatc
 
 
 def test_tasks_that_rank_answers_are_refused() -> None:
-    model = PolicyLM(Saying("ok"))
+    model = PolicyLM(Scripted("ok"))
     for refused in (model.loglikelihood, model.loglikelihood_rolling):
         with pytest.raises(UserError, match="generate_until"):
             refused([])
