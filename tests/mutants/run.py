@@ -8,7 +8,7 @@ Each `*.toml` beside this file lists changes ("mutants") of one room:
 
     [[mutant]]
     id = "a07"
-    file = "metatuner/analysis/statistics.py"
+    file = "metatuner/analysis/statistics/intervals.py"
     old = "return (1 + as_extreme) / (1 + resamples)"   # stands exactly once in the file
     new = "return as_extreme / resamples"
     tests = ["tests/analysis/test_intervals.py"]       # what pytest is given

@@ -171,7 +171,7 @@ def test_what_the_dag_imports_loads_no_heavy_library() -> None:
         ("analysis", "metatuner.config.Config", True),
         ("analysis", "metatuner.harness.ground", False),
         ("lm", "metatuner.errors.UserError", True),
-        ("cli", "baselines.metatuner", True),
+        ("run", "baselines.metatuner", True),
         ("harness", "baselines.sft", False),
     ],
 )

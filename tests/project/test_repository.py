@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from metatuner.commands import groups
 from metatuner.config import load_config, preset_names
 from metatuner.harness.registry import Registry
 
@@ -161,13 +162,10 @@ def test_kubernetes_scripts_submit_a_job_and_report_its_state(tmp_path: Path) ->
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_documented_commands_exist(page: Path) -> None:
-    from metatuner import cli
-
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
     variables = set(re.findall(r"^([A-Z_]+) \?=", makefile, flags=re.MULTILINE))
-    (subparsers,) = [action for action in cli._parser()._actions if action.dest == "command"]
-    known = set(subparsers.choices or ())
+    known = {each.name for group in groups().values() for each in group}
     presets = {*preset_names(), *re.findall(r"# config/presets/(\w+)\.yaml", page.read_text(encoding="utf-8"))}
     for line in commands(page):
         words = shlex.split(line)
