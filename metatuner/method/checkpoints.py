@@ -34,7 +34,7 @@ class Checkpoints:
             write_json(temporary / STATE, {"key": self.key, "step": step, "values": values})
             with open(temporary / TENSORS, "rb") as written:
                 os.fsync(written.fileno())
-        for other in self.folder.glob("step-*"):
+        for other in self.folder.iterdir():  # older ones, and what a kill left half written
             if other != complete:
                 shutil.rmtree(other)
 

@@ -1,6 +1,7 @@
 """The registry finds the baselines; the two without a fit; and the method that the docs walk through runs."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from baselines.few_shot import Settings as FewShotSettings
 from baselines.zero_shot import ZeroShot
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
+from metatuner.harness.budget import Budget
+from metatuner.harness.loop import Rows, Shares
+from metatuner.harness.method import Method
 from metatuner.harness.policy import load_policy
 from metatuner.harness.query import to_query
 from metatuner.harness.registry import Registry
@@ -79,17 +83,45 @@ def test_few_shot_says_how_many_rows_there_are(tmp_path: Path, shots: int) -> No
         FewShot(FewShotSettings(shots=shots)).fit(toy_lab(tmp_path, sums(8)))
 
 
-def test_the_method_of_the_docs_runs_as_it_stands(tmp_path: Path) -> None:
+def documented(tmp_path: Path) -> dict[str, type[Method]]:
+    """The methods that the page shows in full, by name."""
     page = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    file = tmp_path / "best_of_rewrites.py"
-    file.write_text(code, encoding="utf-8")
-    method = Registry([file])["best_of_rewrites"].cls
+    files = []
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page, re.DOTALL)):
+        files.append(tmp_path / f"documented_{number}.py")
+        files[-1].write_text(code, encoding="utf-8")
+    registry = Registry(files)
+    return {name: registry[name].cls for name in registry.extra}
+
+
+def test_the_method_of_the_docs_runs_as_it_stands(tmp_path: Path) -> None:
+    method = documented(tmp_path)["best_of_rewrites"]
     events: list[dict] = []
     lab = toy_lab(tmp_path, sums(6), sums(4, seed=1), actor=tiny_lm(), generator=tiny_lm(seed=1), events=events)
-    policy = method(method.Settings(candidates=3)).fit(lab)
+    lab.budget = Budget()
+    lab.budget.attach(lab.actor, "actor")
+    lab.budget.attach(lab.generator, "generator")
+    chosen = method(method.Settings(candidates=3))
+    policy = chosen.fit(lab)
     tried = [event["prompt"] for event in events]
     assert tried[0] == get_benchmark("gsm8k").initial_prompt
     assert policy.prompts["gsm8k"] in tried
+    counted = chosen.loop(Rows(6, 4), Shares(0.5, 0.5)).sequences
+    calls = {role: use.usage.lm_calls for role, use in lab.budget.by_model.items()}
+    assert calls["generator"] == counted.rewrites
+    assert len(tried) * 4 == calls["actor"] <= counted.answers  # equal rewrites are asked once
     (answer,) = policy.respond([to_query(lab.dev[0])])
     assert 0 < answer.completion_tokens <= NEW_TOKENS
+
+
+def test_the_policy_of_the_docs_shows_the_nearest_rows_also_when_loaded(tmp_path: Path) -> None:
+    method = documented(tmp_path)["nearest_demos"]
+    lab = toy_lab(tmp_path, sums(6), actor=tiny_lm())
+    policy = method(method.Settings(shots=2)).fit(lab)
+    policy.save(tmp_path / "policy")
+    queries = [replace(to_query(row), id="new") for row in lab.train]
+    for used in (policy, load_policy(tmp_path / "policy", lab)):
+        prepared = used.prepare(queries)
+        assert [shown[-1] for shown in prepared.demos] == [(row.query, row.target) for row in lab.train]
+        assert {len(shown) for shown in prepared.demos} == {2}
+    assert load_policy(tmp_path / "policy", lab).respond(queries) == policy.respond(queries)

@@ -33,7 +33,7 @@ def assert_complete(results: Path, *, cells: int, rows: int, tables: set[str], f
     )
     assert {line["status"] for line in scores} == {"ok"}
     assert {path.name for path in (results / "tables").iterdir()} == {
-        f"table_{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")
+        f"table_{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex", "json")
     }
     assert {path.name for path in (results / "figures").iterdir()} == {
         f"figure_{name}.{suffix}" for name in figures for suffix in ("png", "pdf")

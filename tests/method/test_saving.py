@@ -176,7 +176,7 @@ def test_an_interrupted_save_is_no_tuner(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("metatuner.method.model.save_tensors", killed)
     with pytest.raises(KeyboardInterrupt):
         tuner().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"no metatuner\.json; name a folder that"):
+    with pytest.raises(UserError, match=r"metatuner\.json; name a folder that"):
         MetaTuner.from_pretrained(tmp_path)
     monkeypatch.undo()
     made = tuner()
@@ -199,7 +199,7 @@ def test_an_initial_prompt_may_be_given_for_the_stored_one(tmp_path: Path) -> No
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     made = tuner()
-    with pytest.raises(UserError, match=r"no metatuner\.json; name a folder that"):
+    with pytest.raises(UserError, match=r"metatuner\.json; name a folder that"):
         MetaTuner.from_pretrained(tmp_path)
     made.save_pretrained(tmp_path, include_base=True)
     with pytest.raises(UserError, match=r"another configuration: shared_layers 0\.5 \(here 1\);"):

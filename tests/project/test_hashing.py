@@ -108,7 +108,7 @@ def test_where_a_checkout_lies_changes_no_hash_and_relative_imports_are_followed
     assert there == hashing.hash_code(hashing.ROOT / "metatuner" / "harness" / "rows.py")
     named = {
         "metatuner/progress.py",
-        *(f"metatuner/harness/{name}.py" for name in ("relative", "layout", "metrics/text")),
+        *(f"metatuner/harness/{name}.py" for name in ("relative", "lab", "metrics/text")),
     }
     assert named | {"metatuner/files.py", "metatuner/harness/metrics/__init__.py"} <= set(closure.split())
     assert "metatuner/run/guard.py" not in closure
