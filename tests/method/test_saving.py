@@ -208,7 +208,7 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
         tuner(rank=2).load(tmp_path)
     state = json.loads((tmp_path / "metatuner.json").read_text())
     refused = [
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         (json.dumps(state | {"format": 1}), "not a tuner of format 2"),
         (json.dumps(state | {"config": state["config"] | {"ranks": 2}}), "ranks"),
         (json.dumps(state | {"config": state["config"] | {"rank": 33}}), r"rank 33 is not in 1\.\."),
