@@ -1,50 +1,34 @@
 """A language model behind an OpenAI-compatible server, which proposes prompts where the config names one.
 
 It reads what a search shows to its proposer: meta-prompts, train rows, scores on them. The samples of a server are not
-reproducible. Requests are those of https://platform.openai.com/docs/api-reference/chat, by the standard library.
+reproducible. Requests, further tries and pauses are those of the library `openai`.
 """
 
 import json
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metatuner.errors import UserError
 
+if TYPE_CHECKING:
+    from openai import APIStatusError, OpenAI
+
 NOTE = "a server's samples are not reproducible; its FLOPs are unknown and counted as 0"
-"""What the log of a fit says that asks one."""
-LONGEST_REPLY = 2**24
-"""Bytes of a reply that are read."""
-LONGEST_PAUSE = 30.0
-"""Seconds that a server's `Retry-After` is heeded for."""
+"""What the log of a fit that asks a server says."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a language model wrote, and what it took; a server says so in its `usage`."""
+    """What a language model wrote, and the tokens it took, as the server's `usage` says."""
 
     text: str
     prompt_tokens: int
     generated_tokens: int
     truncated: bool
     """It reached the most tokens asked for."""
-
-
-class _Passing(Exception):
-    """A failure that another try may mend."""
-
-    def __init__(self, error: UserError, pause: float | None = None) -> None:
-        super().__init__(str(error))
-        self.error = error
-        """What to say if none does."""
-        self.pause = pause
-        """Seconds to wait before, if the server says so."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +44,6 @@ class ProposerServer:
     """Seconds that the server may be silent."""
     retries: int = 2
     """Further tries where the server is busy or does not answer."""
-    pause: float = 1.0
-    """Seconds before the first further try, twice as many before each one after."""
 
     def chat(self, messages: Sequence[dict[str, str]], *, temperature: float, max_tokens: int, seed: int) -> Reply:
         """One sampled reply.
@@ -70,51 +52,46 @@ class ProposerServer:
             messages: turns with `role` and `content`.
             temperature: of the sample.
             max_tokens: most tokens of the reply.
-            seed: handed on; servers differ in what they make of it.
+            seed: sent to the server; what it does with it differs between servers.
 
-        Raises UserError, one line that names the key of the config to mend, where no reply comes or it is malformed.
+        Raises:
+            UserError: no reply comes, or it is malformed. One line, with the key of the config to change.
         """
-        asked = {
-            "model": self.model,
-            "messages": list(messages),
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-            "seed": seed % 2**31,
-        }
-        for attempt in range(self.retries):
-            try:
-                return self._once(asked)
-            except _Passing as failure:
-                pause = self.pause * 2**attempt if failure.pause is None else failure.pause
-                time.sleep(min(pause, LONGEST_PAUSE))
-        try:
-            return self._once(asked)
-        except _Passing as failure:
-            raise failure.error from None
+        import openai
 
-    def _once(self, asked: dict[str, Any]) -> Reply:
-        key = self._key()
-        request = urllib.request.Request(
-            f"{self.base_url.rstrip('/')}/chat/completions",
-            data=json.dumps(asked).encode(),
-            headers={"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"}),
+        with self._client() as client:
+            create: Any = client.chat.completions.with_raw_response.create
+            try:
+                raw = create(
+                    model=self.model,
+                    messages=list(messages),
+                    temperature=temperature,
+                    max_tokens=max_tokens,
+                    seed=seed % 2**31,
+                    extra_headers={} if self.key_variable else {"Authorization": openai.Omit()},
+                )
+            except openai.APIStatusError as error:
+                raise self._refusal(error) from None
+            except openai.APITimeoutError:
+                raise self._silent() from None
+            except openai.APIConnectionError as error:
+                raise self._absent(error.__cause__ or error) from None
+            return self._read(raw.http_response.content)
+
+    def _client(self) -> "OpenAI":
+        """A client that follows no redirects, so that the key reaches no other server."""
+        from openai import DefaultHttpxClient, Omit, OpenAI
+
+        # The library would send these from environment variables that are meant for another server.
+        headers: Any = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
+        return OpenAI(
+            base_url=self.base_url,
+            api_key=self._key() or "none",  # it refuses to be made without one
+            timeout=self.timeout,
+            max_retries=self.retries,
+            default_headers=headers,
+            http_client=DefaultHttpxClient(follow_redirects=False),
         )
-        try:
-            with _OPENER.open(request, timeout=self.timeout) as answer:
-                body = answer.read(LONGEST_REPLY)
-        except urllib.error.HTTPError as error:
-            with error:
-                refusal = self._refusal(error)
-                if error.code != 429 and error.code < 500:
-                    raise refusal from None
-                pause = error.headers.get("Retry-After", "")
-                raise _Passing(refusal, float(pause) if pause.isdigit() else None) from None
-        except OSError as error:  # among them URLError, which wraps most
-            reason = getattr(error, "reason", error)
-            raise _Passing(self._silent() if isinstance(reason, TimeoutError) else self._absent(reason)) from None
-        except HTTPException as error:
-            raise self._malformed(type(error).__name__) from None
-        return self._read(body)
 
     def _key(self) -> str | None:
         if self.key_variable is None:
@@ -136,42 +113,39 @@ class ProposerServer:
         if not isinstance(text, str | None):
             raise self._malformed("choices[0].message.content is no text")
         usage = reply.get("usage")
-        told = usage if isinstance(usage, dict) else {}
-        read, written = told.get("prompt_tokens"), told.get("completion_tokens")
+        counts = usage if isinstance(usage, dict) else {}
+        read, written = counts.get("prompt_tokens"), counts.get("completion_tokens")
         if not (type(read) is int and type(written) is int and min(read, written) >= 0):
             raise self._malformed("no `usage` with prompt_tokens and completion_tokens, so it cannot be metered")
         return Reply(text or "", read, written, choice.get("finish_reason") == "length")
 
     # ---- what to say -------------------------------------------------------------------------------------------
 
-    def _refusal(self, error: urllib.error.HTTPError) -> UserError:
-        where, told = self.base_url, f"{error.code}{self._told(error)}"
-        if error.code in (401, 403) and self.key_variable is None:
-            return self._error("key_variable", f"{where} wants a key ({told}); name the variable that holds it")
-        if error.code in (401, 403):
+    def _refusal(self, error: "APIStatusError") -> UserError:
+        where, code = self.base_url, error.status_code
+        said = f"{code}{self._words(error.response.text)}"
+        if code in (401, 403) and self.key_variable is None:
+            return self._error("key_variable", f"{where} wants a key ({said}); name the variable that holds it")
+        if code in (401, 403):
             remedy = "export a valid one"
-            return self._error("key_variable", f"{where} refuses the key in {self.key_variable} ({told}); {remedy}")
-        if error.code < 400:
-            return self._error("base_url", f"{where} sends elsewhere ({told}); name the address that answers")
-        if error.code == 404:
+            return self._error("key_variable", f"{where} refuses the key in {self.key_variable} ({said}); {remedy}")
+        if code < 400:
+            return self._error("base_url", f"{where} sends elsewhere ({said}); name the address that answers")
+        if code == 404:
             remedy = "correct base_url (most end in /v1) or model"
-            return self._error("base_url", f"{where} has no chat completions of {self.model!r} ({told}); {remedy}")
-        if error.code == 429 or error.code >= 500:
-            return self._error("base_url", f"{where} failed {self._times} ({told}); try later or name another server")
-        return self._error("model", f"{where} refuses the request ({told}); name a model that takes it")
+            return self._error("base_url", f"{where} has no chat completions of {self.model!r} ({said}); {remedy}")
+        if code == 429 or code >= 500:
+            return self._error("base_url", f"{where} failed {self._times} ({said}); try later or name another server")
+        return self._error("model", f"{where} refuses the request ({said}); name a model that takes it")
 
-    def _told(self, error: urllib.error.HTTPError) -> str:
+    def _words(self, body: str) -> str:
         """The server's own words, on one line and without the key, which some servers repeat."""
         try:
-            body = error.read(LONGEST_REPLY).decode(errors="replace")
-        except (OSError, HTTPException):
-            return ""
-        try:
-            told: Any = json.loads(body)["error"]
-            told = told["message"] if isinstance(told, dict) else told
+            said: Any = json.loads(body)["error"]
+            said = said["message"] if isinstance(said, dict) else said
         except (ValueError, LookupError, TypeError):
-            told = body
-        text, key = " ".join(str(told).split()), self._key()
+            said = body
+        text, key = " ".join(str(said).split()), self._key()
         return f": {(text.replace(key, '***') if key else text)[:200]}" if text else ""
 
     def _silent(self) -> UserError:
@@ -193,13 +167,3 @@ class ProposerServer:
     @staticmethod
     def _error(key: str, what: str) -> UserError:
         return UserError(f"config key 'models.proposer.{key}': {what}")
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The key goes to the server that the config names and to no other."""
-
-    def redirect_request(self, *args: Any, **options: Any) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirects)

@@ -86,7 +86,7 @@ class Server:
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def proposer(self, **changes: Any) -> ProposerServer:
-        return replace(ProposerServer("toy-8b", self.url, pause=0.01), **changes)
+        return replace(ProposerServer("toy-8b", self.url), **changes)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def commands(page: Path) -> list[str]:
 def test_constraints_cover_every_dependency_and_theirs() -> None:
     pinned = pins("cpu.txt")
     extras = PROJECT["optional-dependencies"]
-    todo = [Requirement(text) for text in PROJECT["dependencies"] + extras["test"] + extras["cluster"]]
+    todo = [Requirement(text) for text in PROJECT["dependencies"] + extras["test"] + extras["docs"] + extras["cluster"]]
     seen, wrong = set(), []
     while todo:
         requirement = todo.pop()
