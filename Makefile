@@ -7,14 +7,16 @@
 #   PINS=cuda           constraints/cuda.txt instead of constraints/cpu.txt
 #   TORCH_INDEX=URL     take torch from this package index (docs/install.md)
 #   JOBS=2              processes for pytest
-#   KEYS="run=main"     config keys, for snakemake (reproduce, resume, figures)
-#   ARGS="-n"           more arguments for snakemake (reproduce, figures), pytest (test, test-all) or the mutants' script
+#   RESULTS=FOLDER      a results folder or a snapshot, for tables, figures, claims, report (default: results/PRESET)
+#   KEYS="run=main"     config keys, for snakemake (reproduce, resume)
+#   ARGS="-n"           more arguments for snakemake (reproduce), pytest (test, test-all) or the mutants' script
 
 PYTHON ?= python3
 PRESET ?= nano
 CORES ?= all
 PINS ?= cpu
 TORCH_INDEX ?=
+RESULTS ?= results/$(PRESET)
 KEYS ?=
 ARGS ?=
 JOBS ?= 2
@@ -31,7 +33,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 REFUSE_CONFIG = $(if $(findstring --config,$(ARGS)),$(error ARGS has --config; write its keys as KEYS="..."))
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce resume figures compare snapshot test test-all mutants lint pins clean
+.PHONY: help install reproduce resume tables figures claims report compare snapshot test test-all mutants lint docs pins clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 18
@@ -54,20 +56,24 @@ reproduce: $(INSTALLED) ## run the whole benchmark: models, methods, tables, fig
 resume: $(INSTALLED) ## take up an interrupted run
 	metatuner resume --cores $(CORES) preset=$(PRESET) $(KEYS)
 
-figures: $(INSTALLED) ## make tables and figures again from the scores at hand
-	$(REFUSE_CONFIG)snakemake --cores $(CORES) tables figures $(ARGS) --config preset=$(PRESET) $(KEYS)
+tables figures claims report: $(INSTALLED)
+	metatuner $(DRAW_$@) --config $(RESULTS)/config.json
+
+DRAW_tables := table --name all
+DRAW_figures := figure --name all
+DRAW_claims := claims
+DRAW_report := report
+
+tables: ## make tables again from the files of RESULTS
+figures: ## make figures again from the files of RESULTS
+claims: ## judge the paper's claims again from the files of RESULTS
+report: ## write report.html again from the files of RESULTS
 
 compare: $(INSTALLED) ## compare a finished run with the committed snapshot; fails where they differ
-	metatuner diff results/snapshot/$(PRESET) results/$(PRESET) --fail-on-difference
+	metatuner diff results/snapshot/$(PRESET) $(RESULTS) --fail-on-difference
 
-SNAPSHOT := scores.csv query_scores.json settings.csv provenance.json claims.csv claims.md claims_parts.csv tables figures
-
-snapshot: ## keep what a finished run of PRESET gave in results/snapshot/, to be committed
-	@test -n "$(PRESET)" && test -f results/$(PRESET)/verdict.json || { \
-	  echo "results/$(PRESET): no finished run without failures; make reproduce PRESET=$(PRESET)" >&2; exit 1; }
-	rm -rf results/snapshot/.new && mkdir -p results/snapshot/.new
-	cd results/$(PRESET) && cp -r $(SNAPSHOT) $$(ls world.json world.md 2>/dev/null) ../snapshot/.new
-	rm -rf results/snapshot/$(PRESET) && mv results/snapshot/.new results/snapshot/$(PRESET)
+snapshot: $(INSTALLED) ## keep a finished run of PRESET in results/snapshot/, to be committed
+	metatuner snapshot --config results/$(PRESET)/config.json
 
 # Tests that share a long fixture run in one process (tests/conftest.py).
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
@@ -87,9 +93,14 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
 
+docs: $(INSTALLED) ## build the documentation site in site/; fails on a broken link
+	$(PIP) install -q -c constraints/$(PINS).txt -e '.[docs]'
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/mkdocs build --strict --quiet
+
 pins: ## copy the pins of constraints/cpu.txt into envs/metatuner.yaml
 	sed -i.old '/==/d' envs/metatuner.yaml && rm envs/metatuner.yaml.old
 	sed -n 's/^[a-z].*==.*/      - &/p' constraints/cpu.txt >> envs/metatuner.yaml
 
 clean: ## remove the environment and caches; results/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

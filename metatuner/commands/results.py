@@ -1,4 +1,7 @@
-"""Commands that make scores, tables, figures, claims and the report from the files of a results folder."""
+"""Commands that make scores, tables, figures, claims and the report from the files of a results folder.
+
+All but `scores` work on a snapshot as on a finished run.
+"""
 
 import argparse
 import shutil
@@ -42,6 +45,7 @@ def scores(config: "Config", arguments: argparse.Namespace) -> None:
 def table(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.analysis.tables import tables_of
 
+    _unpack(config)
     _draw(config, arguments.name, tables_of(config))
 
 
@@ -54,6 +58,7 @@ def figure(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.analysis.figures.framework import Design, figure_2
     from metatuner.plan import Plan
 
+    _unpack(config)
     makers = figures_of(config)
     design = Plan(config).settings.framework()
     if design is not None:
@@ -75,6 +80,7 @@ def _draw(config: "Config", name: str, makers: "Mapping[str, Callable[[Config], 
 def claims(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.analysis.claims import claims as judge
 
+    _unpack(config)
     for path in judge(config):
         progress.say(f"wrote {path}")
 
@@ -83,7 +89,26 @@ def claims(config: "Config", arguments: argparse.Namespace) -> None:
 def report(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.analysis.report import report as write
 
+    _unpack(config)
     progress.say(f"wrote {write(config)}")
+
+
+def _unpack(config: "Config") -> None:
+    from metatuner.analysis.results.snapshot import ARCHIVE, unpack_snapshot
+
+    if unpack_snapshot(Path(config.results)):
+        progress.say(f"unpacked {Path(config.results) / ARCHIVE}")
+
+
+@command(
+    "keep a finished run in few files, to be committed and drawn again",
+    option("--out", type=Path, help="by default results/snapshot/PRESET"),
+)
+def snapshot(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.analysis.results.snapshot import write_snapshot
+
+    out = arguments.out or Path("results/snapshot") / config.preset
+    progress.say(f"wrote {write_snapshot(config, out)}")
 
 
 @command("write what the results depend on")

@@ -21,13 +21,22 @@ class _Part(BaseModel):
 class ModelConfig(_Part):
     """A language model: a local folder, a Hub id, or `nano:ROLE` (trained by a rule of the DAG)."""
 
-    path: str
+    path: str = Field(
+        description="a local folder, a Hub id, or nano:ROLE. The paper does not say base or Instruct; Instruct, as the "
+        "generator must follow a request to rewrite a prompt before it is trained"
+    )
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     window: int | None = Field(None, ge=16, description="input plus output tokens; default: the model's own")
-    rewrite_system: str = Field("{prompt}", description="what a generator is told; {prompt} and {query} are filled in")
-    rewrite_user: str = Field("{query}", description="what a generator is asked; {prompt} and {query} are filled in")
+    rewrite_system: str = Field(
+        "{prompt}", description="the system turn of a request to a generator; {prompt} and {query} are filled in"
+    )
+    rewrite_user: str = Field(
+        "{query}",
+        description="the user turn of a request to a generator; {prompt} and {query} are filled in. The paper does not "
+        "say how it asks; the Qwen2.5 presets ask to rewrite the prompt so that the answer becomes right",
+    )
 
     @model_validator(mode="after")
     def _asks_for_a_query(self) -> "ModelConfig":
@@ -82,12 +91,21 @@ class ModelsConfig(_Part):
 
 
 class SizesConfig(_Part):
-    """Rows a split: `train` and `dev` are redrawn by each seed; `tune`, `test` and `audit` are fixed."""
+    """Rows per split: `train` and `dev` are redrawn by each seed; `tune`, `test` and `audit` are fixed."""
 
-    train: int | None = Field(None, ge=1, description="null: all rows that are left")
+    train: int | None = Field(
+        None,
+        ge=1,
+        description="rows to fit on; null: all rows that are left. The paper does not say how many; 2,000 for all "
+        "methods alike",
+    )
     dev: int = Field(64, ge=1)
     tune: int = Field(100, ge=1)
-    test: int | None = Field(None, ge=1, description="null: all")
+    test: int | None = Field(
+        None,
+        ge=1,
+        description="null: all. The paper does not say; 450, 1,319, 2,000 and 2,000, on whose grids its scores lie",
+    )
     audit: int = Field(0, ge=0, description="a separate draw for the nano world's own bars")
 
 
@@ -97,7 +115,10 @@ class BenchmarkConfig(_Part):
     source: Literal["nano", "local", "hub"]
     path: str | None = Field(None, description="local: a folder with train.jsonl and test.jsonl ($VARIABLES expand)")
     sizes: SizesConfig
-    initial_prompt: str | None = Field(None, description="p~; null: the benchmark's own")
+    initial_prompt: str | None = Field(
+        None,
+        description="p~; null: the benchmark's own. The paper does not say; one plain sentence per benchmark",
+    )
     max_new_tokens: int | None = Field(None, ge=1)
     split_seed: int = Field(0, ge=0, description="draws the fixed splits")
 
@@ -176,7 +197,7 @@ class MethodConfig(_Part):
         default_factory=dict, description="tuned on their own; an experiment's variant takes one by `tuned_as`"
     )
     budget: str = "default"
-    pack: int | None = Field(None, ge=1, description="fits a job; null: the preset's `pack`")
+    pack: int | None = Field(None, ge=1, description="fits per job; null: the preset's `pack`")
 
 
 class TuningConfig(_Part):
@@ -203,7 +224,8 @@ class ExperimentConfig(_Part):
     train: Literal["same", "others"] = Field(
         "same",
         description="same: trained and tested on one benchmark; others: tested on each benchmark, trained on all the "
-        "experiment's others",
+        "experiment's others. The paper does not say under which settings; each searched one has the median of the "
+        "winners of the train benchmarks, as no row of the tested one may choose",
     )
     rows: int | None = Field(
         None, ge=2, description="train rows of each train benchmark, dev rows in proportion; null: the benchmark's own"
@@ -243,9 +265,9 @@ class Config(_Part):
     preset: str
     results: str = Field(description="folder of generated files, relative to the working directory")
     cache: str = Field("results/cache", description="what presets share: pretrained nano models")
-    threads: int = Field(1, ge=1, description="torch threads a job; part of no key, but of the machine's rounding")
+    threads: int = Field(1, ge=1, description="torch threads per job; part of no key, but of the machine's rounding")
     batch_tokens: int = Field(16384, ge=64, description="padded tokens a generation batch may hold")
-    pack: int = Field(12, ge=1, description="fits or evaluations a job")
+    pack: int = Field(12, ge=1, description="fits or evaluations per job")
     keep: Literal["all", "first"] = Field(
         "all",
         description="first: when all cells are there, only policies that the first experiment uses stay on disk; "

@@ -1,4 +1,8 @@
-"""What can be set in MetaTuner. "Silent" marks what the paper (arXiv 2509.24245) does not say: a declared choice."""
+"""What can be set in MetaTuner.
+
+"The paper does not say" in a field's docstring marks a choice of this project, where arXiv 2509.24245 is silent.
+docs/choices.md is made from these docstrings.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,22 +12,24 @@ from metatuner.errors import UserError
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How an optimiser's steps are made, in the warm-ups and in joint training alike. All silent."""
+    """How an optimiser's steps are made, in the warm-ups and in joint training alike."""
 
     batch_size: int = 16
-    """Rows of D1, and rewrites of D2, an optimiser step."""
+    """Rows of D1, and rewrites of D2, per optimiser step. The paper does not say; a common size."""
     accumulation: int = 1
-    """Micro-batches a step: each batch is cut in so many parts, whose gradients are added (the same up to rounding)."""
+    """Micro-batches per step. Each batch is cut into that many parts and their gradients are added, which gives the
+    same step up to rounding."""
     gradient_clip: float = 1.0
-    """Largest gradient norm, over all trained parameters together."""
+    """Largest gradient norm, over all trained parameters together. The paper does not say; common practice."""
     warm_up_share: float = 0.1
-    """Share of steps in which the learning rates rise linearly, before they fall by a cosine to 0."""
+    """Share of steps in which the learning rates rise linearly, before they fall by a cosine to 0. The paper does not
+    say; common practice."""
     autocast: Literal["none", "bfloat16"] = "none"
-    """Precision of matrix products in forward passes; parameters and optimiser states keep their own."""
+    """Precision of matrix products in forward passes. Parameters and optimiser states keep their own."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     checkpoint_steps: int = 0
-    """Write a checkpoint each so many steps, where the caller gives a folder; 0 writes none."""
+    """Steps between checkpoints, where the caller gives a folder; 0 writes none."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "batch_size", "accumulation")
@@ -32,7 +38,7 @@ class TrainingConfig:
         _share(self, "warm_up_share")
         if self.accumulation > self.batch_size:
             raise UserError(
-                f"MetaTuner: accumulation {self.accumulation} cuts a batch of {self.batch_size} rows in more parts "
+                f"MetaTuner: accumulation {self.accumulation} cuts a batch of {self.batch_size} rows into more parts "
                 f"than it has; set accumulation to at most {self.batch_size}"
             )
 
@@ -42,34 +48,42 @@ class WarmUpConfig(TrainingConfig):
     """The two supervised warm-ups before joint training, and the making of D2 between them."""
 
     actor_epochs: int = 1
-    """Passes over D1 of the actor's warm-up, LoRA on (p~, x) -> y, merged afterwards; 0 leaves it out. Warm-up: paper;
-    length: silent."""
+    """Passes over D1 in the actor's warm-up: LoRA on (p~, x) -> y, merged afterwards; 0 leaves it out. The paper does
+    not say how many; few, so that joint training does the work."""
     actor_learning_rate: float = 2e-4
-    """Silent."""
+    """Learning rate of the actor's warm-up. The paper does not say; common for LoRA."""
     actor_rank: int = 8
-    """Rank of that LoRA, on all linears. Silent."""
+    """Rank of that LoRA, on all linears. The paper does not say; common practice."""
     actor_prompts: Literal["initial", "rollouts"] = "initial"
-    """What the actor reads before x: p~, or a fresh rewrite by the generator (the prompts it will meet). Silent."""
+    """What the actor reads before x. initial: p~; rollouts: a fresh rewrite by the generator, such as it will meet.
+    The paper does not say; p~ is the plain reading of "warmed up by SFT"."""
     trainable: Literal["full", "lora"] = "lora"
-    """What of the generator is trained, here and in joint training: all weights, or LoRA on its linears. Silent."""
+    """What is trained of the generator, here and in joint training. full: all weights; lora: LoRA on its linears. The
+    paper does not say; the optimiser state of a 7B model does not fit beside the actor on one GPU."""
     generator_rank: int = 16
-    """Rank of the generator's LoRA; not used with `trainable: full`. Silent."""
+    """Rank of the generator's LoRA, on all linears; not used with `trainable: full`. The paper does not say; common
+    practice. Joint training goes on with the same LoRA."""
     generator_epochs: int = 3
-    """Passes over D2 of the generator's warm-up, (p~, x) -> best prompt. Warm-up: paper; length: silent."""
+    """Passes over D2 in the generator's warm-up, (p~, x) -> best prompt. The paper does not say how many; few, so that
+    joint training does the work."""
     generator_learning_rate: float = 1e-4
-    """Silent."""
+    """Learning rate of the generator's warm-up. The paper does not say; common for LoRA."""
     d2: Literal["best", "threshold", "expert", "initial"] = "best"
-    """How D2 is made (the paper compares ways, which ones is silent). best: a query's rollout of highest reward, if
-    that is above `reward_above`; threshold: every distinct rollout above it; expert: the rewrite of the generator as
-    it was given, greedily and whatever its reward; initial: p~ itself (no rollouts)."""
+    """How D2 is made. best: per query, the rollout of highest reward, if that is above `reward_above`; threshold: every
+    distinct rollout above it; expert: the greedy rewrite of the generator as it was given, whatever its reward;
+    initial: p~ itself, without rollouts. The paper does not say which ways it compares; these four are the plain
+    candidates."""
     rollouts: int = 8
-    """Rewrites sampled a query to find D2 (the paper varies it, its value is silent)."""
+    """Rewrites sampled per query to find D2. The paper does not say its default, though it varies it; 8 are enough for
+    mixed outcomes, and the paper finds that too many hurt."""
     rollout_temperature: float = 1.0
-    """Temperature of those samples. Silent."""
+    """Temperature of those samples. The paper does not say; 1 is the generator's own distribution."""
     reward_above: float = 0.5
-    """Rewrites enter D2 only if their reward is above this. Silent."""
+    """Rewrites enter D2 only if their reward is above this. The paper does not say; an "expert" prompt must have
+    worked."""
     max_prompt_tokens: int = 128
-    """Longest prompt the generator may write, in its tokens. Silent."""
+    """Longest prompt that the generator may write, in its tokens. The paper does not say; it bounds the cost of
+    decoding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,70 +97,82 @@ class MetaTunerConfig(TrainingConfig):
     """The model (shared encoder, two decoders) and its joint training."""
 
     shared_layers: int | float = 0.5
-    """k, how deep the meta encoder is: an integer is k itself, a float the share of the generator's K layers; 0 shares
-    nothing ("w/o S"). The paper finds K/4 best for its 7B generator and 3K/4 for the 3B one."""
+    """k, the depth of the shared meta encoder. An integer is k itself; a float is a share of the generator's K layers;
+    0 shares nothing ("w/o S"). The paper finds K/4 best for its 7B generator and 3K/4 for its 3B one. The paper does
+    not say which it uses elsewhere; half is the middle of its grid."""
     encoder_layers: int | float | None = None
-    """The depth at which h_i is read, given as k is; None: k, and for k = 0 half of K. Layers between k and this depth
-    are a trainable copy private to the parameter branch, as are all of them for k = 0. A fixed depth with k varied is
-    the control that tells sharing from depth. Silent for k = 0."""
+    """The depth at which h_i is read, given as k is; None: k, and half of K where k = 0. Layers between k and this
+    depth are a trainable copy, private to the parameter branch; for k = 0 that is all of them. Varying k at a fixed depth is
+    the control that separates sharing from depth. The paper does not say what F reads at k = 0; it must read
+    something."""
     prompt_branch: bool = True
     """False leaves the prompt branch out ("w/o P"): the actor reads p~, and D2 is not used."""
     parameter_branch: Literal["query", "static", "none"] = "query"
-    """query: LoRA factors for each query; static: one trained LoRA for all queries on the same sites (not in the
-    paper: it tells a hypernetwork from plain LoRA); none: no LoRA ("w/o F"), the warmed-up actor as it is."""
+    """query: LoRA factors per query; static: one trained LoRA for all queries on the same sites, which is not in the
+    paper and separates a hypernetwork from plain LoRA; none: no LoRA ("w/o F"). The paper does not say what "w/o F"
+    leaves in the actor; here it is the warmed-up actor, frozen."""
     decoder: Literal["per_site", "layer_shared"] = "per_site"
-    """per_site: W_d and W_u of each site and factor (the faithful reading); layer_shared: one W_d and W_u for each kind
-    of module, told the layer by an embedding (the scalable reading: tens of times smaller at 7B). Silent."""
+    """per_site: a W_d and a W_u for each site and factor; layer_shared: one W_d and W_u for each kind of module, with
+    an embedding of the layer, tens of times smaller at 7B. The paper does not say; per_site is the plain reading of its
+    formula."""
     pooling: Literal["last", "mean"] = "last"
-    """How the states over (p~, x) become h_i: the last token's, or their mean. Silent."""
+    """How the states over (p~, x) become h_i: the last token's, or their mean. The paper does not say; the last token
+    has read the whole query."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
-    """The actor's linears that get per-query LoRA, by name, or all in its decoder layers. Silent."""
+    """The actor's linears that get per-query LoRA: by name, or all in its decoder layers. The paper does not say; q and
+    v are the usual choice, and the parameter decoder grows with each site."""
     rank: int = 8
-    """Rank r of the per-query LoRA. Silent."""
+    """Rank r of the per-query LoRA. The paper does not say; common practice."""
     scale: float = 2.0
-    """lambda: Delta W = scale * B_i A_i (the factor is in the paper, its value silent)."""
+    """lambda: Delta W = scale * B_i A_i. The paper does not say its value; alpha / r = 2 is common for LoRA."""
     bottleneck: int = 64
-    """d_b, the width between W_d and W_u of the parameter decoder. Silent."""
+    """d_b, the width between W_d and W_u of the parameter decoder. The paper does not say; 64 keeps the decoder at
+    about 0.1 billion weights for a 3B actor."""
     actor: Literal["frozen", "lora"] = "frozen"
-    """lora: the actor's warm-up LoRA is trained on by the task loss. Silent."""
+    """lora: the task loss goes on training the actor's warm-up LoRA. The paper does not say; its loss names the
+    generator's parameters alone."""
     actor_learning_rate: float = 2e-4
-    """Of that LoRA. Silent."""
+    """Learning rate of that LoRA. The paper does not say; as in the warm-up."""
     objective: Literal["joint", "alternating", "gumbel"] = "joint"
-    """joint: the sum of both loss terms in each step (MetaTuner-J); alternating: steps on one term, then on the other
-    (MetaTuner-I); gumbel: the task loss alone, its gradient passed through prompt tokens by straight-through
-    Gumbel-Softmax in place of the supervised regularisation (the paper's variant)."""
+    """joint: the sum of both loss terms in each step (MetaTuner-J). alternating: steps on one term, then on the other
+    (MetaTuner-I). gumbel: the task loss alone; its gradient passes through prompt tokens by straight-through
+    Gumbel-Softmax, in place of the supervised regularisation (the paper's variant)."""
     alternation_steps: int = 1
-    """alternating: steps on the task term before as many on the prompt term; each term sees the batches that `joint`
-    shows it. Silent."""
+    """alternating: steps on the task term before as many on the prompt term. Each term sees the batches that `joint`
+    shows it. The paper does not say; "alternates" is read as step by step."""
     gumbel_temperature: float = 1.0
-    """gumbel: temperature of the first step. Silent."""
+    """gumbel: temperature of the first step. The paper does not say; common practice."""
     gumbel_final_temperature: float = 0.3
-    """gumbel: temperature of the last step; it falls geometrically in between. Silent."""
+    """gumbel: temperature of the last step; it falls geometrically in between. The paper does not say; common
+    practice."""
     alpha: float = 1.0
-    """Weight of the supervised regularisation over D2 (in the paper's loss, its value silent)."""
+    """Weight of the supervised regularisation over D2. The paper does not say its value; both terms are mean
+    cross-entropies."""
     epochs: int = 3
-    """Passes over D1 of joint training. Silent."""
+    """Passes over D1 of joint training. The paper does not say; where the search of `tune` starts."""
     hyper_learning_rate: float = 1e-3
-    """Learning rate of the parameter decoder (phi_q). Silent."""
+    """Learning rate of the parameter decoder (phi_q). The paper does not say; where the search of `tune` starts."""
     generator_learning_rate: float = 5e-5
     """Learning rate of the generator (phi_s and phi_p) and of copies of its layers private to the parameter branch.
-    Silent."""
+    The paper does not say; where the search of `tune` starts."""
     sync_epochs: float = 1.0
-    """phi_p', the frozen copy that writes the prompts of the first loss term, is copied from phi_p each time this many
-    passes over D1 have gone by (fixed intervals: paper; length: silent)."""
+    """Passes over D1 between two copies of phi_p to phi_p', the frozen copy that writes the prompts of the first loss
+    term. The paper does not say how long its "fixed intervals" are; once per pass, prompts are written in large
+    batches."""
     refresh_epochs: float = 1.0
-    """The prompts of the rows to come are written each time this many passes over D1 have gone by, by phi_p' and the
-    phi_s of that moment. A value below one step's share writes them in every step, as the formula does, and costs a
-    decoding a step. Silent."""
+    """Passes over D1 for which prompts are written at once, by phi_p' and the phi_s of that moment. A value below one
+    step's share writes them in every step, as the formula does, and costs a decoding per step. The paper does not say;
+    decoding in each step would cost more than training."""
     d2_refresh_epochs: float | None = None
-    """D2 is collected anew, from the present generator's rollouts, each time this many passes over D1 have gone by;
-    None keeps the first. Silent."""
+    """Passes over D1 after which D2 is collected anew from the present generator's rollouts; None keeps the first D2.
+    The paper does not say; one D2 is the plain reading of its loss."""
     evaluate_epochs: int | None = None
-    """The mean reward on dev rows is logged each time this many passes over D1 have gone by, and at the end; its
-    tokens count in the fit's cost, and nothing else changes. None: the harness measures none (`train_joint` with
-    `evaluate`: after each pass). Silent."""
+    """Passes over D1 between two measurements of the mean reward on dev rows, which are logged; the last is at the end.
+    Their tokens count in the fit's cost, and nothing else changes. None: the harness measures none (`train_joint` with
+    `evaluate`: after each pass)."""
     prompt_temperature: float = 0.5
-    """Temperature of the prompts the actor is trained under; 0 writes them as in evaluation. Silent."""
+    """Temperature of the prompts that the actor is trained under; 0 writes them as in evaluation. The paper does not
+    say; some variety at little cost in quality."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -103,6 +103,39 @@ def test_a_cells_adapter_is_exported_for_a_test_row(finished: Path, tiny: Runs, 
     assert (unknown.returncode, "test.jsonl" in unknown.stderr) == (2, True)
 
 
+def test_a_snapshot_is_drawn_again_without_the_run(finished: Path, tiny: Runs, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    run, kept = folder / "results" / "tiny", folder / "results" / "snapshot" / "tiny"
+    for _ in range(2):  # the second takes the place of the first, with the same bytes
+        before = (kept / "cells.tar.xz").read_bytes() if kept.exists() else b""
+        tiny.metatuner(folder, "snapshot", "--config", "results/tiny/config.json")
+    assert (kept / "cells.tar.xz").read_bytes() == before
+    assert not any(path.is_dir() for path in kept.iterdir() if path.name not in ("tables", "figures"))
+    drawn = [*kept.glob("tables/*"), *kept.glob("figures/*"), *kept.glob("claims*"), kept / "report.html"]
+    expected = {path.relative_to(kept): (run / path.relative_to(kept)).read_bytes() for path in drawn}
+    assert len(expected) > 50
+    shutil.rmtree(run)
+    for path in drawn:
+        path.unlink()
+    for words in ("table --name all", "figure --name all", "claims", "report"):
+        tiny.metatuner(folder, *words.split(), "--config", "results/snapshot/tiny/config.json")
+    assert {path: (kept / path).read_bytes() for path in expected} == expected
+
+
+def test_a_run_that_is_not_finished_or_failed_is_no_snapshot(finished: Path, tiny: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished / "config", folder / "config")
+    results = folder / "results" / "tiny"
+    results.mkdir(parents=True)
+    shutil.copy(finished / "results" / "tiny" / "config.json", results)
+    for verdict in (None, '{"ok": false}'):
+        if verdict:
+            (results / "verdict.json").write_text(verdict)
+        done = tiny.metatuner(folder, "snapshot", "--config", "results/tiny/config.json", check=False)
+        assert (done.returncode, "no finished run without failures" in done.stderr) == (2, True)
+    assert not (folder / "results" / "snapshot").exists()
+
+
 def test_snakemake_makes_its_report(finished: Path, tiny: Runs, tmp_path: Path) -> None:
     tiny.snakemake(finished, "--report", str(tmp_path / "report.html"))
     assert "table_1" in (tmp_path / "report.html").read_text(encoding="utf-8")

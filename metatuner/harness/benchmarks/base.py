@@ -83,7 +83,7 @@ class Benchmark(ABC):
         """The metrics of an extracted answer, each in 0..1; no answer scores 0."""
 
     def score_all(self, extracted: Sequence[str | None], rows: Sequence[Row]) -> list[Scored]:
-        """The metrics of a batch of answers, in order; one a row."""
+        """The metrics of a batch of answers, in order; one per row."""
         return [Scored(self.score(answer, row)) for answer, row in zip(extracted, rows, strict=True)]
 
 

@@ -1,0 +1,86 @@
+"""Snapshots: a finished run in few files, to be committed, browsed, and drawn again without a cell at hand."""
+
+import shutil
+import tarfile
+from pathlib import Path
+
+from metatuner.config import Config, Layout, dump_config
+from metatuner.errors import UserError
+from metatuner.files import complete_folder, read_json, write_text
+
+ARCHIVE = "cells.tar.xz"
+PARTS = ("cells", "fits", "data")
+"""Folders of a results folder that the archive holds, saved policies left out."""
+FILES = (
+    "scores.csv",
+    "query_scores.json",
+    "settings.csv",
+    "methods.json",
+    "searches.json",
+    "provenance.json",
+    "efficiency.csv",
+    "verdict.json",
+    "claims.csv",
+    "claims.md",
+    "claims_parts.csv",
+    "world.json",
+    "world.md",
+    "report.html",
+    "tables",
+    "figures",
+)
+"""What is kept as it is, where a run has it."""
+
+
+def write_snapshot(config: Config, out: Path) -> Path:
+    """Keep a finished run in `out`, in place of the snapshot that is there.
+
+    Its `config.json` names `out` as the results folder, so that commands work on it as on any other.
+
+    Raises:
+        UserError: the run is not finished, or a cell of it failed.
+    """
+    layout = Layout(config)
+    if not layout.verdict.is_file() or not read_json(layout.verdict, "run again")["ok"]:
+        raise UserError(f"{layout.root}: no finished run without failures; `make reproduce PRESET={config.preset}`")
+    with complete_folder(out.with_name(f".{out.name}.new")) as temporary:
+        for name in FILES:
+            source = layout.root / name
+            if source.is_dir():
+                shutil.copytree(source, temporary / name)
+            elif source.is_file():
+                shutil.copyfile(source, temporary / name)
+        write_text(temporary / layout.config.name, dump_config(config.model_copy(update={"results": str(out)})))
+        _pack(layout.root, temporary / ARCHIVE)
+    shutil.rmtree(out, ignore_errors=True)
+    return out.with_name(f".{out.name}.new").rename(out)
+
+
+def _pack(root: Path, archive: Path) -> None:
+    """The same bytes from the same files: names sorted, no times, no owners."""
+
+    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.mtime = entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        entry.mode = 0o755 if entry.isdir() else 0o644
+        return entry
+
+    with tarfile.open(archive, "w:xz") as tar:
+        for part in PARTS:
+            for path in sorted((root / part).rglob("*")):
+                inner = path.relative_to(root)
+                if path.is_file() and "policy" not in inner.parts and not any(p.startswith(".") for p in inner.parts):
+                    tar.add(path, inner.as_posix(), filter=plain)
+
+
+def unpack_snapshot(root: Path) -> bool:
+    """Where a results folder is a snapshot, put the archive's files beside it; whether anything was to do."""
+    archive = root / ARCHIVE
+    if not archive.is_file() or (root / PARTS[0]).is_dir():
+        return False
+    with complete_folder(root / ".unpacked") as temporary, tarfile.open(archive) as tar:
+        tar.extractall(temporary, filter="data")
+    for part in reversed(PARTS):  # `cells` comes last: with it, all is there
+        (root / ".unpacked" / part).rename(root / part)
+    (root / ".unpacked").rmdir()
+    return True
