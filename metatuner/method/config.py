@@ -102,8 +102,8 @@ class MetaTunerConfig(TrainingConfig):
     not say which it uses elsewhere; half is the middle of its grid."""
     encoder_layers: int | float | None = None
     """The depth at which h_i is read, given as k is; None: k, and half of K where k = 0. Layers between k and this
-    depth are a trainable copy, private to the parameter branch; for k = 0 that is all of them. Varying k at a fixed depth is
-    the control that separates sharing from depth. The paper does not say what F reads at k = 0; it must read
+    depth are a trainable copy, private to the parameter branch; for k = 0 that is all of them. Varying k at a fixed
+    depth is the control that separates sharing from depth. The paper does not say what F reads at k = 0; it must read
     something."""
     prompt_branch: bool = True
     """False leaves the prompt branch out ("w/o P"): the actor reads p~, and D2 is not used."""
