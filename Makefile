@@ -96,7 +96,7 @@ lint: $(INSTALLED) ## check style and types
 docs: $(INSTALLED) ## build the documentation site in site/; fails on a broken link
 	$(PIP) install -q -c constraints/$(PINS).txt -e '.[docs]'
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pins: ## copy the pins of constraints/cpu.txt into envs/metatuner.yaml
 	sed -i.old '/==/d' envs/metatuner.yaml && rm envs/metatuner.yaml.old

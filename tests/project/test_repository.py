@@ -1,5 +1,6 @@
 """What the repository promises around its code: pins, environments, presets, documented commands, clean files."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -7,9 +8,9 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,11 +20,12 @@ from packaging.version import Version
 
 from metatuner.commands import groups
 from metatuner.config import load_config, preset_names
-from metatuner.harness.registry import Registry
+from metatuner.harness.describe import field_meanings
+from metatuner.method.config import MetaTunerConfig, WarmUpConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
 def pins(name: str) -> dict[str, Version]:
@@ -38,6 +40,16 @@ def tracked_files() -> list[Path]:
     if listed.returncode:
         pytest.skip("needs a git checkout")
     return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def loaded(path: Path) -> Any:
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def commands(page: Path) -> list[str]:
@@ -196,32 +208,36 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
     assert not missing, f"{page.relative_to(ROOT)} links to {missing}"
 
 
-def test_keys_of_the_silent_table_are_config_keys() -> None:
-    section = (
-        (ROOT / "README.md").read_text(encoding="utf-8").split("## Where the paper is silent")[1].split("\n## ")[0]
-    )
-    keys = re.findall(r"`([a-z]\w*(?:\.\w+)+)`", section)
-    assert keys
-    values, registry = load_config("paper").model_dump(mode="json"), Registry()
-    for key in keys:
-        here = values
-        *path, last = key.split(".")
-        for part in path:
-            assert part in here, f"README: config key {key}: nothing at {part}"
-            here = here[part]
-        if path[0] == "methods":
-            settings = {field.name for field in fields(registry[path[1]].cls.Settings)}
-            assert last in settings, f"README: config key {key}: {path[1]} has {sorted(settings)}"
-        else:
-            assert last in here, f"README: config key {key}: nothing at {last}"
+def test_pages_that_come_from_the_code_are_those_of_this_code() -> None:
+    generate = loaded(ROOT / "docs" / "generate.py")
+    for name in generate.PAGES:
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert text == generate.page(name), f"docs/{name} is behind the code: run `python docs/generate.py`"
+        assert text.count("\n| `") > 15
 
 
-def test_readme_lists_the_methods_at_hand() -> None:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Methods")[1].split("\n## ")[0]
-    listed = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", section, flags=re.MULTILINE))
-    registry = Registry()
-    known = {name: registry[name].cls for name in registry.names()}
-    assert listed == {name: cls.family for name, cls in known.items() if not cls.internal}
+def test_the_choices_are_those_that_docstrings_declare() -> None:
+    text = (ROOT / "docs" / "choices.md").read_text(encoding="utf-8")
+    fields_of = dataclasses.fields(MetaTunerConfig) + dataclasses.fields(WarmUpConfig)
+    meanings = field_meanings(MetaTunerConfig) | field_meanings(WarmUpConfig)
+    open_points = [field.name for field in fields_of if "The paper does not say" in meanings[field.name]]
+    assert len(open_points) > 30
+    assert [name for name in open_points if f"| `{name}` | " not in text] == []
+    assert "| `objective` |" not in text  # the paper has all three
+    assert "| `benchmarks.NAME.sizes.test` |" in text
+
+
+def test_the_readme_is_short_and_prose_is_wrapped() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+    long = []
+    for page in PAGES:
+        code = False
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+            code ^= line.startswith("```")
+            free = code or line.startswith(("|", "![", "```")) or "](" in line or "`" in line
+            if len(line) > 105 and not free:
+                long.append(f"{page.name}:{number}: {len(line)} characters")
+    assert long == []
 
 
 def test_citation_and_changelog_name_this_version() -> None:
@@ -248,13 +264,7 @@ def test_tracked_files_hold_no_path_of_one_machine() -> None:
 
 
 def test_every_listed_mutant_can_be_made_and_names_tests_that_exist() -> None:
-    path = ROOT / "tests" / "mutants" / "run.py"
-    spec = importlib.util.spec_from_file_location("mutants", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["mutants"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    mutants = module.read_mutants()
+    mutants = loaded(ROOT / "tests" / "mutants" / "run.py").read_mutants()
     assert len(mutants) > 100
     stale = []
     for mutant in mutants:
