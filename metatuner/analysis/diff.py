@@ -1,4 +1,4 @@
-"""Two results folders, cell by cell: what is missing, what is the same, and which differences are more than chance."""
+"""Compare two results folders cell by cell: missing cells, equal cells, and differences that are more than chance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from metatuner.files import csv_text, read_csv, read_json, write_text
 Kind = Literal["only in the first", "only in the second", "identical", "equal scores", "differs", "no result"]
 SCORED: tuple[Kind, ...] = ("identical", "equal scores", "differs")
 FEW = 5
-"""Cells of a method without a counterpart that are named; more are counted. `--csv FILE` has them all."""
+"""Up to so many cells of a method without a counterpart are named; more are only counted. `--csv FILE` lists all."""
 Name = tuple[str, str, str, str, str, int, str]
 """Method, variant, benchmark, trained on, generator, seed, metric."""
 
@@ -38,9 +38,9 @@ class Compared:
     name: Name
     kind: Kind
     told: Contrast | None = None
-    """The second's score less the first's, 0 to 1; None where there is nothing to compare."""
+    """The second score minus the first, for scores in 0..1; None if there is nothing to compare."""
     paired: bool = False
-    """Query by query; else only means and sizes were at hand."""
+    """True: compared query by query. False: only means and test sizes were available."""
     p_holm: float = 1.0
     detail: str = ""
 
@@ -51,15 +51,15 @@ class Compared:
 
 
 def compare_runs(first: Path, second: Path) -> list[Compared]:
-    """Every cell of either folder once, in the order of the first's scores.csv, then of the second's.
+    """Compare every cell of either folder, in the order of the first scores.csv, then of the second.
 
-    With predictions, or query_scores.json, at hand in both, cells are compared query by query; else by their means, as
-    if their test rows were drawn independently. Holm's correction is over all cells that differ.
+    If both folders have a cell's predictions or query_scores.json, the cell is compared query by query. Otherwise its
+    means are compared, as if the test rows were drawn independently. Holm's correction covers all cells that differ.
     """
     one, two = _by_name(first), _by_name(second)
     found: list[Compared] = []
     for name in dict.fromkeys([*one, *two]):
-        # A hole names no metric where no cell of its benchmark has a result: it stands beside any.
+        # If no cell of a benchmark has a result, its holes name no metric: such a hole matches any metric.
         own, other = (scores.get(name) or scores.get((*name[:-1], "")) for scores in (one, two))
         if not name[-1] and any(each[:-1] == name[:-1] and each[-1] for each in (*one, *two)):
             continue
@@ -118,16 +118,16 @@ def _compared(name: Name, first: tuple[Path, Score], second: tuple[Path, Score])
 
 
 def _paired(name: Name, first: tuple[Path, Score], second: tuple[Path, Score], alike: str) -> Compared | None:
-    """Query by query; `alike` says of cells with equal scores what else is known.
+    """Compare two cells query by query; `alike` is the detail for cells with equal scores.
 
-    None where the scored metric is not the primary one, which predictions have, or other rows were tested.
+    Returns None if the metric is not the primary one (predictions have no other), or if other rows were tested.
     """
     answers = [read_query_scores(root, score.cell) for root, score in (first, second)]
     if answers[0].keys() != answers[1].keys():
         return None
     named = [(own.group, answers[1][query].group, query) for query, own in answers[0].items()]
     if any(one != other and query not in (one, other) for one, other, query in named):
-        return None  # other rows of the same names
+        return None  # different rows with the same names
     queries = sorted(answers[0])
     arrays = [np.array([[each[query].score for query in queries]]) for each in answers]
     for array, (_, score) in zip(arrays, (first, second), strict=True):
@@ -143,7 +143,7 @@ def _paired(name: Name, first: tuple[Path, Score], second: tuple[Path, Score], a
 
 
 def provenance_differences(first: Path, second: Path) -> list[str]:
-    """What provenance.json says otherwise in the second, a line each; empty where either has none."""
+    """Differences between the two provenance.json files, one line each; empty if either folder has none."""
     paths = [root / "provenance.json" for root in (first, second)]
     if not all(path.is_file() for path in paths):
         return []
@@ -156,7 +156,7 @@ def provenance_differences(first: Path, second: Path) -> list[str]:
 
 
 def _change(one: Any, two: Any) -> str:
-    """From what to what; of lists how many of their entries only one has."""
+    """The change in words; for lists, how many entries only one of them has."""
     if isinstance(one, list) and isinstance(two, list):
         gone, new = ([each for each in own if each not in other] for own, other in ((one, two), (two, one)))
         return f"{len(gone)} of {len(one)} only in the first, {len(new)} of {len(two)} only in the second"
@@ -164,7 +164,7 @@ def _change(one: Any, two: Any) -> str:
 
 
 def claim_differences(first: Path, second: Path) -> list[str]:
-    """Claims whose verdict is another in the second's claims.csv, a line each; empty where either has none."""
+    """Claims with a different verdict in the second claims.csv, one line each; empty if either folder has none."""
     paths = [root / "claims.csv" for root in (first, second)]
     if not all(path.is_file() for path in paths):
         return []
@@ -196,7 +196,7 @@ COLUMNS = (
 
 
 def as_csv(found: Sequence[Compared]) -> str:
-    """A line a cell; differences in points, the second less the first."""
+    """One line per cell and metric; differences are in points, the second minus the first."""
     rows: list[list[object]] = [list(COLUMNS)]
     for each in found:
         told = each.told
@@ -207,7 +207,7 @@ def as_csv(found: Sequence[Compared]) -> str:
 
 
 def describe(found: Sequence[Compared], provenance: Sequence[str], claims: Sequence[str] = ()) -> str:
-    """A summary, every cell that is not the same in both, claims that came out otherwise, what each was made from."""
+    """The text to print: a summary, cells that differ or are missing, changed claims, and changed provenance."""
     counts: dict[str, int] = {}
     for each in found:
         counts[each.kind] = counts.get(each.kind, 0) + 1
@@ -225,7 +225,7 @@ def describe(found: Sequence[Compared], provenance: Sequence[str], claims: Seque
 
 
 def _differences(found: Sequence[Compared]) -> list[str]:
-    """A line for each difference, those beyond chance first."""
+    """One line per difference; differences beyond chance come first."""
     lines = []
     for each in sorted(found, key=lambda each: each.p_holm):
         if (told := each.told) is None:
@@ -238,7 +238,7 @@ def _differences(found: Sequence[Compared]) -> list[str]:
 
 
 def _absent(found: Sequence[Compared]) -> list[str]:
-    """What has no result in one of them: a line each, or one for a method where they are many."""
+    """Cells without a result in either folder or both: one line per cell, or one per method if there are many."""
     lines = []
     by_method: dict[tuple[str, Kind], list[Compared]] = {}
     for each in found:
@@ -263,7 +263,7 @@ def _title(name: Name) -> str:
 
 
 def _sensitivity(found: Sequence[Compared]) -> list[str]:
-    """How far cells moved together, and how far one would have to move alone: what "no difference" can mean."""
+    """How far all cells moved together, and how far one cell must move to be detected: what "no difference" means."""
     moved = [each.told.estimate if each.told else 0.0 for each in found if each.kind in SCORED]
     told = [(each.told, each.paired) for each in found if each.told]
     if not told:
@@ -281,7 +281,10 @@ def _sensitivity(found: Sequence[Compared]) -> list[str]:
 
 
 def _least_move(told: Contrast, paired: bool, tests: int) -> float:
-    """The difference that is told with 80 % probability; a paired one of d adds at least d n queries that differ."""
+    """The smallest difference that is detected with 80 % probability.
+
+    For a paired comparison, a difference of d adds at least d n queries that differ.
+    """
     level = 1 - (1 - LEVEL) / tests
     alone = smallest_detectable_effect(told.standard_error, level=level)
     if not paired:
@@ -291,12 +294,15 @@ def _least_move(told: Contrast, paired: bool, tests: int) -> float:
 
 
 def diff(first: Path, second: Path, out: Path | None = None) -> tuple[str, bool]:
-    """Compare two results folders; the text to print, and whether a cell is missing or differs more than by chance.
+    """Compare two results folders.
 
-    A verdict that is another is told and decides nothing: near a threshold chance turns it.
+    A changed verdict is reported but decides nothing: near a threshold, chance can change it.
+
+    Returns:
+        The text to print, and whether a cell is missing or differs by more than chance.
 
     Raises:
-        UserError: a folder has no scores.csv, or a file is not as it should be.
+        UserError: a folder has no scores.csv, or a file is malformed.
     """
     for root in (first, second):
         if not root.is_dir():

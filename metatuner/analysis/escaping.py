@@ -1,9 +1,9 @@
-"""Text of any origin (a model's, a method author's) made harmless for the format that it is written in."""
+"""Escape text of any origin (a model's, a method author's) for the format that it is written in."""
 
 import re
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes a field that begins so for a formula."""
+"""A spreadsheet reads a field that begins with one of these as a formula."""
 
 _MARKDOWN = {character: f"\\{character}" for character in "\\`*_<>|[]"} | {"\r": "", "\n": "<br>"}
 
@@ -24,7 +24,7 @@ _LATEX = {
 
 
 def inert(value: str) -> str:
-    """A CSV field that no spreadsheet takes for a formula; numbers stay as they are.
+    """A CSV field that no spreadsheet reads as a formula; numbers stay as they are.
 
     >>> inert("=1+1"), inert("-0.5"), inert("plain")
     ("'=1+1", '-0.5', 'plain')
@@ -48,14 +48,14 @@ def from_csv(value: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text as Markdown shows it, in a table's cell too."""
+    """Escape text so that Markdown shows it literally, also in a table cell."""
     escaped = "".join(_MARKDOWN.get(character, character) for character in text)
     escaped = re.sub(r"&(?=#?\w+;)", r"\\&", escaped)  # an entity would be read as the character that it names
-    return re.sub(r"\\\[([-−+\d., ]+)\\\](?![(:]|\\\[)", r"[\1]", escaped)  # an interval is no link
+    return re.sub(r"\\\[([-−+\d., ]+)\\\](?![(:]|\\\[)", r"[\1]", escaped)  # an interval is not a link
 
 
 def escape_latex(text: str) -> str:
-    r"""Text as LaTeX shows it.
+    r"""Escape text so that LaTeX shows it literally.
 
     >>> escape_latex("my_method: 100 %")
     'my\\_method: 100 \\%'

@@ -1,4 +1,4 @@
-"""What methods, benchmarks and metrics are called in print, their order, and which world a config measures."""
+"""Names of methods, benchmarks and metrics in print, their order, and the world that a config measures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ FAMILIES = {
     "hybrid": "Hybrid",
     "other": "Other",
 }
-"""In the order of tables; `other` holds methods of which no family is known."""
+"""Titles of families, in the order of tables; `other` holds methods without a known family."""
 
 BENCHMARKS = {"math": "MATH", "gsm8k": "GSM8K", "hotpotqa": "HotpotQA", "cosmosqa": "CosmosQA"}
 """In the paper's order."""
@@ -49,7 +49,7 @@ SETTINGS = {
     "metatuner_warmup.d2": "Prompts of D2",
     "metatuner_warmup.trainable": "What of the generator is trained",
 }
-"""Axes of figures, by the setting that varies."""
+"""Titles of figure axes, by the setting that varies."""
 
 VALUES = {
     ("metatuner_warmup.d2", "best"): "best\nrollout",
@@ -59,7 +59,7 @@ VALUES = {
     ("metatuner_warmup.trainable", "full"): "all weights",
     ("metatuner_warmup.trainable", "lora"): "LoRA",
 }
-"""Values of settings that do not speak for themselves."""
+"""Names in print for setting values that need an explanation."""
 
 CAVEATS = {
     "null": "Null world: prompts do not matter and no row is shifted; zero-shot is at its ceiling, so no gain can "
@@ -81,14 +81,14 @@ WORLDS = {
     "nano": "nano",
     "real_rows": "real rows, nano models",
 }
-"""In a word or three, for columns."""
+"""Short names of worlds, for table columns."""
 
 ROWS = {"hub": "the Hub's data sets", "local": "rows from local files", "nano": "synthetic nano rows"}
 
 
 @dataclass(frozen=True)
 class Named:
-    """What a method's class says of it."""
+    """A method's title and family, as its class declares them."""
 
     title: str
     family: str
@@ -102,13 +102,13 @@ def own_methods() -> Mapping[str, Named]:
 
 
 class Names:
-    """Titles, families and order of methods: from their classes, or from methods.json of the run that had them."""
+    """Titles, families and order of methods, from the methods' classes or from methods.json of their run."""
 
     def __init__(self, described: Iterable[Mapping[str, Any]] = (), order: Sequence[str] = ()) -> None:
         """
         Args:
             described: entries of methods.json.
-            order: names in the order of tables; others come after, in the order in which they are met.
+            order: names in the order of tables; other methods come after these, in the order in which they are met.
         """
         known = {str(each["name"]): Named(str(each.get("title") or each["name"]), each["family"]) for each in described}
         self._methods = {**known, **own_methods()}
@@ -116,13 +116,13 @@ class Names:
 
     @classmethod
     def of(cls, config: Config) -> "Names":
-        """Those of a preset, in the order of its experiments."""
+        """The names of a preset's methods, in the order of its experiments."""
         path = Layout(config).methods
         described = read_json(path, "run `metatuner scores` again") if path.is_file() else []
         return cls(described, [name for each in config.experiments.values() for name in each.methods])
 
     def family(self, method: str) -> str:
-        """Key of the method's family; `other` for a method that nobody has described."""
+        """Key of the method's family; `other` if no family of the method is known."""
         known = self._methods.get(method)
         return known.family if known and known.family in FAMILIES else "other"
 
@@ -133,12 +133,12 @@ class Names:
         return title if variant == DEFAULT_VARIANT else f"{title} ({VARIANTS.get(variant, variant)})"
 
     def rank(self, method: str) -> tuple[int, int]:
-        """Sorts methods by family, then as the preset lists them."""
+        """Sort key for methods: by family, then in the preset's order."""
         return list(FAMILIES).index(self.family(method)), self._order.get(method, len(self._order))
 
 
 def variant_title(variant: str) -> str:
-    """A variant's name alone; the method as it is by default stands under the initial prompt.
+    """A variant's name without its method; the default variant is called "the initial prompt".
 
     >>> variant_title("default"), variant_title("without_f"), variant_title("mine")
     ('the initial prompt', 'w/o F', 'mine')
@@ -147,7 +147,7 @@ def variant_title(variant: str) -> str:
 
 
 def value_title(setting: str, value: Any) -> str:
-    """A setting's value in print; a share of the generator's K layers is said in K.
+    """A setting's value in print; a share of the generator's K layers is written as a multiple of K.
 
     >>> value_title("shared_layers", 0.75), value_title("shared_layers", 0), value_title("alpha", 0.5)
     ('3K/4', '0', '0.5')
@@ -160,12 +160,12 @@ def value_title(setting: str, value: Any) -> str:
 
 
 def benchmark_rank(benchmark: str) -> int:
-    """Sorts benchmarks as the paper does; others keep their order after these."""
+    """Sort key for benchmarks: the paper's order; other benchmarks keep their order after these."""
     return list(BENCHMARKS).index(benchmark) if benchmark in BENCHMARKS else len(BENCHMARKS)
 
 
 def benchmark_title(benchmark: str, source: str) -> str:
-    """A benchmark's name in print; synthetic rows (source `nano`) do not pass for the real ones.
+    """A benchmark's name in print, marked "nano" if its rows are synthetic (source `nano`).
 
     >>> benchmark_title("gsm8k", "nano"), benchmark_title("gsm8k", "hub")
     ('nano GSM8K', 'GSM8K')
@@ -175,9 +175,9 @@ def benchmark_title(benchmark: str, source: str) -> str:
 
 
 def describe_world(config: Config, experiment: str, generator: str | None = None) -> str:
-    """One or two sentences for the head of a table: what was measured, on what, and what it is no evidence of.
+    """One or two sentences for the head of a table: what was measured, on what, and what it does not show.
 
-    `generator` is one of the experiment's, by name; the first if none is given.
+    `generator` names one of the experiment's generators; None means the first.
     """
     world = _nano_world(config, experiment)
     actor, generator, rows = _measured_on(config, experiment, generator)
@@ -185,14 +185,14 @@ def describe_world(config: Config, experiment: str, generator: str | None = None
 
 
 def name_world(config: Config, experiment: str, generator: str | None = None) -> str:
-    """The same in short, for a column."""
+    """The description of `describe_world` in short, for a table column."""
     world = _nano_world(config, experiment)
     actor, generator, rows = _measured_on(config, experiment, generator)
     return WORLDS[world] if world else f"{actor} + {generator}, {rows}"
 
 
 def _nano_world(config: Config, experiment: str) -> str:
-    """Key of `CAVEATS` and `WORLDS`; "" where the actor is no nano model."""
+    """Key of `CAVEATS` and `WORLDS`; "" if the actor is not a nano model."""
     if not config.models.actor.path.startswith("nano:"):
         return ""
     if not config.nano.trained:
@@ -203,7 +203,7 @@ def _nano_world(config: Config, experiment: str) -> str:
 
 
 def _measured_on(config: Config, experiment: str, generator: str | None) -> tuple[str, str, str]:
-    """Actor, generator and rows."""
+    """Paths of actor and generator, and a description of the rows."""
     design = config.experiments[experiment]
     sources = sorted({config.benchmarks[name].source for name in design.benchmarks})
     rows = " and ".join(ROWS[source] for source in sources)

@@ -1,1 +1,1 @@
-"""The ground all methods share: config, benchmarks, lab, policies, budget, cells, evaluation."""
+"""What all methods share: config, benchmarks, lab, policies, budget, cells, evaluation."""

@@ -1,13 +1,17 @@
-"""What a fit uses, metered where it happens, and the named limits it must keep.
+"""What a fit uses, and the named limits that it must keep.
 
-Counts come from two places. `metatuner.lm.generate` reports each completion exactly. Every other forward pass of a
-model (library trainers, scoring passes) is seen by a hook on its decoder. Padding is never counted.
+Counts come from two places. `metatuner.lm.generate` reports each completion exactly. A hook on the decoder sees every
+other forward pass of a model (library trainers, scoring passes). Padding is never counted.
 
-FLOPs are estimated from the tokens (Kaplan et al. 2020, arXiv 2001.08361, section 2.1, parted by what has a
-gradient): a token read costs 2 N, a token written 2 (N + H), a token trained 4 (N + H) and 2 for each weight that is
-trained, where N are the decoder's weights without its embedding and H those of the LM head. Left out: attention's
-products, which grow with the context, and what a method computes outside its models (a parameter decoder, a policy
-head).
+FLOPs are estimated from the tokens (Kaplan et al. 2020, arXiv 2001.08361, section 2.1, split by what has a gradient):
+
+- A token read costs 2 N.
+- A token written costs 2 (N + H).
+- A token trained costs 4 (N + H), plus 2 per trained weight.
+
+N is the number of weights of the decoder without its embedding. H is the number of weights of the LM head. The estimate
+leaves out the products of attention, which grow with the context. It also leaves out what a method computes outside its
+models (a parameter decoder, a policy head).
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class BudgetExceeded(UserError):
-    """A fit went over its budget; its cell fails and says so."""
+    """A fit exceeded its budget; its cell fails with this error."""
 
 
 @dataclass
@@ -33,12 +37,12 @@ class Usage:
     prompt_tokens: int = 0
     """Tokens read in those calls."""
     generated_tokens: int = 0
-    """Tokens written in those calls (a library's own decoding loop: without each sequence's first token)."""
+    """Tokens written in those calls. A library's own decoding loop is counted without the first token of each sequence."""
     trained_tokens: int = 0
     """Tokens that went forward with gradient."""
 
     def add(self, other: "Usage | Mapping[str, int]") -> None:
-        """Add another total, e.g. that of a fit this one builds on."""
+        """Add another total, e.g. the usage of a fit that this fit builds on."""
         counts = asdict(other) if isinstance(other, Usage) else other
         for name in asdict(self):
             setattr(self, name, getattr(self, name) + counts.get(name, 0))
@@ -50,10 +54,10 @@ class ModelUse:
 
     usage: Usage = field(default_factory=Usage)
     flops: int = 0
-    """Estimated floating-point operations, as the module's docstring says."""
+    """Estimated floating-point operations; see the module's docstring."""
 
     def as_dict(self) -> dict[str, int]:
-        """Counts by name, FLOPs among them."""
+        """Counts by name, including FLOPs."""
         return {**asdict(self.usage), "flops": self.flops}
 
 
@@ -68,7 +72,7 @@ class Budget:
         self._detach: list[Callable[[], None]] = []
 
     def left(self, what: str) -> float:
-        """How much of `lm_calls`, `generated_tokens` or `trained_tokens` is left (infinity where unlimited)."""
+        """How much of `lm_calls`, `generated_tokens` or `trained_tokens` is left (infinity if unlimited)."""
         if what not in asdict(self.used):
             raise UserError(f"budget: nothing is called {what!r}; {suggest(what, asdict(self.used))}")
         return self.limits[what] - getattr(self.used, what) if what in self.limits else float("inf")
@@ -84,7 +88,7 @@ class Budget:
                 )
 
     def add_cost(self, cost: Mapping[str, Any]) -> None:
-        """Count what a cost.json tells of an earlier fit that this one builds on."""
+        """Count the cost.json of an earlier fit that this fit builds on."""
         for role, told in cost["by_model"].items():
             use = self.by_model.setdefault(role, ModelUse())
             use.usage.add(told)
@@ -92,7 +96,7 @@ class Budget:
         self.add(**{name: cost[name] for name in asdict(self.used)})
 
     def cost(self) -> dict[str, Any]:
-        """What cost.json keeps: the totals, estimated FLOPs, and both by model."""
+        """The content of cost.json: the totals, estimated FLOPs, and both per model."""
         by_model = {role: use.as_dict() for role, use in sorted(self.by_model.items())}
         return {
             **asdict(self.used),
@@ -101,11 +105,11 @@ class Budget:
         }
 
     def attach(self, lm: "LM", role: str = "model") -> None:
-        """Meter a model (and copies and PEFT wrappings made of it from now on) until `detach`.
+        """Meter a model until `detach`, including copies and PEFT wrappers made of it from now on.
 
         Args:
             lm: the model.
-            role: what it is called in `by_model`.
+            role: the model's name in `by_model`.
         """
         import torch
 
@@ -127,7 +131,7 @@ class Budget:
 
         pad = lm.filler
 
-        # A plain function: deepcopy of a hooked model keeps pointing at this meter.
+        # A plain function, so that a deepcopy of a hooked model still reports to this meter.
         def forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if lm.traffic.generating:
                 return

@@ -1,4 +1,4 @@
-"""What a method says of itself, as JSON: for `metatuner methods`, and for tables that are made from files alone."""
+"""What a method states about itself, as JSON: for `metatuner methods`, and for tables that are made from files alone."""
 
 import ast
 import inspect
@@ -29,9 +29,9 @@ def describe_method(cls: type[Method]) -> dict[str, Any]:
 
 
 def field_meanings(settings: type[Any]) -> dict[str, str]:
-    """The docstring under each field of a dataclass, those of its bases included; read from the source.
+    """The docstring under each field of a dataclass and of its bases, read from the source.
 
-    A field that a subclass declares anew with "See `Base`." keeps the meaning that its base gives it.
+    If a subclass declares a field again with the docstring "See `Base`.", the field keeps the meaning from its base.
     """
     found: dict[str, str] = {}
     for cls in reversed(settings.__mro__):
@@ -40,7 +40,7 @@ def field_meanings(settings: type[Any]) -> dict[str, str]:
             continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-        except (OSError, TypeError):  # defined where there is no source file
+        except (OSError, TypeError):  # the class has no source file
             continue
         (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef)]
         for node, after in zip(body, [*body[1:], None], strict=True):

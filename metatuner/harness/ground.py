@@ -1,4 +1,4 @@
-"""What fit and evaluation share: the models, and how any prompt and query become an answer."""
+"""What fit and evaluation share: the models, and how they answer a query under a prompt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Ground:
-    """The models and the benchmarks' decoding rules: how any prompt and query become an answer, the same for all."""
+    """The models and the benchmarks' decoding rules. Every method gets its answers in this same way."""
 
     actor: "LM"
     generator: "LM | None"
     benchmarks: Mapping[str, Benchmark]
     batch_tokens: int = 16384
-    """Padded tokens a generation batch may hold, in whatever way these models (and those made of them) are asked."""
+    """Maximum padded tokens per generation batch, for every use of these models and of models made from them."""
 
     def __post_init__(self) -> None:
         for role in ("actor", "generator"):
@@ -34,7 +34,7 @@ class Ground:
         return self.benchmarks[name]
 
     def need_generator(self) -> "LM":
-        """The generator, or an error that says where to name one."""
+        """The generator; if there is none, an error that says where to name one."""
         if self.generator is None:
             raise UserError("this method needs a generator; name one in the preset under models.generators")
         return self.generator
@@ -50,14 +50,14 @@ class Ground:
         adapt: "Adapt | None" = None,
         actor: "LM | None" = None,
     ) -> list[Response]:
-        """Ask the actor: one answer a query, batched by length.
+        """Ask the actor: one answer per query, batched by length.
 
         Args:
-            prompts: one prompt for all queries, or one each.
-            demos: demonstrations of each query, oldest first.
-            temperature: 0 decodes greedily; above, `seeds` gives each query's own random stream.
+            prompts: one prompt for all queries, or one per query.
+            demos: demonstrations per query, oldest first.
+            temperature: 0 decodes greedily; above 0, `seeds` gives each query its own random stream.
             adapt: per-query adaptation of the actor (see `metatuner.lm.generate`); receives indices into `queries`.
-            actor: another model in the actor's place (e.g. with an adapter).
+            actor: another model to use instead of the actor (e.g. with an adapter).
         """
         from metatuner.lm import generate, render
 

@@ -1,4 +1,4 @@
-"""What a method is given to fit with: the ground, its draw of train and dev rows, its budget, its random streams."""
+"""What a method's `fit` receives: the ground, its draw of train and dev rows, its budget, its random streams."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from metatuner.hashing import derive_seed
 
 @dataclass
 class Lab(Ground):
-    """What a method is given. It has no handle on the tune and test splits."""
+    """What a method's `fit` receives. It gives no access to the tune and test splits."""
 
     train: Sequence[Row] = ()
     dev: Sequence[Row] = ()
@@ -32,10 +32,10 @@ class Lab(Ground):
     prerequisites: Mapping[str, Path] = field(default_factory=dict)
     log_line: Callable[[str], None] = lambda line: None
     proposer: ProposerServer | None = None
-    """Asked for prompts in the generator's place, by methods that ask one."""
+    """Proposes prompts instead of the generator, for methods that use a proposer."""
 
     def initial_prompt(self, where: Row | Query | str) -> str:
-        """p~ of a row's (or query's, or named) benchmark."""
+        """The initial prompt (p~) of the benchmark of a row or query, or of the benchmark with this name."""
         return self.benchmark(where if isinstance(where, str) else where.benchmark).initial_prompt
 
     def reward(self, rows: Sequence[Row], responses: Sequence[Response]) -> list[float]:
@@ -56,7 +56,7 @@ class Lab(Ground):
     def stream(self, name: str) -> int:
         """An integer seed for one named use.
 
-        It derives from the train benchmarks, the generator and the seed, not from the method: variants of a method that
+        It depends on the train benchmarks, the generator and the seed, not on the method. So variants of a method that
         draw from the same stream are paired.
         """
         return derive_seed("+".join(self.trained_on), self.generator_name, self.seed, name)
@@ -66,11 +66,11 @@ class Lab(Ground):
         return random.Random(self.stream(name))
 
     def required(self, method: str) -> Path:
-        """The folder of the saved policy of a method named in `requires`."""
+        """The folder with the saved policy of a method in `requires`."""
         if method not in self.prerequisites:
             raise UserError(f"{method!r} was not fitted before; name it in the method's `requires`")
         return self.prerequisites[method]
 
     def log(self, **event: Any) -> None:
-        """Write one JSON line to the fit's training log (no times: the log is the same in every run)."""
+        """Write one JSON line to the fit's training log. Log no times: the log must be the same in every run."""
         self.log_line(json.dumps(event, ensure_ascii=False, sort_keys=True))

@@ -1,6 +1,6 @@
-"""What a method's fit does, counted from its settings: what `metatuner cost` predicts from.
+"""Counts of what a method's fit does, derived from its settings. `metatuner cost` predicts from these counts.
 
-Each method counts its own loop (`Method.loop`), in sequences that pass the actor and the generator.
+Each method counts its own loop (`Method.loop`), in sequences that the actor and the generator process.
 """
 
 from collections.abc import Callable
@@ -17,52 +17,52 @@ class Rows:
 
     @property
     def judging(self) -> float:
-        """Rows that choose between candidates: dev rows, or train rows where there are none."""
+        """Rows used to choose between candidates: dev rows, or train rows if there are no dev rows."""
         return self.dev or self.train
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How much of what is sampled teaches."""
+    """Shares of the samples that give a training signal."""
 
     right: float
-    """Of answers: those that are right."""
+    """Share of answers that are right."""
     mixed: float
-    """Of train rows: those with rollouts of different reward."""
+    """Share of train rows with rollouts of different reward."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts that add up and multiply, field by field."""
+    """Counts that can be added and scaled, field by field."""
 
     def __add__(self, other: Self) -> Self:
         return type(self)(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def times(self, factor: float) -> Self:
-        """All counts times a factor."""
+        """All counts, multiplied by a factor."""
         return type(self)(*(getattr(self, each.name) * factor for each in fields(self)))
 
 
 @dataclass(frozen=True)
 class Sequences(Counts):
-    """How many sequences pass the models in a fit or a cell."""
+    """How many sequences the models process in a fit or a cell."""
 
     answers: float = 0.0
-    """Written by the actor."""
+    """Answers that the actor writes."""
     answers_read: float = 0.0
-    """Answers that the actor scores: prompt and answer read."""
+    """Answers that the actor scores: it reads prompt and answer."""
     actor_trained: float = 0.0
-    """Prompt and target, or answer, forward and backward."""
+    """Sequences of prompt and target (or answer) that train the actor, forward and backward."""
     rewrites: float = 0.0
-    """Prompts written by the generator."""
+    """Prompts that the generator writes."""
     drafts: float = 0.0
-    """Prompts of a few tokens that a policy on the generator writes from nothing."""
+    """Prompts of a few tokens that a policy on the generator writes from scratch."""
     draft_tokens: float = 0.0
     """Tokens of all drafts."""
     encoded: float = 0.0
     """Requests that the meta encoder reads, forward and backward; counted as if it had all layers of the generator."""
     generator_trained: float = 0.0
-    """Request and rewrite, forward and backward."""
+    """Sequences of request and rewrite that train the generator, forward and backward."""
 
     @property
     def train(self) -> bool:
@@ -84,16 +84,16 @@ class Shape:
 
     @property
     def weights(self) -> float:
-        """All of them."""
+        """Number of all weights."""
         return self.body + self.head + self.embedding
 
     def lora(self, rank: int) -> float:
-        """Weights of a LoRA on every linear of the decoder."""
+        """Number of weights of a LoRA on every linear layer of the decoder."""
         return self.layers * rank * sum(sum(side) for side in self.linears.values())
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Widths of a layer's linears."""
+        """Input and output widths of the linear layers in one decoder layer."""
         h, i, k = self.hidden, self.intermediate, self.keys
         attention = {"q_proj": (h, h), "k_proj": (h, k), "v_proj": (h, k), "o_proj": (h, h)}
         return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
@@ -101,24 +101,24 @@ class Shape:
 
 @dataclass(frozen=True)
 class Loop:
-    """One fit, without the fits that it builds on, and what its policy then does for each query."""
+    """What one fit does, without the fits that it builds on, and what its policy then does per query."""
 
     sequences: Sequences = Sequences()
     shots: float = 0.0
-    """Demonstrations shown before each query, as many as the window takes."""
+    """Demonstrations before each query, at most as many as fit into the window."""
     own_answers: bool = False
-    """The actor is trained on its own answers; else on targets."""
+    """True: the actor is trained on its own answers. False: it is trained on targets."""
     writes_prompts: bool = False
-    """The policy writes a prompt per query."""
+    """Whether the policy writes a prompt per query."""
     actor_rank: int = 0
-    """Rank of a LoRA that is put on the actor; 0 for none."""
+    """Rank of a LoRA on the actor; 0 for none."""
     generator: Literal["untrained", "lora", "full"] = "untrained"
-    """What of the generator is trained."""
+    """Which part of the generator is trained."""
     generator_rank: int = 0
     """Rank of a LoRA on the generator."""
     more_weights: Callable[[Shape, Shape], float] | None = None
-    """Weights that are trained beside LoRAs, from the shapes of actor and generator."""
+    """Number of weights trained in addition to LoRAs, from the shapes of actor and generator."""
     keeps_required: bool = False
-    """What the required fits have trained is part of the policy, and is trained on where this fit trains."""
+    """Whether the policy keeps the weights that the required fits trained. If this fit trains, it trains them further."""
     merged_actor: bool = False
-    """The actor is held twice: with its LoRA merged, too."""
+    """Whether the actor is held twice: once with its LoRA merged."""

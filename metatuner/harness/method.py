@@ -21,48 +21,48 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-"""Types for fields of Settings: values out of range are refused before anything runs, with the key's name."""
+"""Types for fields of Settings. A value out of range is an error before anything runs; the error names the key."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """For a method with nothing to set."""
+    """For a method without settings."""
 
 
 class Method(ABC):
     """A way of fitting the actor (or its prompts) to a benchmark's train rows.
 
-    The harness owns timing, tokens, seeds, splits, saving and failures; the method owns `fit`.
+    The harness handles timing, tokens, seeds, splits, saving and failures. The method defines `fit`.
     """
 
     name: ClassVar[str]
     """Lower-case letters, digits and underscores; the name in the config and in scores.csv."""
     title: ClassVar[str]
-    """The name in print: in tables and figures."""
+    """The name in tables and figures."""
     family: ClassVar[Family]
     reference: ClassVar[str]
     """Where the method is described (paper or repository)."""
     deviations: ClassVar[tuple[str, ...]] = ()
-    """What differs here from the reference, one sentence each."""
+    """Differences from the reference, one sentence each."""
     Settings: ClassVar[type[Any]] = NoSettings
-    """A frozen dataclass; its defaults hold for every preset that does not say otherwise."""
+    """A frozen dataclass. Its defaults apply unless a preset overrides them."""
     uses_generator: ClassVar[bool] = False
-    """False: a cell of this method is the same whatever the generator, and is computed once."""
+    """False: a cell of this method does not depend on the generator, and is computed once."""
     requires: ClassVar[tuple[str, ...]] = ()
-    """Names of methods to be fitted before on the same rows and seed; `lab.required(name)` is the saved policy."""
+    """Methods that must be fitted first, on the same rows and seed. `lab.required(name)` is the saved policy."""
     internal: ClassVar[bool] = False
-    """True for a method that only serves others (a warm-up) and never stands in a table."""
+    """True for a method that only other methods use (a warm-up). It never appears in a table."""
 
     def __init__(self, settings: Any = None) -> None:
         self.settings = self.Settings() if settings is None else settings
 
     @property
     def asks_proposer(self) -> bool:
-        """Whether, under these settings, `models.proposer` proposes prompts where the config names it.
+        """Whether `models.proposer` proposes prompts under these settings, if the config names it.
 
-        Only then does a lab have a `proposer`, and does a fit depend on it.
+        Only then a lab has a `proposer`, and a fit depends on it.
         """
         return False
 
@@ -71,7 +71,7 @@ class Method(ABC):
         return None
 
     def loop(self, rows: Rows, shares: Shares) -> Loop | None:
-        """What one `fit` on these rows does, counted; None: `metatuner cost` lists the method as not counted."""
+        """Counts of what one `fit` on these rows does. None: `metatuner cost` lists the method as not counted."""
         return None
 
     @abstractmethod
@@ -80,7 +80,7 @@ class Method(ABC):
 
 
 def check_method(cls: type[Method], where: str) -> None:
-    """Raise UserError, with an instruction to the author, if a method's class attributes are not as they must be."""
+    """Raise UserError, with an instruction to the author, if a method's class attributes are invalid."""
     for attribute in ("name", "title", "family", "reference"):
         if not isinstance(getattr(cls, attribute, None), str):
             raise UserError(f"{where}: class {cls.__name__} needs `{attribute}` (a string)")
@@ -93,13 +93,13 @@ def check_method(cls: type[Method], where: str) -> None:
 
 
 def make_settings(cls: type[Method], values: dict[str, Any], where: str) -> Any:
-    """The method's settings dataclass from config values, types checked; `where` names the place in errors."""
+    """The method's settings dataclass from config values, with types checked; errors name the place `where`."""
     known = [field.name for field in fields(cls.Settings)]
     for name in values:
         if name not in known:
             raise UserError(f"{where}: unknown setting {name!r} of method {cls.name}; {suggest(name, known)}")
     try:
-        # Read as JSON: strict about types, but a list is a tuple and 1 is a float.
+        # Read as JSON: strict about types, but a list is accepted as a tuple and 1 as a float.
         read = _reader(cls.Settings)  # type: ignore[arg-type]  # a class is hashable
         return read.validate_json(canonical(values), strict=True)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The policy that most methods end in: the same prompt, demonstrations and adapter for every query of a benchmark."""
+"""The policy that most methods return: the same prompt, demonstrations and adapter for every query of a benchmark."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @register_policy("static")
 class StaticPolicy(Policy):
-    """One prompt, and perhaps demonstrations, per benchmark; the actor as it is, or with a PEFT adapter."""
+    """One prompt and optional demonstrations per benchmark; the actor as it is, or with a PEFT adapter."""
 
     def __init__(
         self,
@@ -30,8 +30,8 @@ class StaticPolicy(Policy):
         """
         Args:
             ground: the models and benchmarks.
-            prompts: one for each benchmark, by name.
-            demos: demonstrations of each benchmark, oldest first; none for one that is not named.
+            prompts: one prompt per benchmark, by name.
+            demos: demonstrations per benchmark, oldest first; a benchmark that is not named has none.
             actor: the ground's actor in a `peft.PeftModel`; None: the ground's actor as it is.
         """
         self.ground, self.prompts, self.actor = ground, dict(prompts), actor
@@ -46,7 +46,7 @@ class StaticPolicy(Policy):
 
     @property
     def tuned_actor(self) -> "LM":
-        """The actor with its adapter; UserError where the policy has none."""
+        """The actor with its adapter; UserError if the policy has none."""
         if self.actor is None:
             raise UserError("this policy has no adapter: only its prompt differs from the initial one")
         return self.actor
@@ -63,13 +63,13 @@ class StaticPolicy(Policy):
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(ground.actor.model, folder / "adapter")
-            # A PeftModel runs as the model it wraps, but is no PreTrainedModel to the type checker.
+            # A PeftModel runs as the model it wraps, but the type checker does not accept it as a PreTrainedModel.
             actor = replace(ground.actor, model=cast("PreTrainedModel", model.eval()))
         return cls(ground, state["prompts"], state["demos"], actor)
 
 
 def load_static(folder: Path, ground: Ground) -> StaticPolicy:
-    """A saved policy of this kind; UserError for one of another."""
+    """Load a saved policy of this kind; UserError if it is of another kind."""
     policy = load_policy(folder, ground)
     if not isinstance(policy, StaticPolicy):
         raise UserError(f"{folder}: a policy of kind {policy.kind!r}, not a fixed prompt or adapter")

@@ -1,4 +1,4 @@
-"""What `fit` returns and `evaluate` asks: a policy prepares queries, and is saved as deltas over named base models."""
+"""What `fit` returns and `evaluate` uses. A policy prepares queries, and is saved as deltas over named base models."""
 
 import json
 from abc import ABC, abstractmethod
@@ -16,12 +16,15 @@ _KINDS: dict[str, type["Policy"]] = {}
 
 
 class Policy(ABC):
-    """Says what each query gets; the ground answers. Subclasses are registered by name with `@register_policy`, and the
-    manifest of a saved policy names that kind."""
+    """Prepares each query; the ground answers it.
+
+    Register a subclass under the name of its kind with `@register_policy`. The manifest of a saved policy names the
+    kind.
+    """
 
     kind: ClassVar[str]
     ground: Ground
-    """The models and the decoding rules that it is used with."""
+    """The models and the decoding rules that the policy is used with."""
 
     @abstractmethod
     def prepare(self, queries: Sequence[Query]) -> Prepared:
@@ -42,7 +45,7 @@ class Policy(ABC):
     @classmethod
     @abstractmethod
     def read(cls, folder: Path, state: dict[str, Any], ground: Ground) -> "Policy":
-        """The policy that `write` saved, on the given models."""
+        """Load the policy that `write` saved, on the given models."""
 
     def save(self, folder: Path) -> None:
         """Save to `folder`; `manifest.json` is written last, so a folder that has one is complete."""

@@ -1,7 +1,7 @@
-"""A language model behind an OpenAI-compatible server, which proposes prompts where the config names one.
+"""A language model behind an OpenAI-compatible server. It proposes prompts if the config names one.
 
 It reads what a search shows to its proposer: meta-prompts, train rows, scores on them. The samples of a server are not
-reproducible. Requests, further tries and pauses are those of the library `openai`.
+reproducible. The library `openai` handles requests, retries and pauses.
 """
 
 import json
@@ -17,45 +17,45 @@ if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
 
 NOTE = "a server's samples are not reproducible; its FLOPs are unknown and counted as 0"
-"""What the log of a fit that asks a server says."""
+"""The note in the log of a fit that uses a server."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a language model wrote, and the tokens it took, as the server's `usage` says."""
+    """What a language model wrote, with the token counts from the server's `usage`."""
 
     text: str
     prompt_tokens: int
     generated_tokens: int
     truncated: bool
-    """It reached the most tokens asked for."""
+    """The reply reached `max_tokens`."""
 
 
 @dataclass(frozen=True)
 class ProposerServer:
-    """A model and the server that answers for it: the config's `models.proposer`."""
+    """A model and its server: the config's `models.proposer`."""
 
     model: str
     base_url: str
-    """Up to and without `/chat/completions`."""
+    """The address without `/chat/completions` at its end."""
     key_variable: str | None = None
     """The environment variable that holds the key; None: no key is sent."""
     timeout: float = 60.0
     """Seconds that the server may be silent."""
     retries: int = 2
-    """Further tries where the server is busy or does not answer."""
+    """Further tries if the server is busy or does not answer."""
 
     def chat(self, messages: Sequence[dict[str, str]], *, temperature: float, max_tokens: int, seed: int) -> Reply:
         """One sampled reply.
 
         Args:
             messages: turns with `role` and `content`.
-            temperature: of the sample.
-            max_tokens: most tokens of the reply.
-            seed: sent to the server; what it does with it differs between servers.
+            temperature: sampling temperature.
+            max_tokens: maximum number of tokens in the reply.
+            seed: sent to the server; servers use it in different ways.
 
         Raises:
-            UserError: no reply comes, or it is malformed. One line, with the key of the config to change.
+            UserError: there is no reply, or it is malformed. The message is one line and names the config key to change.
         """
         import openai
 
@@ -82,11 +82,11 @@ class ProposerServer:
         """A client that follows no redirects, so that the key reaches no other server."""
         from openai import DefaultHttpxClient, Omit, OpenAI
 
-        # The library would send these from environment variables that are meant for another server.
+        # Otherwise the library would send these from environment variables that are meant for another server.
         headers: Any = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
         return OpenAI(
             base_url=self.base_url,
-            api_key=self._key() or "none",  # it refuses to be made without one
+            api_key=self._key() or "none",  # the client cannot be created without a key
             timeout=self.timeout,
             max_retries=self.retries,
             default_headers=headers,
@@ -99,7 +99,7 @@ class ProposerServer:
         key = os.environ.get(self.key_variable, "").strip()
         if not key:
             raise self._error("key_variable", f"the environment variable {self.key_variable} is not set; export it")
-        if not re.fullmatch(r"[!-~]+", key):  # else the HTTP library would show it in its error
+        if not re.fullmatch(r"[!-~]+", key):  # otherwise the HTTP library would show the key in its error
             raise self._error("key_variable", f"{self.key_variable} holds no key but a text with blanks; correct it")
         return key
 
@@ -119,7 +119,7 @@ class ProposerServer:
             raise self._malformed("no `usage` with prompt_tokens and completion_tokens, so it cannot be metered")
         return Reply(text or "", read, written, choice.get("finish_reason") == "length")
 
-    # ---- what to say -------------------------------------------------------------------------------------------
+    # ---- error messages ----------------------------------------------------------------------------------------
 
     def _refusal(self, error: "APIStatusError") -> UserError:
         where, code = self.base_url, error.status_code
@@ -139,7 +139,7 @@ class ProposerServer:
         return self._error("model", f"{where} refuses the request ({said}); name a model that takes it")
 
     def _words(self, body: str) -> str:
-        """The server's own words, on one line and without the key, which some servers repeat."""
+        """The server's own message, on one line and without the key, which some servers repeat."""
         try:
             said: Any = json.loads(body)["error"]
             said = said["message"] if isinstance(said, dict) else said

@@ -1,4 +1,4 @@
-"""What is asked and what is answered: queries, what a policy prepares for each, responses."""
+"""Queries, what a policy prepares per query, and responses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Demo = tuple[str, str]
 
 @dataclass(frozen=True)
 class Query:
-    """A question to a policy: no gold answer travels with it."""
+    """A question to a policy, without the gold answer."""
 
     id: str
     benchmark: str
@@ -24,21 +24,21 @@ class Query:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a policy gives each of N queries before the actor answers it."""
+    """What a policy prepares for N queries before the actor answers them."""
 
     prompts: Sequence[str]
     """N prompts."""
     demos: Sequence[Sequence[Demo]] | None = None
     """N sequences of demonstrations, oldest first; None: no query has any."""
     adapt: "Adapt | None" = None
-    """Adapts the actor per query: `adapt(indices)` is a context in which a batch of the queries is answered."""
+    """Adapts the actor per query: `adapt(indices)` is a context manager in which a batch of queries is answered."""
     actor: "LM | None" = None
-    """The actor as the policy tuned it; None: as it is."""
+    """The actor as tuned by the policy; None: the actor as it is."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """A policy's answer to one query, with the prompt that it was asked under."""
+    """A policy's answer to one query, with the prompt that was used."""
 
     prompt: str
     completion: str
@@ -47,9 +47,9 @@ class Response:
     truncated: bool
     """The completion reached the benchmark's limit of new tokens."""
     cut_tokens: int = 0
-    """Query tokens dropped from its start, because the input did not fit the model's window."""
+    """Tokens dropped from the start of the query, because the input did not fit into the model's window."""
     cut_demos: int = 0
-    """Demonstrations dropped before that, for the same reason."""
+    """Demonstrations dropped before any query tokens, for the same reason."""
 
 
 def to_query(row: Row) -> Query:

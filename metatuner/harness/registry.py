@@ -20,22 +20,22 @@ ENTRY_POINT_GROUP = "metatuner.methods"
 
 @dataclass(frozen=True)
 class Registered:
-    """A method's class and the file it was found in (what its code hash starts from)."""
+    """A method's class and its file. The hash of its code starts from this file."""
 
     cls: type[Method]
     file: Path
     beside: tuple[Path, ...] = ()
-    """Of a method from elsewhere: files of its package or folder that it may import, for the hash of its code."""
+    """For a method from elsewhere: files of its package or folder that it may import. The hash of its code includes them."""
     broken: bool = False
-    """A stand-in for a method whose file does not import: it takes any settings, and its fits fail with the reason."""
+    """A placeholder for a file that does not import. It takes any settings, and its fits fail with the reason."""
 
 
 class Registry:
-    """All methods at hand, by name.
+    """All available methods, by name.
 
-    A file of a user's own that does not import, or whose class is no method, is registered all the same, under its
-    file's name (an entry point under its own), as a method that fails with the author's error: its cells fail, and
-    those of all others go on.
+    A user's file that does not import, or that has no valid method, is still registered, under the file's name. A
+    broken entry point is registered under the entry point's name. Such a method fails with the author's error: its
+    cells fail, and all other cells continue.
     """
 
     def __init__(self, extra_files: Sequence[str | Path] = ()) -> None:
@@ -63,7 +63,7 @@ class Registry:
         self.extra += [found for found in self._found if found not in own]
 
     def _add_point(self, point: EntryPoint) -> None:
-        """Another package's method (`module:Class`), or all methods of a module of it."""
+        """Add a method of another package (`module:Class`), or all methods of one of its modules."""
         try:
             found = point.load()
             classes = _methods_of(found, point.module.split(".")[0]) if isinstance(found, ModuleType) else [found]
@@ -97,15 +97,15 @@ class Registry:
         self._found[cls.name] = Registered(cls, file.resolve(), beside)
 
     def _add_broken(self, name: str, error: "BrokenFile") -> None:
-        """A stand-in for the methods of a file that does not import."""
+        """Add a placeholder for the methods of a file that does not import."""
         if not NAME.fullmatch(name) or name in self._found:
-            raise error  # there is no name to put it under
+            raise error  # no valid and free name to register it under
 
         def fit(self: Method, lab: object) -> Policy:
             raise error
 
         body = {"name": name, "title": name, "family": "vanilla", "reference": name, "fit": fit, "__doc__": str(error)}
-        # Its code is this module's: the file cannot even be parsed, perhaps. Mended, it has a key of its own.
+        # Hash this module instead of the file, which may not even parse. Once repaired, the method has its own key.
         self._found[name] = Registered(type("Broken", (Method,), body), Path(__file__).resolve(), broken=True)
 
     def names(self) -> list[str]:
@@ -119,11 +119,11 @@ class Registry:
 
 
 class BrokenFile(UserError):
-    """A method's file that does not import (the author's error is its cause), or that defines no method."""
+    """A method's file does not import (the author's error is the cause), or defines no method."""
 
 
 def _methods_of(module: ModuleType, package: str) -> list[type[Method]]:
-    """The methods that a module has of its own package: one imported from elsewhere is not its own."""
+    """The methods in a module that its own package defines; methods imported from elsewhere are left out."""
     return [
         value
         for value in vars(module).values()
@@ -135,7 +135,7 @@ def _methods_of(module: ModuleType, package: str) -> list[type[Method]]:
 
 
 def _siblings(file: Path) -> tuple[Path, ...]:
-    """The Python files beside a user's own, of which it imports some by name."""
+    """The Python files in the same folder that a user's file imports by name."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):

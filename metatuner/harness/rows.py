@@ -1,4 +1,4 @@
-"""Rows: the one form in which every benchmark, real or synthetic, reaches methods and evaluation."""
+"""Rows: the common form of all benchmarks, real or synthetic, for methods and evaluation."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -17,15 +17,15 @@ class Row:
     """Unique within the benchmark."""
     benchmark: str
     query: str
-    """What is asked (x), rendered by the benchmark."""
+    """The query (x), rendered by the benchmark."""
     gold: tuple[str, ...]
     """Reference answers in the form the metric compares; the best match counts."""
     target: str
-    """The completion to train on: the rationale where the data has one, then the answer in its extractable form."""
+    """The completion to train on: the rationale if the data has one, then the answer in its extractable form."""
     kind: str
     """Level or type, for breakdowns."""
     group: str
-    """Rows of one group never straddle two splits."""
+    """Rows of one group are never in two splits."""
 
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON object."""
@@ -33,7 +33,7 @@ class Row:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Row":
-        """The row that `to_json` gave; `UserError` if a field is missing or not what it was."""
+        """The row that `to_json` gave; `UserError` if a field is missing or has the wrong type."""
         for field in fields(cls):
             value = record.get(field.name)
             texts = value if field.name == "gold" and isinstance(value, list) and value else [value]
@@ -43,15 +43,15 @@ class Row:
 
 
 def normalise_text(text: str) -> str:
-    """Lower case, white space collapsed: two queries equal under this are one question."""
+    """Lower case, with white space collapsed. Two queries that are then equal are the same question."""
     return " ".join(text.lower().split())
 
 
 def numbered_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The (line number, object) pairs of a JSON Lines file.
 
-    Blank lines are skipped. `UserError` names file and line for bytes that are not UTF-8, broken JSON, a value that is
-    no object, a missing or repeated `id`; and the file if it is absent or has no row.
+    Blank lines are skipped. `UserError` names file and line if bytes are not UTF-8, the JSON is broken, a value is not
+    an object, or an `id` is missing or repeated. It names the file if the file is absent or has no row.
     """
     seen: dict[str, int] = {}
     try:
@@ -94,7 +94,7 @@ def _decode(line: bytes, place: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a split file, in file order; `UserError` as `numbered_objects`, or for a field that is no row's."""
+    """The rows of a split file, in file order; `UserError` as in `numbered_objects`, or if a field is invalid."""
     rows = []
     for number, record in numbered_objects(path):
         try:
@@ -105,5 +105,5 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def rows_to_text(rows: Iterable[Row]) -> str:
-    """JSON Lines of rows, the same bytes for the same rows."""
+    """Rows as JSON Lines; the same rows give the same bytes."""
     return "".join(json.dumps(row.to_json(), ensure_ascii=False, sort_keys=True) + "\n" for row in rows)

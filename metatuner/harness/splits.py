@@ -1,6 +1,7 @@
-"""Splits of a benchmark: `test` and `tune` are fixed, `train` and `dev` are redrawn by each seed from what is left.
+"""Splits of a benchmark: `test` and `tune` are fixed; each seed redraws `train` and `dev` from the rest.
 
-Rows that could leak are left out: no group (the normalised query; in Cosmos QA the context) lies in two splits.
+Rows that could leak are left out: no group is in two splits. A group is the normalised query (in Cosmos QA, the
+context).
 """
 
 import hashlib
@@ -29,7 +30,7 @@ class Splits:
     """Train rows left out of the pool because they share a group with `test` or `tune`."""
 
     def need(self, *, train: int | None, dev: int) -> None:
-        """`UserError` if the pool holds fewer rows than asked (`train` None asks for at least one)."""
+        """`UserError` if the pool has fewer rows than requested (`train` None needs at least one)."""
         _have(self.benchmark, "train and dev", (train or 1) + dev, len(self.pool))
 
     def summary(self) -> str:
@@ -39,7 +40,7 @@ class Splits:
         return counts + (f" (left out: {left_out})" if left_out else "")
 
     def write(self, folder: Path) -> None:
-        """Write pool.jsonl, tune.jsonl, test.jsonl and, last, splits.json: ids, their hash and what was left out."""
+        """Write pool.jsonl, tune.jsonl, test.jsonl and, last, splits.json with ids, their hash and what was left out."""
         splits = {"pool": self.pool, "tune": self.tune, "test": self.test}
         for name, rows in splits.items():
             write_text(folder / f"{name}.jsonl", rows_to_text(rows))
@@ -68,16 +69,16 @@ def draw_splits(
     """Draw the fixed splits; the same seed and rows give the same splits.
 
     Args:
-        benchmark: its id, for messages.
-        train_rows: rows of the official train split; the pool is what is left of them.
+        benchmark: the benchmark's id, for messages.
+        train_rows: rows of the official train split; the pool is what remains of them.
         test_rows: rows that `test` is drawn from.
         tune_rows: rows that `tune` is drawn from; None: the train rows.
-        tune: rows of the tune split.
-        test: rows of the test split; None takes all.
-        seed: of the draw.
+        tune: number of rows in the tune split.
+        test: number of rows in the test split; None takes all.
+        seed: seed of the draw.
 
     Raises:
-        UserError: fewer rows are there than asked.
+        UserError: there are fewer rows than requested.
     """
     rng = random.Random(f"{benchmark} {seed}")
     wanted = len(test_rows) if test is None else test
@@ -102,17 +103,17 @@ def draw_splits(
 def draw_train_dev(
     pool: Path, train: int | None, dev: int, *, seed: int, benchmark: str
 ) -> tuple[list[Row], list[Row]]:
-    """Draw train and dev rows, in random order and no group in both, from a pool that `Splits.write` wrote.
+    """Draw train and dev rows from a pool that `Splits.write` wrote, in random order and with no group in both.
 
     Args:
-        pool: the file of the pool.
-        train: train rows; None takes all that are left.
-        dev: dev rows; drawn first, so that their choice does not depend on `train`.
-        seed: of the draw.
-        benchmark: its id, for messages.
+        pool: the pool's file.
+        train: number of train rows; None takes all that remain.
+        dev: number of dev rows. They are drawn first, so that they do not depend on `train`.
+        seed: seed of the draw.
+        benchmark: the benchmark's id, for messages.
 
     Raises:
-        UserError: the pool holds fewer rows than asked.
+        UserError: the pool has fewer rows than requested.
     """
     rows = read_rows(pool)
     random.Random(seed).shuffle(rows)
@@ -128,11 +129,11 @@ def check_data(benchmark: Benchmark, files: Sequence[Path]) -> Iterator[str]:
     """Load a benchmark's train and test rows, verify every field, and describe them: counts, kinds, hashes.
 
     Args:
-        benchmark: whose rows.
+        benchmark: the benchmark to check.
         files: the local train and test files; empty: the Hugging Face Hub.
 
     Raises:
-        UserError: what is wrong with the first row that is, or why the rows cannot be had.
+        UserError: says what is wrong with the first invalid row, or why the rows cannot be loaded.
     """
     loaded: dict[str, list[Row]] = {}
     for index, split in enumerate(("train", "test")):
@@ -154,7 +155,7 @@ def check_data(benchmark: Benchmark, files: Sequence[Path]) -> Iterator[str]:
 
 
 def hash_ids(rows: Iterable[Row]) -> str:
-    """SHA-256 of the rows' ids, one a line, in order."""
+    """SHA-256 of the rows' ids, one per line, in order."""
     return hashlib.sha256("".join(f"{row.id}\n" for row in rows).encode()).hexdigest()
 
 
@@ -164,7 +165,7 @@ def _hub_place(benchmark: Benchmark, split: str) -> str:
 
 
 def _sample(rows: Sequence[Row], count: int, rng: random.Random) -> list[Row]:
-    """A random sample in the rows' own order."""
+    """A random sample, in the order of `rows`."""
     return [rows[index] for index in sorted(rng.sample(range(len(rows)), count))]
 
 

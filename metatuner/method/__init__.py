@@ -1,6 +1,6 @@
 """MetaTuner (arXiv 2509.24245): a generator that writes, for each query, a prompt and a LoRA adapter for the actor.
 
-This room knows language models (`metatuner.lm`) and nothing of benchmarks: rewards come through a callback.
+This package knows language models (`metatuner.lm`), but no benchmarks: rewards come through a callback.
 """
 
 from importlib import import_module
@@ -27,7 +27,7 @@ __all__ = ["MetaTunerConfig", "WarmUpConfig", *sorted(_FACES)]
 
 
 def __getattr__(name: str) -> Any:
-    # The two configs are read by steps that must not wait for torch; the rest is imported on first use.
+    # Steps that must not wait for torch read the two configs; the rest is imported on first use.
     if name in _FACES:
         return getattr(import_module(f"metatuner.method.{_FACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

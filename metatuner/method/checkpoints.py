@@ -20,7 +20,7 @@ class Checkpoints:
     """The last checkpoint of a phase, in `folder/step-00000040`.
 
     Args:
-        key: what the phase depends on; a checkpoint with another one is refused.
+        key: hash of what the phase depends on; a checkpoint with another key is refused.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -34,12 +34,12 @@ class Checkpoints:
             write_json(temporary / STATE, {"key": self.key, "step": step, "values": values})
             with open(temporary / TENSORS, "rb") as written:
                 os.fsync(written.fileno())
-        for other in self.folder.iterdir():  # older ones, and what a kill left half written
+        for other in self.folder.iterdir():  # older ones, and half-written leftovers of a killed run
             if other != complete:
                 shutil.rmtree(other)
 
     def load(self) -> tuple[int, dict[str, Tensor], Any] | None:
-        """What the last `save` was given, None if there was none; UserError if it belongs to something else."""
+        """What the last `save` was given, None if there was none; `UserError` if its key is another."""
         folders = sorted(self.folder.glob("step-*"))
         if not folders:
             return None

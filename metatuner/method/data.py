@@ -1,4 +1,4 @@
-"""The two data sets of the paper's loss: D1, task pairs, and D2, queries with a prompt to learn."""
+"""The two data sets of the paper's loss: D1 (task pairs) and D2 (queries with a prompt to learn)."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Example:
-    """A row of D1, with the initial prompt it belongs to."""
+    """A row of D1, with its initial prompt."""
 
     prompt: str
     """p~, which the generator rewrites."""
@@ -33,7 +33,7 @@ class Rewrite:
 
 
 def shuffled_batches(rows: Sequence[T], size: int, seed: int) -> Iterator[list[T]]:
-    """Batches without end: pass after pass over the rows, each in a new order; a pass may end in a smaller batch."""
+    """Endless batches: each pass over the rows has a new order, and its last batch may be smaller."""
     order = random.Random(seed)
     while True:
         shuffled = order.sample(list(rows), len(rows))

@@ -1,4 +1,4 @@
-"""The meta encoder: the generator's first layers as a module of their own, and h_i, what they say of a query."""
+"""The meta encoder (the generator's first layers as a separate module) and h_i, its pooled states for a query."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from metatuner.method.tuned import private_copy
 
 
 def decoder_layers(lm: LM) -> nn.ModuleList:
-    """The decoder's layers; UserError for an architecture that does not name them `layers`, with a last `norm`."""
+    """The decoder's layers; `UserError` if the architecture does not name them `layers` or has no last `norm`."""
     layers = getattr(lm.decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not isinstance(getattr(lm.decoder, "norm", None), nn.Module):
         raise UserError(
@@ -26,7 +26,7 @@ def decoder_layers(lm: LM) -> nn.ModuleList:
 
 
 def first_layers(lm: LM, k: int) -> nn.Module:
-    """The decoder's embedding and first k layers as a module of its own that shares their tensors.
+    """The decoder's embedding and first k layers as a separate module that shares their tensors.
 
     It ends before the decoder's last norm, which belongs to the layers above.
     """
@@ -39,9 +39,9 @@ def first_layers(lm: LM, k: int) -> nn.Module:
 
 
 def meta_encoder(lm: LM, k: int, depth: int) -> nn.Module:
-    """The first `depth` layers: what is below k shares the decoder's tensors, what is above are trainable copies.
+    """The first `depth` layers: the first k share the decoder's tensors, the others are trainable copies.
 
-    For k = 0 the embedding is a copy as well.
+    If k = 0, the embedding is a copy as well.
     """
     encoder = first_layers(lm, depth)
     if depth > k:
@@ -61,10 +61,10 @@ def right_padded(lm: LM, rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def pooled(states: Tensor, starts: Tensor, ends: Tensor, how: Literal["mean", "last"]) -> Tensor:
-    """h_i [rows, H] from states [rows, positions, H], of which row i has positions starts[i] to ends[i].
+    """h_i [rows, H] from states [rows, positions, H]; row i has positions starts[i] to ends[i].
 
-    It is scaled to root mean square 1: the scale of inner states differs between models by orders of magnitude, and
-    without this no initial weights or learning rate of the parameter decoder would serve two models.
+    h_i is scaled to root mean square 1. The scale of inner states differs between models by orders of magnitude.
+    Without scaling, no initial weights or learning rate of the parameter decoder would fit two models.
     """
     if how == "last":
         found = states[torch.arange(len(states), device=states.device), ends - 1]
@@ -76,10 +76,10 @@ def pooled(states: Tensor, starts: Tensor, ends: Tensor, how: Literal["mean", "l
 
 
 def captured(layer: nn.Module, rows: Sequence[Sequence[int]], h: Tensor, how: Literal["mean", "last"]) -> Adapt:
-    """For `generate`: takes h_i of each batch from a layer's states while the batch's prefixes are read.
+    """For `generate`: computes h_i of each batch from a layer's states while the batch's prefixes are read.
 
     Args:
-        layer: gives the states.
+        layer: the layer that gives the states.
         rows: token ids of all prefixes, which `generate` pads on the left.
         h: [rows, H], filled in.
         how: see `pooled`.
@@ -88,7 +88,7 @@ def captured(layer: nn.Module, rows: Sequence[Sequence[int]], h: Tensor, how: Li
     @contextmanager
     def capture(batch: list[int]) -> Iterator[Adaptation]:
         def take(module: nn.Module, args: object, states: Tensor) -> None:
-            hook.remove()  # later passes are of new tokens
+            hook.remove()  # later passes read new tokens
             lengths = torch.tensor([len(rows[row]) for row in batch], device=states.device)
             ends = torch.full_like(lengths, states.shape[1])
             h[batch] = pooled(states, states.shape[1] - lengths, ends, how)
@@ -103,7 +103,7 @@ def captured(layer: nn.Module, rows: Sequence[Sequence[int]], h: Tensor, how: Li
 
 
 class _OneRowPerPrompt:
-    """An adaptation that changes nothing; under one, `generate` reads equal prompts in rows of their own."""
+    """An adaptation that changes nothing, but makes `generate` read equal prompts in separate rows."""
 
     def keep(self, rows: Tensor) -> None:
         pass

@@ -1,8 +1,8 @@
 """Straight-through Gumbel-Softmax over prompt tokens (Jang et al. 2017, arXiv 1611.01144).
 
-Argmax of logits plus Gumbel noise is a sample of their softmax. Here the sample comes first, from ordinary batched
-decoding, and the noise is drawn given it: jointly the same distribution (Maddison et al. 2014, arXiv 1411.0030), and
-rounding between decoding and the later forward with gradient cannot make the noise choose another token.
+The argmax of logits plus Gumbel noise is a sample of their softmax. Here the sample comes first, from ordinary batched
+decoding, and the noise is drawn given the sample. The joint distribution is the same (Maddison et al. 2014, arXiv
+1411.0030). Rounding differences between decoding and the later forward pass with gradient cannot then change the token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ from metatuner.errors import UserError
 from metatuner.lm import LM
 
 LEAST_MATCH = 0.5
-"""Share of the generator's tokens that the actor must know under the same name."""
+"""Least share of the generator's tokens that the actor must know under the same name."""
 
 
 def gumbel_noise(logits: Tensor, chosen: Tensor, suppressed: Sequence[int] = (), *, seed: int) -> Tensor:
     """Gumbel noise given that logits + noise is largest at the chosen tokens.
 
-    With normalised logits, the largest perturbed one is a standard Gumbel variable whichever token it is; the others
-    are Gumbel variables truncated at it.
+    With normalised logits, the largest perturbed logit is a standard Gumbel variable, whichever token it belongs to.
+    The others are Gumbel variables truncated at it.
 
     Args:
         logits: [places, vocabulary], without gradient.
@@ -51,8 +51,8 @@ def soft_embeddings(
 ) -> Tensor:
     """What the actor reads for each prompt token, [places, width], differentiable in the logits.
 
-    The mean of the table's rows under softmax((logits + noise) / temperature); with `straight_through` the chosen
-    tokens' rows exactly, with the gradient of that mean.
+    It is the mean of the table's rows under softmax((logits + noise) / temperature). With `straight_through` the values
+    are exactly the chosen tokens' rows, with the gradient of that mean.
 
     Args:
         logits, noise: [places, vocabulary].
@@ -65,7 +65,7 @@ def soft_embeddings(
 
 @contextmanager
 def embedded(lm: LM, rows: Sequence[int], columns: Sequence[int], values: Tensor) -> Iterator[None]:
-    """Inside, the model reads `values` [places, width] as its embeddings at those rows and columns of its input ids."""
+    """A context in which the model reads `values` [places, width] as embeddings at these rows and columns of its ids."""
     device = lm.device
     where = tuple(torch.tensor(index, dtype=torch.long, device=device) for index in (rows, columns))
 
@@ -83,8 +83,9 @@ def embedded(lm: LM, rows: Sequence[int], columns: Sequence[int], values: Tensor
 def prompt_embedding(generator: LM, actor: LM) -> Tensor:
     """The actor's embedding of each token that the generator can write, [generator's logits, actor's width].
 
-    A token that both vocabularies hold has the actor's own embedding of it. Others have the mean embedding of what the
-    actor's tokenizer makes of their text, or zeros if they have none (special tokens, parts of a character).
+    A token in both vocabularies has the actor's own embedding. For any other token, the actor's tokenizer splits the
+    token's text, and the mean embedding of the pieces is used. Tokens without text (special tokens, parts of a
+    character) have zeros.
 
     Raises `UserError` if fewer than half of the generator's tokens are also the actor's.
     """
@@ -111,5 +112,5 @@ def prompt_embedding(generator: LM, actor: LM) -> Tensor:
 
 
 def _vocabulary(lm: LM) -> dict[str, int]:
-    """Tokens by name; the two marks of a leading space (byte-level and SentencePiece tokenizers) are one."""
+    """Tokens by name; the two marks of a leading space (byte-level and SentencePiece tokenizers) become one."""
     return {name.replace("\u2581", "\u0120"): token for name, token in lm.tokenizer.get_vocab().items()}

@@ -26,13 +26,15 @@ from metatuner.method.tuned import (
 
 
 class TunedModel:
-    """For each query x_i: a prompt p_i and LoRA factors (A_i, B_i), under which the actor answers (arXiv 2509.24245).
+    """Makes a prompt p_i and LoRA factors (A_i, B_i) per query x_i; the actor answers under them (arXiv 2509.24245).
 
-    The generator's first k layers (phi_s, the meta encoder) serve both branches: the layers above (phi_p, the prompt
-    decoder) write p_i, the parameter decoder (phi_q) makes the factors from h_i. A tied LM head goes with its
-    embedding, so with phi_s. Layers that only the parameter branch has (h_i read above k, or k = 0) are copies of the
-    generator's; in the paper's terms they belong to phi_q. For k = 0 these have an embedding of their own, and phi_s is
-    empty.
+    Both branches share the generator's first k layers (phi_s, the meta encoder). The layers above (phi_p, the prompt
+    decoder) write p_i. The parameter decoder (phi_q) makes the factors from h_i. A tied LM head belongs to phi_s, like
+    its embedding.
+
+    If h_i is read above layer k, or if k = 0, the parameter branch has layers of its own. They are copies of the
+    generator's layers; in the paper's terms they belong to phi_q. If k = 0, phi_s is empty and these layers have their
+    own embedding.
     """
 
     def __init__(
@@ -46,15 +48,15 @@ class TunedModel:
     ) -> None:
         """
         Args:
-            generator: trained in place, as far as its parameters require gradients (see `tuned.to_train`). What the
-                configuration leaves without a use is frozen.
-            actor: left as it is. It may carry a LoRA of its own (`warm_up_actor`): a merged copy is run, or with
-                `actor: lora` a copy whose LoRA is trained.
+            generator: parameters that require gradients are trained in place (see `tuned.to_train`). Parameters that
+                the configuration does not use are frozen.
+            actor: not changed. It may carry its own LoRA (from `warm_up_actor`). The model runs a copy with this LoRA
+                merged or, with `actor: lora`, a copy with this LoRA trainable.
             max_prompt_tokens: longest prompt p_i, in the generator's tokens.
             seed: draws the parameter decoder's initial weights.
 
         Raises `UserError` for depths that the generator does not have, for target modules or ranks that the actor does
-        not allow, for models on two devices, and for `actor: lora` with an actor that carries none.
+        not allow, for models on two devices, and for `actor: lora` with an actor that carries no LoRA.
         """
         if generator.device != actor.device:
             raise UserError(
@@ -96,7 +98,7 @@ class TunedModel:
         self.upper = upper
         """Names of the generator's trainable parameters above the shared layers."""
         self.frozen_generator = frozen_view(generator, own=upper.__contains__)
-        """phi_s as it is now with phi_p', the copy of phi_p at the last `sync`; no gradient reaches it."""
+        """The current phi_s with phi_p', the copy of phi_p from the last `sync`. It gets no gradient."""
 
     def _parameter_decoder(self, seed: int) -> nn.Module | None:
         config, device = self.config, self.generator.device
@@ -119,10 +121,10 @@ class TunedModel:
 
     @property
     def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """The trainable parameters by the rate they train at.
+        """The trainable parameters, grouped by learning rate.
 
-        phi_s, phi_p and phi_q (the parameter decoder); where there are such, `private`, the layers that only the
-        parameter branch has; with `actor: lora` also `actor`.
+        The groups are phi_s, phi_p and phi_q (the parameter decoder). If the parameter branch has layers of its own,
+        they are the group `private`. With `actor: lora` there is also `actor`.
         """
         named = trainable(self.generator)
         parts = {
@@ -147,12 +149,12 @@ class TunedModel:
     def encode(self, prompts: Sequence[str], queries: Sequence[str]) -> Tensor:
         """h_i, [queries, H]: the meta encoder's states over (p~, x_i), pooled (see `encoder.pooled`).
 
-        Raises `ValueError` if the parameter branch makes nothing from h_i (static, none).
+        Raises `ValueError` if the parameter branch does not use h_i (static, none).
         """
         if self.meta_encoder is None:
             raise ValueError(f"parameter_branch {self.config.parameter_branch} has no meta encoder")
         rows = self._read(prompts, queries)
-        # Padded on the right, where a causal model never looks.
+        # Padded on the right, where a causal model never attends.
         states = self.meta_encoder(input_ids=right_padded(self.generator, rows), use_cache=False).last_hidden_state
         ends = torch.tensor([len(row) for row in rows], device=self.generator.device)
         return pooled(states, torch.zeros_like(ends), ends, self.config.pooling)
@@ -166,11 +168,11 @@ class TunedModel:
         return self.parameter_decoder(self.encode(prompts, queries))
 
     def adapted(self, prompts: Sequence[str], queries: Sequence[str]) -> AbstractContextManager[Adaptation | None]:
-        """The actor under these queries' factors, for batches that hold a row a query in this order."""
+        """A context with the actor under these queries' factors, for batches with one row per query in this order."""
         return self._adapted(self.factors(prompts, queries))
 
     def adapt(self, prompts: Sequence[str], queries: Sequence[str]) -> Adapt:
-        """For `generate` with this model's actor: makes each batch's factors when the batch comes, and applies them."""
+        """For `generate` with this model's actor: makes and applies the factors of each batch when it is decoded."""
         return lambda rows: self.adapted([prompts[row] for row in rows], [queries[row] for row in rows])
 
     def write_prompts(
@@ -195,7 +197,7 @@ class TunedModel:
         )
 
     def write_and_encode(self, prompts: Sequence[str], queries: Sequence[str]) -> tuple[list[str], Tensor]:
-        """p_i of each query, written greedily, and h_i, both from one reading of (p~, x_i).
+        """p_i of each query, written greedily, and h_i, both from one forward pass over (p~, x_i).
 
         Raises `ValueError` if h_i is not a state of the generator's own layers (see `shares_reading`).
         """
@@ -212,11 +214,11 @@ class TunedModel:
 
     @property
     def shares_reading(self) -> bool:
-        """Whether one forward of the generator gives both the prompt's prefix and h_i."""
+        """Whether one forward pass of the generator reads (p~, x_i) for both branches."""
         return self.config.prompt_branch and self.meta_encoder is not None and self.encoder_depth <= self.shared_depth
 
     def prepare(self, prompts: Sequence[str], queries: Sequence[str]) -> tuple[list[str], Adapt]:
-        """What the actor answers under: p_i of each query, and the adaptation for `generate`; `prompts` are p~."""
+        """p_i of each query and the adaptation for `generate`, under which the actor answers; `prompts` are p~."""
         if not self.shares_reading:
             return self.write_prompts(prompts, queries), self.adapt(prompts, queries)
         decoder = cast(nn.Module, self.parameter_decoder)
@@ -230,9 +232,9 @@ class TunedModel:
         return self._answer(prompts, queries, max_new_tokens, stops)[1]
 
     def save(self, folder: Path) -> None:
-        """Write what was trained (safetensors): a file for each of `trained`.
+        """Write the trained tensors (safetensors), one file per entry of `trained`.
 
-        The base models are not written: `load` wants a tuner that was built on the same ones.
+        The base models are not written: `load` needs a tuner that was built on the same base models.
         """
         for name, tensors in self.trained().items():
             save_tensors(tensors, folder / f"{name}.safetensors")
@@ -253,7 +255,7 @@ class TunedModel:
         return written, generate(self.actor, inputs, max_new_tokens=max_new_tokens, stops=stops, adapt=adapt)
 
     def trained(self) -> dict[str, dict[str, Tensor]]:
-        """What training changes, by file and name."""
+        """The tensors that training changes, by file and name."""
         parts: dict[str, dict[str, Tensor]] = {"generator": dict(trainable(self.generator))}
         if self.parameter_decoder is not None:
             parts["parameter_decoder"] = self.parameter_decoder.state_dict()

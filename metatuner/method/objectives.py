@@ -1,5 +1,7 @@
-"""The paper's losses: "supervised regularisation" (the task under both branches, and the prompts that rollouts found),
-and the Gumbel-Softmax variant in its place."""
+"""The paper's losses: the loss with "supervised regularisation", and the Gumbel-Softmax variant in its place.
+
+The loss with supervised regularisation covers the task under both branches and the prompts that rollouts found.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +18,7 @@ from metatuner.method.tuner import MetaTuner
 
 
 class JointLoss(NamedTuple):
-    """Scalars, in nats a token."""
+    """Scalars, in nats per token."""
 
     total: Tensor
     task: Tensor
@@ -24,7 +26,7 @@ class JointLoss(NamedTuple):
 
 
 def task_target(actor: LM, example: Example) -> list[int]:
-    """The target's ids: at most half of the window, the rest is cut off."""
+    """The target's ids, cut off at half of the window."""
     return completion_ids(actor, example.target)[: actor.window // 2]
 
 
@@ -43,8 +45,8 @@ def rewrite_pair(generator: LM, row: Rewrite, max_prompt_tokens: int) -> tuple[l
 def task_loss(tuner: MetaTuner, examples: Sequence[Example], prompts: Sequence[str]) -> Tensor:
     """L(M_{F(p~, x)}(p, x), y) over D1, under `prompts` p that phi_p' wrote before.
 
-    Prompts are text, so no gradient passes through them. Gradient reaches phi_s and phi_q through the LoRA factors, and
-    the actor's own LoRA where that is trained.
+    Prompts are text, so no gradient passes through them. Gradients reach phi_s and phi_q through the LoRA factors, and
+    the actor's own LoRA if it is trained.
     """
     with tuner.adapted([example.prompt for example in examples], [example.query for example in examples]):
         return completion_loss(
@@ -54,14 +56,14 @@ def task_loss(tuner: MetaTuner, examples: Sequence[Example], prompts: Sequence[s
 
 
 def prompt_loss(generator: LM, rewrites: Sequence[Rewrite], max_prompt_tokens: int) -> Tensor:
-    """CE(G(p~, x), p) over D2; gradient reaches phi_s and phi_p."""
+    """CE(G(p~, x), p) over D2; gradients reach phi_s and phi_p."""
     return completion_loss(generator, [rewrite_pair(generator, row, max_prompt_tokens) for row in rewrites])
 
 
 def joint_loss(
     tuner: MetaTuner, examples: Sequence[Example], prompts: Sequence[str], rewrites: Sequence[Rewrite]
 ) -> JointLoss:
-    """MetaTuner-J: the task loss plus alpha times the prompt loss (0 where there are no rewrites)."""
+    """MetaTuner-J: the task loss plus alpha times the prompt loss (0 without rewrites)."""
     task = task_loss(tuner, examples, prompts)
     if not rewrites:
         return JointLoss(task, task, task.new_zeros(()))
@@ -72,19 +74,21 @@ def joint_loss(
 def gumbel_loss(
     tuner: MetaTuner, examples: Sequence[Example], *, temperature: float, seed: int, straight_through: bool = True
 ) -> Tensor:
-    """The task loss under prompts of the live phi, differentiable in them by straight-through Gumbel-Softmax.
+    """The task loss under prompts of the current phi, differentiable by straight-through Gumbel-Softmax.
 
-    The generator samples a prompt for each example at temperature 1. One forward over these prompts gives the logits of
-    each of their tokens; with the Gumbel noise that made each choice, softmax((logits + noise) / temperature) relaxes
-    it (see `gumbel`). The actor reads, in the prompt's place, the embeddings of the sampled tokens, whose gradient is
-    that of the relaxation's mean embedding: it reaches phi_s and phi_p, beside phi_s and phi_q through the factors.
+    The generator samples a prompt for each example at temperature 1. One forward pass over these prompts gives the
+    logits of each token. With the Gumbel noise that made each choice, softmax((logits + noise) / temperature) relaxes
+    the choice (see `gumbel`).
 
-    Not relaxed: how long a prompt is (its end is a choice without gradient), and that later tokens were read after
-    earlier ones. Special tokens inside a prompt are left out, as they are when it passes as text. The prompt's tokens
-    are the generator's: text would be cut into tokens anew by the actor.
+    In the prompt's place, the actor reads the embeddings of the sampled tokens. Their gradient is the gradient of the
+    relaxation's mean embedding. It reaches phi_s and phi_p. Through the factors, gradients reach phi_s and phi_q.
+
+    Two things are not relaxed: the length of a prompt (its end is a choice without gradient), and that later tokens
+    were read after earlier ones. Special tokens inside a prompt are left out, as in a prompt that is passed as text.
+    The prompt keeps the generator's tokens; the actor would split a text into other tokens.
 
     Args:
-        temperature: of the relaxation, above 0; the samples are those of temperature 1 at any.
+        temperature: temperature of the relaxation, above 0. Samples always have temperature 1.
         seed: draws prompts and noise.
         straight_through: False lets the actor read the relaxed embeddings themselves.
 
@@ -130,7 +134,7 @@ def gumbel_loss(
 
 
 def prompt_place(actor: LM, query: str, prompt_tokens: int, reserve: int) -> tuple[list[int], list[int]]:
-    """The ids before and after a prompt of so many tokens, with `reserve` kept for the answer."""
+    """The ids before and after a prompt of `prompt_tokens` tokens; `reserve` tokens are kept for the answer."""
     if prompt_tokens == 0:  # some templates render an empty prompt in another way
         return [], render(actor, "", query, reserve=reserve).ids
     return render_around(actor, query, reserve=reserve + prompt_tokens)

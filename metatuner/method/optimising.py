@@ -28,19 +28,19 @@ T = TypeVar("T")
 Log = Callable[..., None]
 """Receives one event of the training log as keywords (JSON values)."""
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
-"""What torch's allocator on the CPU says; on a GPU there is an error of its own."""
+"""Messages of torch's CPU allocator. On a GPU, torch raises an error type of its own."""
 
 
 @dataclass(frozen=True)
 class Term(Generic[T]):
-    """A term of a step's loss: `weight` times the mean over the completion tokens of `rows` (0 where there are none).
+    """A term of a step's loss: `weight` times the mean over the completion tokens of `rows` (0 without rows).
 
-    Means over tokens, so that parts of a batch are weighted by their tokens to give what the whole batch gives.
+    Parts of a batch are weighted by their tokens, so that together they give the loss of the whole batch.
     """
 
     rows: Sequence[T]
     loss: Callable[[Sequence[T]], Tensor]
-    """The mean of some of the rows, a scalar in nats a token."""
+    """The mean of some of the rows, a scalar in nats per token."""
     tokens: Callable[[T], int]
     """Completion tokens of a row."""
     weight: float = 1.0
@@ -49,8 +49,8 @@ class Term(Generic[T]):
 class Phase(ABC):
     """A phase of training: what is trained, and what is minimised in each step.
 
-    Whatever is drawn at random in a step must derive from the step's number, so that an interrupted phase goes on as
-    if nothing had happened.
+    All random draws of a step must derive from the step's number, so that a resumed phase gives the same result as an
+    uninterrupted one.
     """
 
     name: ClassVar[str]
@@ -59,41 +59,41 @@ class Phase(ABC):
     groups: Mapping[str, tuple[list[nn.Parameter], float]]
     """Name -> (parameters, peak learning rate)."""
     layers: Sequence[nn.Module]
-    """The layers whose activations are computed again where `activation_checkpointing` asks for it."""
+    """With `activation_checkpointing`, the activations of these layers are computed again in the backward pass."""
     lora: PerQueryLoRA | None = None
-    """Per-query LoRA that the loss applies to some of them."""
+    """Per-query LoRA that the loss applies to some of these layers."""
 
     @abstractmethod
     def terms(self, step: int) -> dict[str, Term[Any]]:
-        """The terms whose weighted sum is minimised in a step. Called once a step, in order."""
+        """The terms of a step's loss, which is their weighted sum. Called once per step, in order."""
 
     @abstractmethod
     def identity(self) -> Any:
-        """What the phase depends on beside its configuration and parameters, as JSON values: models, data, seed."""
+        """What the phase depends on besides its configuration and parameters, as JSON values: models, data, seed."""
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        """What a checkpoint must hold beside parameters and optimiser: tensors, and JSON values."""
+        """What a checkpoint must hold besides parameters and optimiser state: tensors and JSON values."""
         return {}, None
 
     def restore(self, tensors: Mapping[str, Tensor], values: Any) -> None:  # noqa: B027
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
 
 
 def optimise(
     phase: Phase, log: Log, *, checkpoints: Path | None = None, accelerator: "Accelerator | None" = None
 ) -> None:
-    """AdamW with a linear warm-up and a cosine to 0, gradients clipped by their common norm; each step is logged.
+    """Run AdamW with a linear warm-up and a cosine to 0, clip gradients by their common norm, and log each step.
 
-    A parameter without a gradient in a step is left as it is: neither momentum nor weight decay moves it.
+    A parameter without a gradient in a step does not change: neither momentum nor weight decay moves it.
 
     Args:
-        checkpoints: where `config.checkpoint_steps` writes, in a folder named after the phase; a phase of which there
-            is a checkpoint goes on from there, bit for bit, if it is given the same start: models, data and seed.
-        accelerator: shares each batch out among its processes, which must hold equal models and be given equal
-            arguments. Losses and gradients are those of one process up to rounding. The first one writes checkpoints.
+        checkpoints: where `config.checkpoint_steps` writes, in a folder named after the phase. A phase with a
+            checkpoint there resumes from it, bit for bit, if it starts from the same models, data and seed.
+        accelerator: splits each batch among its processes, which must have equal models and arguments. Losses and
+            gradients equal those of one process up to rounding. The first process writes checkpoints.
 
     A line of the log has: step, the share of the peak learning rates, the completion tokens of the step, the loss, each
-    term (before its weight) and the gradient norm of each group, before clipping.
+    term (before its weight) and the gradient norm of each group (before clipping).
 
     Raises `UserError` if loss or gradients are not finite, if memory runs out, and for checkpoints of another
     configuration or start.
@@ -151,7 +151,7 @@ def log_of_first(log: Log, accelerator: "Accelerator | None") -> Log:
 
 
 def cosine_with_warm_up(step: int, steps: int, warm_up_share: float) -> float:
-    """The share of the peak learning rate at a step, above 0 from the first one on."""
+    """The share of the peak learning rate at a step; it is above 0 from the first step on."""
     rising = math.ceil(warm_up_share * steps)
     if step < rising:
         return (step + 1) / (rising + 1)
@@ -160,10 +160,10 @@ def cosine_with_warm_up(step: int, steps: int, warm_up_share: float) -> float:
 
 @contextmanager
 def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, what the layers compute for a backward pass is not kept, but computed again in it.
+    """A context in which the layers keep no activations for the backward pass, but compute them again there.
 
-    transformers' own switch acts in training mode only, which would turn dropout on, and takes the cache from what is
-    decoded meanwhile.
+    transformers' own switch works in training mode only, which would turn dropout on. It also disables the cache for
+    decoding in the meantime.
     """
     for layer in layers:
         layer.forward = partial(_recompute, layer.forward)
@@ -183,7 +183,11 @@ def _recompute(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def _backward(
     phase: Phase, terms: Mapping[str, Term[Any]], device: torch.device, processes: int, rank: int
 ) -> tuple[dict[str, float], int]:
-    """Add up the gradients of this process's parts of a step: the losses of these parts, the tokens of all parts."""
+    """Add up the gradients of this process's parts of a step.
+
+    Returns:
+        The losses of these parts, and the tokens of all parts.
+    """
     config, lora = phase.config, phase.lora
     tokens = {name: sum(map(term.tokens, term.rows)) for name, term in terms.items()}
     losses: dict[str, list[Tensor]] = {name: [] for name in terms}
@@ -216,13 +220,13 @@ def _backward(
 def _reduce(parameters: Sequence[nn.Parameter], values: dict[str, float], accelerator: "Accelerator") -> None:
     """Sum losses and gradients over the processes, in place; each holds its share of the whole batch's mean.
 
-    By hand, not by DistributedDataParallel: that hangs on the forward of a wrapped model, which per-query LoRA and the
-    meta encoder go around, and gives each process the same weight, however many tokens it had.
+    DistributedDataParallel does not work here. It needs the forward of a wrapped model, which per-query LoRA and the
+    meta encoder bypass. It also gives each process the same weight, however many tokens it had.
     """
     device = accelerator.device
     sums = accelerator.reduce(torch.tensor(list(values.values()), dtype=torch.float64, device=device))
     values.update(zip(values, sums.tolist(), strict=True))
-    # A process whose part has no rows of a term has no gradient where others have one.
+    # A process without rows of a term may lack gradients that other processes have.
     present = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=device)
     for parameter, count in zip(parameters, accelerator.reduce(present).tolist(), strict=True):
         if count:
@@ -231,7 +235,7 @@ def _reduce(parameters: Sequence[nn.Parameter], values: dict[str, float], accele
 
 
 def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """On the CPU where no parameter has a gradient."""
+    """The common norm of the gradients; it is on the CPU if no parameter has a gradient."""
     return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
@@ -257,7 +261,7 @@ def _of_a_step(config: TrainingConfig) -> tuple[str, str]:
 
 
 def _key(phase: Phase) -> str:
-    """What a checkpoint belongs to; to be taken before the first step, while parameters have their initial values."""
+    """A hash of what a checkpoint belongs to. Call it before the first step: it covers the initial parameters."""
     config = replace(phase.config, checkpoint_steps=0)
     return hash_value([phase.name, phase.steps, asdict(config), digest(_named(phase)), phase.identity()])
 
@@ -269,7 +273,7 @@ def _named(phase: Phase) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _state(phase: Phase, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Any]:
-    """All that a phase needs to go on: tensors, and JSON values."""
+    """All that a phase needs to resume: tensors and JSON values."""
     own, values = phase.state()
     tensors = {f"phase/{name}": tensor for name, tensor in own.items()}
     for name, parameter in _named(phase):
@@ -280,7 +284,7 @@ def _state(phase: Phase, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Te
 
 @torch.no_grad()
 def _resume(phase: Phase, optimizer: torch.optim.Optimizer, saved: Checkpoints) -> int:
-    """Take up the last checkpoint: the number of steps that are done, 0 where there is none."""
+    """Restore the last checkpoint; returns the number of finished steps, 0 if there is no checkpoint."""
     found = saved.load()
     if found is None:
         return 0

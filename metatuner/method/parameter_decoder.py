@@ -26,12 +26,12 @@ class _Part:
 class ParameterDecoder(nn.Module):
     """For each LoRA site and each of its factors, theta_i = W_u ReLU(W_d h_i), reshaped to [rank, width].
 
-    W_d is [bottleneck, H] and W_u, stored transposed, [bottleneck, rank * width], both of the site's factor alone: the
-    faithful reading of F = {W_d^a, W_u^a, W_d^b, W_u^b}, which the paper gives as plain matrices without biases. All
-    W_d are one product; W_u are one batched product for each distinct width.
+    W_d is [bottleneck, H]. W_u is stored transposed, [bottleneck, rank * width]. Each factor of each site has its own
+    W_d and W_u: the faithful reading of F = {W_d^a, W_u^a, W_d^b, W_u^b}, which the paper gives as plain matrices
+    without biases. All W_d are one product; W_u are one batched product per distinct width.
 
-    W_u of the B factors starts at zero, so that Delta W = 0 at step 0; W_u of the A factors so that A has the variance
-    1 / (3 d_in) of a plain LoRA's, given h of root mean square 1.
+    W_u of the B factors starts at zero, so that Delta W = 0 at step 0. W_u of the A factors starts such that A has the
+    variance 1 / (3 d_in) of a plain LoRA, given h of root mean square 1.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class ParameterDecoder(nn.Module):
 
 
 class LayerSharedDecoder(nn.Module):
-    """One W_d and W_u for each kind of module and factor, shared by the layers, which embeddings e_l tell apart.
+    """One W_d and W_u per kind of module and factor, shared by all layers; an embedding e_l identifies each layer.
 
-    theta_i of layer l is U W_u, where U [rank, bottleneck] is ReLU(W_d (h_i + e_l)) reshaped, W_d is
-    [rank * bottleneck, H] and W_u [bottleneck, width]. W_d is applied to h_i and to e_l apart, so that its product is
-    made once a query, not once a query and layer.
+    theta_i of layer l is U W_u. U [rank, bottleneck] is ReLU(W_d (h_i + e_l)), reshaped. W_d is [rank * bottleneck, H]
+    and W_u is [bottleneck, width]. W_d is applied to h_i and to e_l separately, so that its product is computed once
+    per query, not once per query and layer.
 
-    A kind is a module's place inside its layer, such as self_attn.q_proj, and its width, should layers differ.
-    Starts as `ParameterDecoder` does; each entry of e_l has variance 1, as h's have.
+    A kind is a module's place inside its layer, such as self_attn.q_proj, and its width, because layers may differ.
+    Initial weights are as in `ParameterDecoder`; each entry of e_l has variance 1, like the entries of h.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class LayerSharedDecoder(nn.Module):
 
 
 class StaticFactors(nn.Module):
-    """One LoRA for all queries on the same sites, starting as a plain one does: A drawn, B zero."""
+    """One LoRA for all queries on the same sites, initialised like a plain LoRA: A drawn, B zero."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class StaticFactors(nn.Module):
         """[`PerQueryLoRA.flat_size`]."""
 
     def forward(self, queries: int) -> Tensor:
-        """The factors of each of so many queries, [queries, `PerQueryLoRA.flat_size`], not copied."""
+        """The factors for this number of queries, [queries, `PerQueryLoRA.flat_size`], not copied."""
         return self.flat.expand(queries, -1)
 
 

@@ -7,7 +7,7 @@ from metatuner.method.data import draw_seeds
 
 
 def read_rewrite(generator: LM, prompt: str, query: str, max_prompt_tokens: int) -> list[int]:
-    """The ids under which the generator writes the prompt; room is kept for `max_prompt_tokens` more."""
+    """The ids that the generator reads to write the prompt; room is kept for `max_prompt_tokens` more."""
     return render_rewrite(generator, prompt, query, reserve=max_prompt_tokens).ids
 
 
@@ -24,7 +24,7 @@ def write_prompts(
 
     Args:
         prompts: p~ of each query.
-        temperature: 0 writes greedily; above, each query has its own random stream drawn from `seed`.
+        temperature: 0 writes greedily; above 0, each query has its own random stream drawn from `seed`.
     """
     completions = generate(
         generator,

@@ -16,14 +16,14 @@ Reward = Callable[[list[int], list[str]], list[float]]
 
 @dataclass(frozen=True)
 class RolloutStatistics:
-    """How much there was to choose from; all in 0..1."""
+    """How much choice the rollouts gave; all values are in 0..1."""
 
     mean: float
     """Mean reward of all rollouts."""
     best: float
     """Mean over queries of their best rollout's reward."""
     mixed: float
-    """Share of queries whose rollouts were not all rewarded alike."""
+    """Share of queries with rollouts of different rewards."""
     kept: float
     """Share of queries that entered D2."""
 
@@ -37,10 +37,10 @@ def collect_rewrites(
     seed: int,
     log: Callable[..., None],
 ) -> tuple[list[Rewrite], RolloutStatistics | None]:
-    """D2 in the way that `config.d2` names; statistics where rollouts were made.
+    """D2, made in the way that `config.d2` names, and statistics if there were rollouts.
 
-    Rollouts are scored by `reward(indices into examples, prompts)`; `expert` and `initial` never call it. The first m
-    of n rollouts are the same whatever n is. D2 may be empty; the log's event counts its rows.
+    `reward(indices into examples, prompts)` scores the rollouts; `expert` and `initial` never call it. The first m of n
+    rollouts are the same for every n. D2 may be empty; the log's event counts its rows.
     """
     prompts, queries = [example.prompt for example in examples], [example.query for example in examples]
     if config.d2 in ("expert", "initial"):
@@ -95,7 +95,7 @@ def select_best(
         rollouts: [queries][n] rewrites.
         rewards: [queries][n], each 0 to 1.
         above: a query enters D2 if its best reward is above this.
-        seed: draws among equally good rollouts; one sampled twice is twice as likely to be drawn.
+        seed: draws among equally good rollouts; a rewrite sampled twice is twice as likely to be drawn.
     """
     draw = random.Random(seed)
     kept = []
@@ -117,7 +117,7 @@ def select_above(
     *,
     above: float,
 ) -> tuple[list[Rewrite], RolloutStatistics]:
-    """Every distinct rollout of a query whose reward is above a threshold, in the order they were sampled."""
+    """Every distinct rollout with a reward above a threshold, per query and in the order of sampling."""
     kept = [
         Rewrite(prompt, query, text)
         for prompt, query, candidates, scores in zip(prompts, queries, rollouts, rewards, strict=True)

@@ -1,14 +1,14 @@
-"""A tuner as a folder: what was trained (safetensors), and metatuner.json, which says what it was trained on.
+"""A tuner as a folder: trained tensors (safetensors), and metatuner.json, which says what they were trained on.
 
 metatuner.json                  configuration, initial prompt, base models
 generator.safetensors           the generator's trainable parameters (all weights, or its LoRA)
-parameter_decoder.safetensors   W_d and W_u (not without a parameter branch)
+parameter_decoder.safetensors   W_d and W_u (only with a parameter branch)
 meta_encoder.safetensors        layers private to the parameter branch, if any
 actor.safetensors               the actor's warm-up LoRA, if it came with one
-actor_lora.safetensors          in its place with `actor: lora`
+actor_lora.safetensors          in place of actor.safetensors with `actor: lora`
 generator/, actor/              the base models, if included
 
-metatuner.json is the last to be written and the first to be removed: a folder without one is not complete.
+metatuner.json is written last and removed first: a folder without it is not complete.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def save_pretrained(
 
 
 def read_parts(folder: Path, generator: LM | None, actor: LM | None) -> dict[str, Any]:
-    """What `MetaTuner` is built from again, by the names of its arguments; see `MetaTuner.from_pretrained`."""
+    """The arguments to build the `MetaTuner` again, by name; see `MetaTuner.from_pretrained`."""
     state = _read_json(folder)
     config = _config(state["config"], folder)
     generator_base = _base("generator", state["models"]["generator"], folder, generator)
@@ -94,7 +94,7 @@ def read_parts(folder: Path, generator: LM | None, actor: LM | None) -> dict[str
 
 
 def check_config(config: MetaTunerConfig, folder: Path) -> None:
-    """UserError if the folder has a metatuner.json of another configuration."""
+    """Raise `UserError` if the folder's metatuner.json has another configuration."""
     if not (folder / FILE).is_file():
         return
     saved, own = asdict(_config(_read_json(folder)["config"], folder)), asdict(config)
@@ -111,7 +111,7 @@ def export_adapter(tuner: TunedModel, query: str, folder: Path, initial: str, ac
     """See `MetaTuner.export_adapter`.
 
     Scales are multiplied into B, so that lora_alpha is the rank. A linear that only one of the two LoRAs adapts gets
-    zeros for the other: one rank for all is what every reader of PEFT folders knows.
+    zeros for the other one, because every reader of PEFT folders supports one rank for all linears.
     """
     parts: list[dict[str, tuple[Tensor, Tensor]]] = []
     if (factors := tuner.factors([initial], [query])) is not None:
@@ -156,13 +156,13 @@ def export_adapter(tuner: TunedModel, query: str, folder: Path, initial: str, ac
 
 
 def _factors(module: LoRALinear) -> tuple[Tensor, Tensor]:
-    """A, and B with the scale in it."""
+    """A, and B multiplied by the scale."""
     a, b = (cast(nn.Linear, side[ADAPTER]).weight for side in (module.lora_A, module.lora_B))
     return a, module.scaling[ADAPTER] * b
 
 
 def fingerprint(lm: LM) -> str:
-    """SHA-256 of the model's weights with their names, types and shapes; a LoRA added to it does not count."""
+    """SHA-256 of the model's weights with their names, types and shapes; its LoRA, if any, is left out."""
     return digest(sorted(without_lora(lm).model.named_parameters()))
 
 
@@ -180,7 +180,7 @@ def _clear(folder: Path, keep: Collection[Path]) -> None:
 
 
 def _write_base(lm: LM, folder: Path) -> None:
-    """An ordinary model folder, in place of one that may be the very one that the model's memory is mapped from."""
+    """Write an ordinary model folder. It may replace the folder that the model's memory is mapped from."""
     with complete_folder(folder) as temporary:
         lm.model.save_pretrained(temporary)
         lm.tokenizer.save_pretrained(temporary)
@@ -201,13 +201,13 @@ def _described(name: str, lm: LM, included: bool) -> dict[str, Any]:
 
 
 def _base(name: str, state: dict[str, Any], folder: Path, given: LM | None) -> LM:
-    """The base model given or named, if it is the one that was trained on."""
+    """The base model, given or loaded by its saved name; `UserError` if the tuner was trained on another one."""
     spec = state["spec"]
     if given is None:
         if state["included"]:
             spec = spec | {"path": str(folder / name), "revision": None}
         given = load_lm(ModelSpec(**spec))
-    # A generator with all weights trained holds none of its base any more, so it has no fingerprint.
+    # A generator with all weights trained keeps nothing of its base, so it has no fingerprint.
     if state.get("fingerprint") not in (None, fingerprint(given)):
         raise UserError(
             f"{folder}: its {name} was another model than {given.spec.path}: the weights differ in values, names or "

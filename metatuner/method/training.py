@@ -1,4 +1,4 @@
-"""Training: the two warm-ups, and the joint training of both branches. All streams come from integer seeds."""
+"""Training: the two warm-ups, and the joint training of both branches. All random streams come from integer seeds."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ def warm_up_actor(
 ) -> LM:
     """The actor with a LoRA of its own (unmerged), trained on (p, x) -> y.
 
-    p is p~, or a rewrite by the generator sampled anew for each pass (`config.actor_prompts`). For `checkpoints` and
+    p is p~, or the generator's rewrite, sampled anew for each pass (`config.actor_prompts`). For `checkpoints` and
     `accelerator` see `optimising.optimise`.
     """
     phase = _ActorWarmUp(actor, generator, examples, config, seed)
@@ -77,15 +77,15 @@ def train_joint(
     checkpoints: Path | None = None,
     accelerator: "Accelerator | None" = None,
 ) -> None:
-    """Minimise the paper's loss in place, in the way that `tuner.config.objective` names.
+    """Train the tuner in place on the paper's loss, in the way that `tuner.config.objective` names.
 
     Args:
         examples: D1.
-        rewrites: D2; where it is empty, the task loss alone is minimised and phi_p stays as it is.
-        evaluate: called after each `config.evaluate_epochs` passes over D1 (None: each pass) and at the end; what it
-            returns is logged as the dev reward.
-        refresh: collects D2 anew, each `config.d2_refresh_epochs`. It must not depend on how often it was called
-            before: a count of its own would be lost when training is resumed.
+        rewrites: D2. If it is empty, only the task loss is minimised and phi_p does not change.
+        evaluate: called after every `config.evaluate_epochs` passes over D1 (None: every pass) and at the end. Its
+            result is logged as the dev reward.
+        refresh: collects D2 anew, every `config.d2_refresh_epochs` passes. It must not count its earlier calls: the
+            count would be lost when training is resumed.
         checkpoints: see `optimising.optimise`.
         accelerator: see `optimising.optimise`; every process writes all prompts, evaluates and refreshes.
 
@@ -164,7 +164,7 @@ class _GeneratorWarmUp(Phase):
 
 
 class _Joint(Phase):
-    """Turns and steps: a turn is a batch of D1 with one of D2; `joint` makes one step of it, `alternating` two."""
+    """A turn is a batch of D1 with a batch of D2: `joint` makes one step of it, `alternating` makes two."""
 
     name = "joint"
     config: MetaTunerConfig
@@ -205,7 +205,7 @@ class _Joint(Phase):
         self.schedule = schedule(self.turns, config.alternation_steps if alternates else None)
         self.steps = len(self.schedule)
 
-        # Layers private to F train as shared ones do: whether they are shared changes nothing else.
+        # Layers private to F have the rate of shared layers, so that runs differ in the sharing alone.
         rates = dict.fromkeys(("phi_s", "phi_p", "private"), config.generator_learning_rate)
         rates |= {"phi_q": config.hyper_learning_rate, "actor": config.actor_learning_rate}
         self.groups = {name: (group, rates[name]) for name, group in tuner.parameters.items()}
@@ -260,7 +260,7 @@ class _Joint(Phase):
         def loss(rows: Sequence[int]) -> Tensor:
             examples = [self.examples[row] for row in rows]
             if config.objective == "gumbel":
-                # Parts of a batch have noise of their own.
+                # Each part of a batch has its own noise.
                 seed, temperature = self.seeds[turn] + rows[0], gumbel_temperature(turn, self.turns, config)
                 return objectives.gumbel_loss(tuner, examples, temperature=temperature, seed=seed)
             return objectives.task_loss(tuner, examples, [self.prompts[row] for row in rows])
@@ -276,7 +276,7 @@ class _Joint(Phase):
         return Term([self.rewrites[row] for row in rows], loss, self.prompt_tokens, self.config.alpha)
 
     def _take(self, rewrites: Sequence[Rewrite], turn: int) -> None:
-        """Use this D2 from a turn on."""
+        """Use this D2 from this turn on."""
         self.rewrites, self.rewrites_from = list(rewrites), turn
         seed = draw_seeds(self.d2_seed, turn)[-1] if turn else self.d2_seed
         self.rewrite_batches = (
@@ -284,7 +284,7 @@ class _Joint(Phase):
         )
 
     def _write_prompts(self, turn: int) -> None:
-        """The prompts of all rows until the next refresh."""
+        """Write the prompts of all rows until the next refresh."""
         every = self._interval(self.config.refresh_epochs)
         rows = sorted({row for batch in self.batches[turn : turn + every] for row in batch})
         written = self.tuner.write_prompts(
@@ -297,11 +297,11 @@ class _Joint(Phase):
         self.prompts.update(zip(rows, written, strict=True))
 
     def _interval(self, epochs: float | None) -> int:
-        """Turns in so many passes over D1, at least one; 0 for never."""
+        """The turns in `epochs` passes over D1, at least 1; 0 for None (never)."""
         return 0 if epochs is None else max(1, round(epochs * self.per_epoch))
 
     def _frozen_prompt_decoder(self) -> dict[str, Tensor]:
-        """phi_p', where prompts are written."""
+        """phi_p', if prompts are written with it."""
         if not self.writes:
             return {}
         named = self.tuner.frozen_generator.model.named_parameters()
@@ -309,7 +309,7 @@ class _Joint(Phase):
 
 
 def schedule(turns: int, alternation_steps: int | None) -> list[tuple[int, tuple[str, ...]]]:
-    """For each optimiser step its turn, and the terms it takes: both, or blocks of one and then of the other.
+    """The turn and the terms of each optimiser step: both terms, or blocks of one term and then of the other.
 
     >>> schedule(3, 2)
     [(0, ('task',)), (1, ('task',)), (0, ('prompt',)), (1, ('prompt',)), (2, ('task',)), (2, ('prompt',))]
@@ -321,7 +321,7 @@ def schedule(turns: int, alternation_steps: int | None) -> list[tuple[int, tuple
 
 
 def gumbel_temperature(turn: int, turns: int, config: MetaTunerConfig) -> float:
-    """From `gumbel_temperature` in the first turn to `gumbel_final_temperature` in the last one, geometrically."""
+    """Falls geometrically from `gumbel_temperature` in the first turn to `gumbel_final_temperature` in the last."""
     passed = turn / max(1, turns - 1)
     return config.gumbel_temperature * (config.gumbel_final_temperature / config.gumbel_temperature) ** passed
 
@@ -332,13 +332,13 @@ def _batches(rows: int, size: int, seed: int, steps: int) -> list[list[int]]:
 
 
 def _layers(*decoders: nn.Module | None) -> list[nn.Module]:
-    """The layers of those that there are, each once."""
+    """The layers of all decoders that are not None, each layer once."""
     lists = [decoder.get_submodule("layers") for decoder in decoders if decoder is not None]
     return list(dict.fromkeys(layer for layers in lists for layer in layers.children()))
 
 
 def _task_tokens(actor: LM, examples: Sequence[Example]) -> Callable[[int], int]:
-    """The completion tokens of a row of D1 (counted once: they do not depend on the prompt)."""
+    """Counts the completion tokens of a row of D1, once per row: they do not depend on the prompt."""
     return cache(lambda row: len(objectives.task_pair(actor, examples[row].prompt, examples[row])[1]))
 
 
@@ -347,5 +347,5 @@ def _prompt_tokens(generator: LM, max_prompt_tokens: int) -> Callable[[Rewrite],
 
 
 def _models(*lms: LM) -> list[list[str | None]]:
-    """Models by name and by their weights as they are now."""
+    """Name, revision and current weights (digest) of each model."""
     return [[lm.spec.path, lm.spec.revision, digest(lm.model.named_parameters())] for lm in lms]

@@ -20,9 +20,10 @@ ADAPTER = "default"
 
 
 def frozen_view(lm: LM, own: Callable[[str], bool] = lambda name: False) -> LM:
-    """The model in new modules and frozen: parameters that `own` accepts by name are copied, the others share memory.
+    """The model frozen and in new modules: parameters with names that `own` accepts are copied, others share memory.
 
-    Shared tensors follow in-place updates of the original (an optimiser's); layers put into the view do not change it.
+    Shared tensors follow in-place updates of the original, such as an optimiser's. Layers put into the view do not
+    change the original.
     """
     memo: dict[int, object] = {}
     for name, parameter in lm.model.named_parameters():
@@ -32,7 +33,7 @@ def frozen_view(lm: LM, own: Callable[[str], bool] = lambda name: False) -> LM:
 
 
 def private_copy(module: nn.Module) -> nn.Module:
-    """The module anew: trainable parameters are copied and stay trainable, frozen ones share memory."""
+    """A copy of the module: trainable parameters are copied and stay trainable, frozen ones share memory."""
     memo: dict[int, object] = {}
     for parameter in module.parameters():
         values = parameter.detach()
@@ -44,8 +45,8 @@ def private_copy(module: nn.Module) -> nn.Module:
 def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int, scale: float = 2.0) -> LM:
     """A private version of the model to train: all its weights (then copied), or a new LoRA on all its linears.
 
-    `scale` is the factor before B A, lora_alpha / rank in PEFT. A LoRA is at least in float32: steps smaller than a
-    half-precision weight can show would be lost.
+    `scale` is the factor before B A, lora_alpha / rank in PEFT. A LoRA has at least float32 precision, because half
+    precision would lose small steps.
     """
     if what == "full":
         trained = frozen_view(lm, own=lambda name: True)
@@ -65,9 +66,9 @@ def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int, scale:
 
 
 def merged(lm: LM) -> LM:
-    """The model with its LoRA, if any, added to the weights: only the linears that carry one are copied.
+    """The model with its LoRA, if any, added to the weights; only the linears with a LoRA are copied.
 
-    Sums are made in the LoRA's precision and rounded to the weights' own.
+    Sums are computed in the LoRA's precision and rounded to the weights' precision.
     """
     view = frozen_view(lm)
     for name, module in lora_linears(view).items():
@@ -87,7 +88,7 @@ def without_lora(lm: LM) -> LM:
 
 
 def lora_linears(lm: LM) -> dict[str, LoRALinear]:
-    """The linears that carry a LoRA, by the name of the linear in the model without one."""
+    """The linears that carry a LoRA, by their names in the model without it."""
     return {name: module for name, module in lm.model.named_modules() if isinstance(module, LoRALinear)}
 
 

@@ -16,17 +16,17 @@ from metatuner.method.tuned import load_tensors
 
 @dataclass(frozen=True)
 class Answer:
-    """What a tuner gives for a query."""
+    """A tuner's answer to one query."""
 
     prompt: str
     """p_i, under which the actor answered."""
     completion: str
     truncated: bool
-    """The completion reached the limit without an end."""
+    """Whether the completion reached the limit without an end."""
 
 
 class MetaTuner(TunedModel):
-    """For each query its own prompt and LoRA, under which the actor answers (arXiv 2509.24245); see `TunedModel`."""
+    """The actor answers each query under the query's own prompt and LoRA (arXiv 2509.24245); see `TunedModel`."""
 
     def __init__(
         self, generator: LM, actor: LM, config: MetaTunerConfig, *, initial_prompt: str | None = None, **options: Any
@@ -34,7 +34,7 @@ class MetaTuner(TunedModel):
         """
         Args:
             generator, actor, config, options: see `TunedModel`.
-            initial_prompt: p~ of `generate` and `export_adapter`, where none is given.
+            initial_prompt: p~ of `generate` and `export_adapter`, if they get none.
         """
         super().__init__(generator, actor, config, **options)
         self.initial_prompt = initial_prompt
@@ -57,7 +57,7 @@ class MetaTuner(TunedModel):
         ]
 
     def initial(self, prompt: str | None) -> str:
-        """p~: the one given, else `initial_prompt`; UserError if there is neither."""
+        """p~: `prompt` if given, else `initial_prompt`; `UserError` if there is neither."""
         chosen = self.initial_prompt if prompt is None else prompt
         if chosen is None:
             raise UserError("MetaTuner: no initial prompt; give `prompt`, or build the tuner with `initial_prompt`")
@@ -73,9 +73,9 @@ class MetaTuner(TunedModel):
     def save_pretrained(self, folder: Path | str, *, include_base: bool = False) -> None:
         """Write a folder that `from_pretrained` reads: safetensors and metatuner.json; see `saving`.
 
-        The base models are named by path, revision and a fingerprint of their weights; with `include_base` they are
-        written too, as ordinary model folders `generator` and `actor`. An actor whose warm-up LoRA was merged before it
-        was given to MetaTuner is no longer the one at its path: save it with `include_base`.
+        The base models are named by path, revision and a fingerprint of their weights. With `include_base` they are
+        also written, as ordinary model folders `generator` and `actor`. Set `include_base` if the actor's warm-up LoRA
+        was merged before MetaTuner got the actor: it is then no longer the model at its path.
         """
         saving.save_pretrained(self, Path(folder), include_base, self.initial_prompt, self.actor_fingerprint)
 
@@ -84,9 +84,9 @@ class MetaTuner(TunedModel):
         """The tuner that `save_pretrained` wrote.
 
         Args:
-            generator, actor: the base models, if they are at hand; by default loaded from where the folder says.
+            generator, actor: the base models, if they are loaded already; by default, loaded as the folder says.
 
-        Raises `UserError` if the folder or its configuration cannot be read, and for base models of other weights.
+        Raises `UserError` if the folder or its configuration cannot be read, and for base models with other weights.
         """
         tuner = cls(**saving.read_parts(Path(folder), generator, actor))
         tuner.load(Path(folder))
@@ -95,9 +95,9 @@ class MetaTuner(TunedModel):
     def export_adapter(self, query: str, folder: Path | str, *, prompt: str | None = None) -> str:
         """Write the LoRA of one query as a PEFT folder, and return p_i, the prompt that goes with it.
 
-        Where the actor came with its own LoRA (unmerged), the adapter is both and relative to the actor without it:
-        rank r + r of that LoRA. Else it is relative to the actor that this tuner was given. metatuner.json beside it
-        holds p_i and the fingerprint of that base.
+        If the actor came with its own LoRA (unmerged), the adapter combines both and adds their ranks. It is then
+        relative to the actor without any LoRA. Otherwise it is relative to the actor that this tuner was given.
+        metatuner.json beside it holds p_i and the fingerprint of that base model.
 
         Args:
             prompt: p~; by default `initial_prompt`.
@@ -106,5 +106,5 @@ class MetaTuner(TunedModel):
 
     @cached_property
     def actor_fingerprint(self) -> str:
-        """Of the actor that was given, its LoRA left out; see `saving.fingerprint`."""
+        """Fingerprint of the given actor without its LoRA; see `saving.fingerprint`."""
         return saving.fingerprint(self.actor_with_lora)

@@ -1,4 +1,4 @@
-"""The paper's ten claims: what each says, how it is settled, and what judges it on a run."""
+"""The paper's ten claims: what each says, how it is decided, and the function that judges it on a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from metatuner.analysis.claims.runs import Runs
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, and how it is settled."""
+    """What the paper says, and how it is decided."""
 
     number: int
     title: str
@@ -32,11 +32,11 @@ class Claim:
     judge: Callable[[Runs], Judged]
 
     def on(self, runs: Runs) -> Ruling:
-        """The claim on a run."""
+        """Judge the claim on a run."""
         return self.ruling(self.judge(runs), "measured")
 
     def ruling(self, judged: Judged, data: Literal["measured", "published"], test: str | None = None) -> Ruling:
-        """What was judged on a source of data, under the claim's name."""
+        """The ruling on one source of data, with the claim's description."""
         test = self.test if test is None else test
         names = (self.number, self.title, data, self.estimand, test, self.threshold)
         return Ruling(judged.outcome, judged.parts, judged.detail, *names)

@@ -1,4 +1,4 @@
-"""The ten claims, on what was measured. A claim names experiments, never the baselines that happen to be there."""
+"""The ten claims on measured results. A claim names experiments, never single baselines of them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,11 +23,11 @@ from metatuner.files import read_csv
 METATUNER = ("metatuner_i", "metatuner_j")
 WHOLE = Arm("metatuner_j")
 RANGE = 0.05
-"""Of scores in 0..1: how far apart SFT's scores under different prompts are claimed to be."""
+"""Claimed distance between SFT's scores under different prompts, for scores in 0..1."""
 NOT_INFERIOR = -0.01
 """The margin of non-inferiority: one point."""
 HALF = 0.5
-"""Of the time of answering: what writing a query's prompt and parameters is claimed to take less than."""
+"""Writing a query's prompt and parameters is claimed to take less than this share of the time of answering it."""
 
 
 def _missing(detail: str) -> Judged:
@@ -35,13 +35,13 @@ def _missing(detail: str) -> Judged:
 
 
 def _judged(outcome: Outcome, parts: Sequence[Part], *details: str) -> Judged:
-    """With the first hole among the parts."""
+    """The outcome with its parts and details, and the reason for the first part without data."""
     missing = next((part.reason for part in parts if part.contrast is None), "")
     return Judged(outcome, tuple(parts), "; ".join(filter(None, (*details, missing))))
 
 
 def _found(outcome: Outcome) -> str:
-    """An outcome in a few words, for the details of a claim that has several."""
+    """An outcome in a few words, for the details of a claim with several outcomes."""
     if outcome.decisive is None or outcome.decisive.contrast is None:
         return outcome.verdict
     told = outcome.decisive.contrast
@@ -50,7 +50,7 @@ def _found(outcome: Outcome) -> str:
 
 
 PARTS = ("rewriter_sft", "static_lora")
-"""MetaTuner's own parts put together otherwise: arms of an ablation, neither the paper's hybrids nor its baselines."""
+"""MetaTuner's own parts, combined differently: arms of an ablation, neither hybrids nor baselines of the paper."""
 
 
 def _baselines(runs: Runs, experiment: str) -> list[str]:
@@ -58,7 +58,7 @@ def _baselines(runs: Runs, experiment: str) -> list[str]:
 
 
 def _chosen(runs: Runs, experiment: str, tuned_on: tuple[str, ...]) -> tuple[str, str]:
-    """-I or -J, whichever had the higher mean score on tune rows of these benchmarks; and how that was told."""
+    """-I or -J, whichever had the higher mean score on tune rows of these benchmarks; and a remark on the choice."""
     present = [name for name in METATUNER if name in runs.methods(experiment)]
     if len(present) < 2:
         return (present or ["metatuner_j"])[0], ""
@@ -118,7 +118,7 @@ def claim_2(runs: Runs) -> Judged:
 
 
 def claim_3(runs: Runs) -> Judged:
-    """The whole beats each of its ablations on every benchmark."""
+    """The full method beats each of its ablations on every benchmark."""
     if not runs.has("ablation"):
         return _missing("experiment ablation was not run")
     there = runs.variants("ablation", "metatuner_j")
@@ -134,7 +134,7 @@ def claim_3(runs: Runs) -> Judged:
 
 
 def _ablations(runs: Runs, variants: Sequence[str]) -> list[Part]:
-    """The whole over each of these variants on each benchmark."""
+    """Parts that the full method beats each of these variants, on each benchmark."""
     parts = []
     for variant in variants:
         for benchmark in runs.benchmarks("ablation"):
@@ -210,7 +210,7 @@ def claim_6(runs: Runs) -> Judged:
 
 
 def claim_7(runs: Runs) -> Judged:
-    """-J is at least -I on average, within a point."""
+    """-J is at least as good as -I on average, within one point."""
     if not runs.has("main") or not set(METATUNER) <= set(runs.methods("main")):
         return _missing("experiment main has not both -I and -J")
     part = runs.part(
@@ -225,7 +225,7 @@ def claim_7(runs: Runs) -> Judged:
 
 
 def claim_8(runs: Runs) -> Judged:
-    """SFT varies with its prompt by more than 5 points, and its worst falls below the best prompt optimiser."""
+    """SFT varies with its prompt by more than 5 points, and its worst score is below the best prompt optimiser."""
     if not runs.has("sft_prompts"):
         return _missing("experiment sft_prompts was not run")
     benchmarks, variants = runs.benchmarks("sft_prompts"), runs.variants("sft_prompts", "sft")
@@ -278,7 +278,7 @@ def claim_9(runs: Runs) -> Judged:
 
 
 def claim_10(runs: Runs) -> Judged:
-    """Writing a query's prompt and parameters takes less than half of the time of answering it."""
+    """Writing a query's prompt and parameters takes less than half the time of answering it."""
     path = runs.layout.efficiency
     if not path.is_file():
         return _missing(f"no timings: {TIME_AGAIN}")
@@ -295,6 +295,6 @@ def claim_10(runs: Runs) -> Judged:
         verdict = "supported"
     elif any(low > HALF for low, _ in shares):
         verdict = "contradicted"
-    # Numbers of time stay in Table 5 and efficiency.csv: this file is the same in every run.
+    # Times are only in Table 5 and efficiency.csv, so that the claims' files are the same in every run.
     told = "describes this machine and these models, and tests nothing: shares by benchmark are in Table 5"
     return Judged(Outcome(verdict), (), told)

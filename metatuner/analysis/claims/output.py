@@ -23,12 +23,12 @@ PART_COLUMNS = (
     "probability_of_improvement,reason"
 ).split(",")
 SMALLEST_P = 0.0001
-"""Smaller p-values are called smaller than it, and no more."""
+"""Smaller p-values are only reported as smaller than this number."""
 PUBLISHED_WORLD = "paper (7B + 3B), from secondary sources"
 
 
 def claims(config: Config) -> list[Path]:
-    """Judge every claim on the config's results and on published numbers; write the three files, and say where."""
+    """Judge every claim on the config's results and on published numbers; write the files and return their paths."""
     runs, layout = Runs(config), Layout(config)
     experiment = config.main
     measured = [claim.on(runs) for claim in CLAIMS]
@@ -111,10 +111,10 @@ def as_markdown(rulings: Sequence[Ruling], worlds: dict[str, str], world: str, *
     """A page: verdicts at a glance, then each claim.
 
     Args:
-        rulings: of each claim two, measured and published.
-        worlds: what they are about, by kind of data.
+        rulings: two per claim, first measured, then published.
+        worlds: short names of what the rulings are about, by kind of data.
         world: what was measured, at length.
-        searched: some settings are winners of a search.
+        searched: whether some settings are winners of a search.
     """
     lines = ["# Claims", "", f"**Measured: {escape_markdown(world)}**", ""]
     lines += [f"**Published: {PUBLISHED_WORLD}; single numbers, tested as if their test rows were independent.**", ""]
@@ -150,7 +150,7 @@ SEARCHED = (
 
 
 def _decision(outcome: Outcome, *, measured: bool) -> list[str]:
-    """What the verdict hangs on, with p-values and, where undecided, how many queries would tell it."""
+    """What decides the verdict, with p-values and, if it is undecided, how many queries would decide it."""
     lines = []
     if outcome.decisive and (told := outcome.decisive.contrast):
         interval = f"{100 * told.estimate:+.1f} [{100 * told.low:+.1f}, {100 * told.high:+.1f}]"

@@ -34,11 +34,11 @@ class Paper:
 
     @property
     def benchmarks(self) -> list[str]:
-        """In the order of tables."""
+        """The table's benchmarks, in the order of tables."""
         return sorted({benchmark for _, _, benchmark in self.scores}, key=benchmark_rank)
 
     def methods(self, family: str = "") -> list[str]:
-        """Those with a score of their own (of a family)."""
+        """Methods with a score in their default variant, of one family if `family` is given."""
         names = dict.fromkeys(method for method, variant, _ in self.scores if variant == DEFAULT_VARIANT)
         return [name for name in names if not family or Names().family(name) == family]
 
@@ -51,7 +51,7 @@ class Paper:
 
 
 def rulings(paper: Paper) -> list[Ruling]:
-    """Every claim, on published numbers."""
+    """Rulings on every claim, from published numbers."""
     return [_ruling(claim, paper) for claim in CLAIMS]
 
 

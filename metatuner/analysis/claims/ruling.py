@@ -15,27 +15,27 @@ ALPHA = 1 - LEVEL
 
 @dataclass(frozen=True)
 class Part:
-    """One component test of a claim: a difference, claimed to lie above its margin."""
+    """One component test of a claim: a difference that is claimed to lie above its margin."""
 
     name: str
     contrast: Contrast | None
     """None: there are no data for it; `reason` says why."""
     reason: str = ""
     effect: float | None = None
-    """Standardised: Cohen's d_z of paired differences, Cohen's h of published proportions."""
+    """Standardised effect: Cohen's d_z of paired differences, Cohen's h of published proportions."""
     improvement: float | None = None
-    """Probability of improvement; of paired differences alone."""
+    """Probability of improvement; for paired differences only."""
     group: str = ""
-    """Parts of one group stand together in claims that ask for some one thing to beat several."""
+    """Parts of one group belong together, in claims that some one thing beats several others."""
 
     @property
     def holds(self) -> bool:
-        """Whether its own test, at the size `ALPHA`, finds the difference above the margin."""
+        """Whether the part's own test, at size `ALPHA`, finds the difference above the margin."""
         return self.contrast is not None and _two_sided(self.contrast.p_greater) <= ALPHA
 
     @property
     def p(self) -> float:
-        """Two-sided p-value of its test in the claimed direction."""
+        """Two-sided p-value of the part's test in the claimed direction."""
         return 1.0 if self.contrast is None else _two_sided(self.contrast.p_greater)
 
     @property
@@ -46,28 +46,28 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A verdict with what it rests on."""
+    """A verdict with its evidence."""
 
     verdict: Verdict
     decisive: Part | None = None
-    """The part that the verdict hangs on: the weakest link of an every-claim, the strongest of a some-claim."""
+    """The part that decides the verdict: the weakest part for `every`, the strongest for `some`."""
     p_for: float | None = None
-    """Two-sided p-value of the whole claim, corrected as it has to be; None where it is not evaluable."""
+    """Two-sided p-value of the whole claim, with all needed corrections; None if it is not evaluable."""
     p_against: float | None = None
-    """The same of its reverse."""
+    """The same for the reverse of the claim."""
     tests: int = 0
-    """Component tests that the decisive part was taken from."""
+    """Number of component tests that the decisive part was chosen from."""
     reversals: int = 1
-    """How many tests the reverse is corrected for."""
+    """Number of tests that the reverse is corrected for."""
     needed: float | None = None
-    """Test queries at which the decisive part's difference, as estimated, would be told; None: not undecided."""
+    """Test queries needed to detect the decisive part's estimated difference; None unless the verdict is undecided."""
     towards: Verdict | None = None
-    """What that many would then speak for; None: nothing, or they are infinitely many."""
+    """The verdict that so many queries would support; None if there is none, or if `needed` is infinite."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """An outcome with all that was tested for it."""
+    """An outcome with all parts that were tested for it."""
 
     outcome: Outcome
     parts: tuple[Part, ...] = ()
@@ -76,7 +76,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Ruling(Judged):
-    """What became of a claim on one source of data."""
+    """The judgement of a claim on one source of data."""
 
     claim: int = 0
     title: str = ""
@@ -101,7 +101,10 @@ def _told(part: Part) -> Contrast:
 
 
 def _weakness(part: Part) -> tuple[float, float]:
-    """Grows with the evidence lacking for a part; p-values above a half still differ here, two-sided ones do not."""
+    """Sort key that grows as the evidence for a part weakens.
+
+    It uses one-sided p-values, because they still differ above 0.5; two-sided ones do not.
+    """
     return _told(part).p_greater, -_told(part).estimate
 
 
@@ -112,8 +115,8 @@ def _reverse_weakness(part: Part) -> tuple[float, float]:
 def every(parts: Sequence[Part]) -> Outcome:
     """An intersection-union test: every part must hold, each at `ALPHA` (Berger 1982, Technometrics 24:295).
 
-    Contradicted where a part is rejected in the reverse direction after Holm's correction for all parts. A part without
-    data leaves the claim not evaluable, unless another contradicts it.
+    The claim is contradicted if a part is rejected in the reverse direction after Holm's correction for all parts. If a
+    part has no data, the claim is not evaluable, unless another part contradicts it.
     """
     measured = [part for part in parts if part.contrast is not None]
     if not measured:
@@ -135,10 +138,10 @@ def _above(part: Part) -> bool:
 
 
 def _with_needed(outcome: Outcome, towards: Verdict | None, tests: int = 1) -> Outcome:
-    """With the queries at which the decisive part is told, corrected for so many tests.
+    """The outcome with the queries needed to detect the decisive part's difference, corrected for `tests` tests.
 
-    Infinite where nothing is to be expected of more of them: it points nowhere, or it would be told by those at hand
-    if the spread of seeds did not stand against it.
+    The number is infinite if more queries would not help. This is so if the difference supports no verdict, or if the
+    given queries would already detect it but the spread of seeds prevents that.
     """
     if outcome.decisive is None or towards is None:
         return replace(outcome, needed=inf, towards=None)
@@ -149,14 +152,14 @@ def _with_needed(outcome: Outcome, towards: Verdict | None, tests: int = 1) -> O
 
 
 def some(parts: Sequence[Part], against: Sequence[Part] = ()) -> Outcome:
-    """A union of intersections: of some group every part holds.
+    """A union of intersections: every part of some group holds.
 
-    A group's p-value is that of its weakest part; groups are corrected for each other by Holm.
+    A group's p-value is the p-value of its weakest part; Holm's correction is for all groups.
 
     Args:
-        parts: of the claim, each with its group.
-        against: parts of the reverse claim ("none of them": every one of these holds, or of some group of them every
-            one); groups are corrected in the same way. () where the reverse is that every part of `parts` is reversed.
+        parts: parts of the claim, each with its group.
+        against: parts of the reverse claim ("none of them"): all of them hold, or all of some group of them. Groups
+            are corrected in the same way. () if the reverse claim is that every part of `parts` is reversed.
     """
     if not parts or any(part.contrast is None for part in parts):
         return NOT_EVALUABLE
@@ -175,14 +178,14 @@ def some(parts: Sequence[Part], against: Sequence[Part] = ()) -> Outcome:
         return replace(reverse, verdict="contradicted")
     if _above(weakest):
         return _with_needed(found, "supported", groups)
-    # Some part of every group points the other way: more of such data would not lead to the claim.
+    # In every group some part points the other way: more such data would not support the claim.
     return _with_needed(reverse, "contradicted", reversals) if is_reversed else _with_needed(found, None)
 
 
 def _strongest(parts: Sequence[Part]) -> tuple[Part, float, int]:
     """The weakest part of the strongest group, that group's corrected p-value, and the number of groups.
 
-    Groups are ranked before correction, which may leave all of them at 1.
+    Groups are ranked before correction, because corrected p-values may all be 1.
     """
     groups: dict[str, list[Part]] = {}
     for part in parts:
@@ -193,7 +196,7 @@ def _strongest(parts: Sequence[Part]) -> tuple[Part, float, int]:
 
 
 def both(outcomes: Sequence[Outcome]) -> Outcome:
-    """A claim of several claims, all of which must hold; contradicted where one is, corrected for their number."""
+    """A claim made of several claims that must all hold; contradicted if one is, after correction for their number."""
     evaluable = [
         replace(each, p_against=min(1.0, len(outcomes) * each.p_against), reversals=len(outcomes) * each.reversals)
         for each in outcomes
@@ -216,14 +219,14 @@ def _against(outcome: Outcome) -> float:
 
 
 def _lack(outcome: Outcome) -> tuple[bool, bool, float, tuple[float, float]]:
-    """Grows with what an outcome lacks: what more queries would not lead to it, or would lead away, lacks most."""
+    """Sort key that grows as an outcome lacks more; it is largest if more queries would not support the claim."""
     p, part = outcome.p_for, outcome.decisive
     weakness = _weakness(part) if part else (1.0, 0.0)
     return outcome.verdict != "supported", outcome.towards != "supported", 1.0 if p is None else p, weakness
 
 
 def describe_needed(outcome: Outcome) -> str:
-    """How many queries would tell the decisive part's difference, and for which verdict; "" where it is told."""
+    """How many queries would detect the decisive part's difference, and for which verdict; "" if none are needed."""
     if outcome.needed is None or outcome.decisive is None or (told := outcome.decisive.contrast) is None:
         return ""
     if outcome.towards is None:

@@ -1,4 +1,4 @@
-"""Per-query scores of a run's methods, as claims ask for them."""
+"""Per-query scores of a run's methods, as claims need them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from metatuner.files import read_json
 
 @dataclass(frozen=True)
 class Arm:
-    """A method in one variant, with one generator (of methods that use none: whatever it is)."""
+    """A method in one variant, with one generator (ignored for methods that use none)."""
 
     method: str
     variant: str = DEFAULT_VARIANT
     generator: str = ""
-    """"": the experiment's first."""
+    """Name of the generator; "" means the experiment's first."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Answers:
     values: Array
     """(seeds, queries), in 0..1."""
     groups: tuple[str, ...]
-    """(queries,)."""
+    """(queries,) labels."""
 
     @property
     def binary(self) -> bool:
-        """Every score is 0 or 1."""
+        """Whether every score is 0 or 1."""
         return bool(np.isin(self.values, (0.0, 1.0)).all())
 
 
@@ -47,7 +47,7 @@ class Hole(Exception):
 
 
 class Runs:
-    """The run that a config's results folder holds."""
+    """The run in a config's results folder."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.layout, self.names = config, Layout(config), Names.of(config)
@@ -62,7 +62,7 @@ class Runs:
 
     @cached_property
     def searches(self) -> list[dict[str, Any]]:
-        """searches.json; empty where there is none."""
+        """The content of searches.json; empty if there is no such file."""
         path = self.layout.searches
         return list(read_json(path, "run `metatuner scores` again")) if path.is_file() else []
 
@@ -75,7 +75,7 @@ class Runs:
         return sorted(self.config.experiments[experiment].benchmarks, key=benchmark_rank)
 
     def methods(self, experiment: str, family: str = "") -> list[str]:
-        """The experiment's methods (of a family)."""
+        """The experiment's methods, of one family if `family` is given."""
         found = self.config.experiments[experiment].methods
         return [name for name in found if not family or self.names.family(name) == family]
 
@@ -88,7 +88,11 @@ class Runs:
         return benchmark_title(benchmark, self.config.benchmarks[benchmark].source)
 
     def answers(self, experiment: str, arm: Arm, benchmark: str) -> Answers:
-        """An arm's scores; Hole if a seed of it has none."""
+        """An arm's scores on one benchmark.
+
+        Raises:
+            Hole: the arm is not in the experiment, or one of its seeds has no score.
+        """
         generator = arm.generator or self.config.experiments[experiment].generators[0]
         lines = [
             score
@@ -117,7 +121,7 @@ class Runs:
         return {query: answers[query].group for query in sorted(answers)}
 
     def gaps(self, experiment: str, first: Sequence[Arm], second: Sequence[Arm], benchmark: str) -> Gaps:
-        """Per query, the mean score of the first arms less that of the second, on the seeds that all have."""
+        """Per query, the mean score of the first arms minus the mean of the second, on the seeds that all have."""
         answers = [self.answers(experiment, arm, benchmark) for arm in (*first, *second)]
         shared = [seed for seed in answers[0].seeds if all(seed in each.seeds for each in answers)]
         if not shared:

@@ -1,4 +1,4 @@
-"""The figures of a preset, as PNG and PDF: the same bytes from the same files."""
+"""The figures of a preset, as PNG and PDF: equal files give equal bytes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,11 +25,11 @@ SHOWN: dict[str, tuple[str, Maker]] = {
     "figure_5": ("d2", partial(grid_figure, name="figure_5", experiment="d2")),
     "figure_6": ("rollouts", partial(grid_figure, name="figure_6", experiment="rollouts")),
 }
-"""The experiment that each figure shows, and what draws it; `framework.figure_2` draws the paper's other one."""
+"""The experiment that each figure shows, and the function that draws it; `framework.figure_2` draws Figure 2."""
 
 
 def figures_of(config: Config) -> dict[str, Maker]:
-    """What makes each figure of a preset, by name: the paper's, and `figure_EXPERIMENT` for others with an axis."""
+    """The maker of each figure of a preset, by name: the paper's, and `figure_EXPERIMENT` for others with an axis."""
     made = {name: draw for name, (experiment, draw) in SHOWN.items() if experiment in config.experiments}
     for experiment, design in config.experiments.items():
         if design.axis and experiment not in {shown for shown, _ in SHOWN.values()}:

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AXIS_END = 122
-"""Percent: room for the number behind a bar that ends at 100."""
+"""End of the axis in percent, with room for the number after a bar that ends at 100."""
 
 HOLE_LENGTH = 26
-"""Characters a line, of a hole's reason in its bar's place."""
+"""Characters per line of a hole's reason, which is shown in place of the bar."""
 
 
 def figure_main(config: Config) -> list[Path]:
-    """Main results as bars with intervals, a panel per benchmark: `figures/figure_main.{png,pdf}`."""
+    """Draw the main results as bars with intervals, a panel per benchmark: `figures/figure_main.{png,pdf}`."""
     comparison = compare(config, config.main)
     return draw(config, "figure_main", lambda: draw_bars(comparison, describe_world(config, config.main)))
 
@@ -45,7 +45,7 @@ def draw_bars(comparison: Comparison, world: str) -> "Figure":
     note = _note(comparison, world)
     body = 0.30 * len(comparison.methods) + 0.15
     titles = [comparison.names.title(*method) for method in comparison.methods]
-    left = 0.2 + 0.062 * max(map(len, titles))  # inches: a letter of 8 points is about so wide
+    left = 0.2 + 0.062 * max(map(len, titles))  # inches; a letter of 8 points is about 0.062 wide
     top, bottom = 0.66, 0.58 + 0.13 * len(note)
     height = top + body + bottom
     figure = Figure(figsize=(WIDTH, height))
@@ -114,7 +114,7 @@ def _draw_bar(axes: "Axes", place: int, entry: Entry, colour: str) -> None:
 
 
 def _note(comparison: Comparison, world: str) -> list[str]:
-    """What stands under the panels, in lines."""
+    """The note under the panels, as lines."""
     entries = comparison.entries.values()
     conditional = any(entry.mean and entry.mean.conditional for entry in entries)
     return note_lines(

@@ -31,13 +31,13 @@ class Point:
 
     method: str
     flops: float
-    """Of a fit, with what it builds on."""
+    """FLOP of a fit, including what it builds on."""
     score: float
     """0 to 100, averaged over benchmarks."""
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
-    """Points that no other matches at a lower cost, from the cheapest: each scores above all cheaper ones."""
+    """The Pareto front, cheapest point first: each point scores above all cheaper points."""
     front: list[Point] = []
     for point in sorted(points, key=lambda each: (each.flops, -each.score)):
         if not front or point.score > front[-1].score:
@@ -46,7 +46,7 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 
 def figure_cost(config: Config) -> list[Path]:
-    """Score against the cost of fitting: `figures/figure_cost.{png,pdf}`; the paths written."""
+    """Draw score against the cost of fitting: `figures/figure_cost.{png,pdf}`; returns the paths written."""
     comparison, costs = compare(config, config.main), fit_costs(config)
     points = _points(comparison, costs)
     sizes = [entry for entry in comparison.entries.values() if entry.mean]
@@ -60,13 +60,13 @@ def _points(comparison: Comparison, costs: Mapping[str, Sequence[Mapping[str, An
     for method, spent in costs.items():
         entries = [comparison.entries.get(((method, DEFAULT_VARIANT), name)) for name in comparison.benchmarks]
         means = [entry.mean.estimate for entry in entries if entry and entry.mean]
-        if len(means) == len(comparison.benchmarks):  # an average over fewer would be another quantity
+        if len(means) == len(comparison.benchmarks):  # a mean over fewer is another quantity
             found.append(Point(method, mean(float(cost["flops"]) for cost in spent), 100 * mean(means)))
     return found
 
 
 def draw_cost(points: Sequence[Point], seeds: int, names: Names, world: str) -> "Figure":
-    """A point per method; those that cost nothing stand at the left edge, and the front is a staircase."""
+    """Draw one point per method and the front as a staircase; methods that cost nothing are at the left edge."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
@@ -104,7 +104,7 @@ def draw_cost(points: Sequence[Point], seeds: int, names: Names, world: str) -> 
     front = pareto(points)
     axes.step([places[each.method] for each in front], [each.score for each in front], where="post", color=INK, lw=0.8)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")  # a log axis writes its powers as mathematics otherwise, which is off
+    axes.xaxis.set_major_formatter("{x:g}")  # by default a log axis needs mathematical text, which is off
     axes.xaxis.set_minor_formatter(LogFormatter())
     axes.set_xlabel("Cost of fitting (TFLOP, estimated; left edge: none)")
     axes.set_ylabel("Mean score (%)")

@@ -1,4 +1,4 @@
-"""What all figures share: type, colours, size, and files of the same bytes from the same data."""
+"""What all figures share: type, colours, size, and the writing of files (equal data give equal bytes)."""
 
 import io
 import textwrap
@@ -14,7 +14,7 @@ from metatuner.files import write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers; light enough for black interval bars.
+# Okabe and Ito's palette: colour-blind readers can distinguish it, and black interval bars are visible on it.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 FAMILY_COLOURS = {
     "vanilla": "#999999",
@@ -52,25 +52,27 @@ STYLE: Any = {
 }
 
 WIDTH = 7.6
-"""Inches: a page's text width, or a slide."""
+"""Inches: the text width of a page, or of a slide."""
 
 NOTE_LENGTH = 158
-"""Characters of a note in a line of that width."""
+"""Characters per line of a note, at that width."""
 NOTE_HEIGHT = 0.13
-"""Inches a line of it."""
+"""Inches per line of a note."""
 
 
 def printable(text: str, length: int | None = None) -> str:
-    """A text that is not the project's own, on one line: control and format characters are blanks (a PDF's fonts have
-    no glyph for them), and what is longer than `length` characters is cut."""
+    """A text that is not the project's own, on one line and cut to `length` characters.
+
+    Control and format characters become blanks, because a PDF's fonts have no glyph for them.
+    """
     words = " ".join("".join(each if each.isprintable() else " " for each in text).split())
     return words if length is None or len(words) <= length else words[: length - 1] + "…"
 
 
 def draw(config: Config, name: str, make: Callable[[], "Figure"]) -> list[Path]:
-    """Make a figure in the project's style, whatever the user's own is, and save it as `figures/NAME.{png,pdf}`.
+    """Make a figure in the project's style, not the user's own, and save it as `figures/NAME.{png,pdf}`.
 
-    PNG has 200 dpi. The files hold no date and no version of the library: equal data, equal bytes.
+    The PNG has 200 dpi. The files hold no date and no library version, so equal data give equal bytes.
     """
     import matplotlib
 
@@ -90,7 +92,7 @@ def draw(config: Config, name: str, make: Callable[[], "Figure"]) -> list[Path]:
 
 
 def note_lines(text: str, width: float = WIDTH) -> list[str]:
-    """A note as the lines that fit under a figure of so many inches."""
+    """Split a note into lines that fit under a figure of `width` inches."""
     return textwrap.wrap(text, int(NOTE_LENGTH * width / WIDTH))
 
 
@@ -103,7 +105,7 @@ def write_note(figure: "Figure", lines: list[str]) -> None:
 
 
 def whiskers(entries: Collection[Entry]) -> str:
-    """What the intervals of means are over, as a caption says it."""
+    """What the intervals of means are over, in the words of a caption."""
     conditional = any(entry.mean and entry.mean.conditional for entry in entries)
     single = max((len(entry.seeds) for entry in entries), default=0) == 1
     over = "" if conditional else " and seeds"

@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vP<>X"
 FAMILIES = {"prompt": COLOURS[0], "parameter": COLOURS[1]}
-"""The two families that the left side sets against each other, with their colours."""
+"""The two families that the left side compares, with their colours."""
 SPREAD = 0.36
-"""How far from its benchmark's place on the axis the outermost point stands, where benchmarks are 1 apart."""
+"""Distance of the outermost point from its benchmark's place on the axis; benchmarks are 1 apart."""
 HEIGHT = 2.5
-"""Inches of the panels."""
+"""Height of the panels, in inches."""
 
 
 def figure_1(config: Config) -> list[Path]:
-    """`figures/figure_1.{png,pdf}`: its right side is there where the config has the experiment `sft_prompts`."""
+    """Draw `figures/figure_1.{png,pdf}`; it has a right side if the config has the experiment `sft_prompts`."""
     left = compare(config, config.main)
     right = compare(config, "sft_prompts") if "sft_prompts" in config.experiments else None
     return draw(config, "figure_1", lambda: draw_families(left, right, describe_world(config, config.main)))
 
 
 def draw_families(left: Comparison, right: Comparison | None, world: str) -> "Figure":
-    """Benchmarks along the axis; methods side by side, told apart by shape, families by colour."""
+    """Draw benchmarks along the axis and methods side by side; shapes show methods, colours show families."""
     from matplotlib.figure import Figure
 
     shown = [method for method in left.methods if left.names.family(method[0]) in FAMILIES]
@@ -112,7 +112,7 @@ def _draw_points(
 
 
 def best_prompt_optimiser(main: Comparison, benchmark: str) -> Entry | None:
-    """The prompt method with the highest mean on a benchmark; None where none has a result."""
+    """The prompt method with the highest mean on a benchmark; None if none has a result."""
     found = [
         entry
         for entry in main.of(benchmark)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHARED, PROMPT, PARAMETER, FROZEN = "#cfe3f2", "#f9dcc4", "#cdebe0", "#e8e8e8"
-"""Fills of what both branches share, of each branch, and of what is not trained; told apart by place and name too."""
+"""Fill colours of what both branches share, of each branch, and of what is not trained; labels name them too."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,20 @@ class Design:
     """What the drawing shows."""
 
     settings: Mapping[str, Any]
-    """MetaTuner's, complete (`MetaTunerConfig` as a mapping)."""
+    """MetaTuner's complete settings (`MetaTunerConfig` as a mapping)."""
     generator: str
     actor: str
     layers: int | None
-    """K of the generator; None: not known without loading it."""
+    """K of the generator; None if it is not known without loading the generator."""
 
 
 def figure_2(config: Config, design: Design) -> list[Path]:
-    """The framework, as `figures/figure_2.{png,pdf}`; the paths written. Nothing in it is measured."""
+    """Draw the framework as `figures/figure_2.{png,pdf}`; returns the paths written. Nothing in it is measured."""
     return draw(config, "figure_2", lambda: draw_framework(design, config.preset))
 
 
 def draw_framework(design: Design, preset: str) -> "Figure":
-    """Boxes from the query on the left to the answer on the right, the prompt branch above the parameter branch."""
+    """Draw boxes from the query (left) to the answer (right), with the prompt branch above the parameter branch."""
     from matplotlib.figure import Figure
 
     settings = design.settings
@@ -97,7 +97,7 @@ def draw_framework(design: Design, preset: str) -> "Figure":
 
 
 def _depths(design: Design) -> tuple[str, str, str]:
-    """What of the generator's layers the meta encoder, the parameter branch alone and the prompt decoder hold."""
+    """The generator layers that the meta encoder, the parameter branch alone and the prompt decoder hold, as text."""
     share, total, depth = design.settings["shared_layers"], design.layers, design.settings["encoder_layers"]
     if total is None:
         named = value_title("shared_layers", share)

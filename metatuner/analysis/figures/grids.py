@@ -1,4 +1,4 @@
-"""Figures of experiments whose variants differ in one setting: a score for each value, with its interval."""
+"""Figures of experiments with variants that differ in one setting: a score for each value, with its interval."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NARROWEST, PANEL, PANEL_HEIGHT = 5.2, 2.3, 1.75
-"""Inches: a figure's least width, a panel's width where there are few, a panel's height."""
+"""Inches: a figure's minimum width, a panel's width if there are few panels, a panel's height."""
 
 CONTROL = 1.0
 """The depth at which h_i is read in the control of the sharing experiment, as a share of K."""
@@ -36,12 +36,12 @@ CAVEATS = {
     "regularisation": "Prompts in training: with supervised regularisation written at prompt_temperature, with "
     "Gumbel-Softmax sampled in each step at 1; the two task losses, and numbers of steps, are not alike.",
 }
-"""What a reader of an experiment's figure must know beside its numbers."""
+"""What a reader of an experiment's figure must know besides its numbers."""
 
 MARKERS = "osD^vP"
 
 DODGE = 0.12
-"""Distance of two series at one value, where values are 1 apart."""
+"""Distance between two series at one value; values are 1 apart."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Series:
 
 
 def grid_figure(config: Config, name: str, experiment: str) -> list[Path]:
-    """Scores by the value of the experiment's axis: `figures/NAME.{png,pdf}`; the paths written."""
+    """Draw scores by the value of the experiment's axis: `figures/NAME.{png,pdf}`; returns the paths written."""
     comparisons = _comparisons(config, experiment)
     return draw(config, name, lambda: draw_grid(config, experiment, comparisons))
 
 
 def figure_4(config: Config) -> list[Path]:
-    """Supervised regularisation and Gumbel-Softmax: scores and training curves, as `figures/figure_4.{png,pdf}`."""
+    """Draw scores and training curves of supervised regularisation and Gumbel-Softmax: `figures/figure_4.{png,pdf}`."""
     comparisons, curves = _comparisons(config, "regularisation"), read_curves(config, "regularisation")
     return draw(config, "figure_4", lambda: draw_objectives(config, "regularisation", comparisons, curves))
 
@@ -72,7 +72,7 @@ def _comparisons(config: Config, experiment: str) -> list[Comparison]:
 
 
 def draw_grid(config: Config, experiment: str, comparisons: Sequence[Comparison]) -> "Figure":
-    """A panel a benchmark and generator; numbers on the axis are joined by lines, other values stand apart."""
+    """Draw one panel per benchmark and generator; lines join points only if the values on the axis are numbers."""
     design = config.experiments[experiment]
     setting, points = str(design.axis), design.points
     values = list(dict.fromkeys(points.values()))
@@ -98,7 +98,7 @@ def draw_grid(config: Config, experiment: str, comparisons: Sequence[Comparison]
 
 
 def _series(config: Config, experiment: str, comparisons: Sequence[Comparison], values: Sequence[Any]) -> list[Series]:
-    """One series for each way in which variants differ beside the axis, in the order of the config."""
+    """One series for each way in which variants differ besides the axis, in the order of the config."""
     design = config.experiments[experiment]
     found: dict[str, dict[tuple[str, str], dict[int, Entry]]] = {}
     for (method, variant), value in design.points.items():
@@ -113,11 +113,11 @@ def _series(config: Config, experiment: str, comparisons: Sequence[Comparison], 
 
 
 def _series_titles(config: Config, experiment: str, method: str, variant: str) -> list[str]:
-    """What a variant is beside its place on the axis: usually one thing."""
+    """Titles of the series that a variant belongs to: usually one."""
     design = config.experiments[experiment]
     over = design.variants[method][variant]
     if design.axis == "shared_layers":
-        # With the control's depth shared, following k and the fixed depth are one.
+        # If sharing ends at the control's depth, the depth that follows k and the fixed depth are the same.
         share, depth = over["shared_layers"], over.get("encoder_layers")
         follows, fixed = depth is None, depth == CONTROL or (depth is None and share == CONTROL)
         return ["h read where sharing ends"] * follows + ["control: h read at K"] * fixed
@@ -130,7 +130,7 @@ def _series_titles(config: Config, experiment: str, method: str, variant: str) -
 # ---- two objectives ------------------------------------------------------------------------------------------------
 
 OBJECTIVES = {"default": "Supervised\nregularisation", "gumbel": "Gumbel-\nSoftmax"}
-"""The variants of the experiment in print."""
+"""Names in print of the experiment's variants."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,10 @@ class Curve:
 
 
 def read_curves(config: Config, experiment: str) -> list[Curve]:
-    """The training curves of an experiment's fits with its first generator; those without a log at hand are left out.
+    """The training curves of an experiment's fits with its first generator; fits without a log are left out.
 
     Raises:
-        UserError: a log has a line that is no JSON.
+        UserError: a log has a line that is not JSON.
     """
     layout = Layout(config)
     generator = config.experiments[experiment].generators[0]
@@ -164,7 +164,7 @@ def read_curves(config: Config, experiment: str) -> list[Curve]:
 
 
 def _task_losses(log: Path) -> list[float]:
-    """The task term of each step that has one; where nothing else is minimised, the loss is the task's."""
+    """The task term of each step that has one; if nothing else is minimised, the task term is the loss."""
     losses = []
     for event in read_lines(log, "remove the fit, run it again"):
         loss = event.get("task", event.get("loss") if "prompt" not in event else None)
@@ -176,7 +176,7 @@ def _task_losses(log: Path) -> list[float]:
 def draw_objectives(
     config: Config, experiment: str, comparisons: Sequence[Comparison], curves: Sequence[Curve]
 ) -> "Figure":
-    """Scores above, the training curves of the same fits below."""
+    """Draw scores above, and the training curves of the same fits below."""
     comparison = comparisons[0]
     labels = [OBJECTIVES.get(variant, variant) for _, variant in comparison.methods]
     note = _note(
@@ -231,9 +231,10 @@ def _draw_curves(axes: "Axes", curves: Sequence[Curve], place: int) -> None:
 def _panels(
     comparisons: Sequence[Comparison], legend: bool, note: int, ticks: float, below: bool = False
 ) -> tuple["Figure", dict[tuple[str, str], "Axes"]]:
-    """A figure, and its panels by (generator, benchmark): generators down the page, or across it for one benchmark.
+    """A figure, and its panels by (generator, benchmark).
 
-    `note` lines stand under the panels, tick labels take `ticks` inches; `below` adds a row of panels.
+    Generators go down the page, or across it if there is one benchmark. `note` is the number of lines under the panels.
+    Tick labels take `ticks` inches. `below` adds a row of panels.
     """
     from matplotlib.figure import Figure
 
@@ -241,7 +242,7 @@ def _panels(
     columns, width = _shape(comparisons)
     rows = -(-len(keys) // columns) + below
     top, bottom, gap = 0.5 + 0.24 * legend, 0.38 + ticks + NOTE_HEIGHT * note, (0.2 if below else 0.62) + ticks
-    bottom += (0.15 - ticks) * below  # a line of tick labels, whatever is above
+    bottom += (0.15 - ticks) * below  # one line of tick labels, whatever is above
     height = top + rows * PANEL_HEIGHT + (rows - 1) * gap + bottom
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -287,7 +288,7 @@ def _draw_points(
 
 
 def _draw_entry(axes: "Axes", x: float, entry: Entry, index: int) -> None:
-    """A mean with its interval; what has no result says so."""
+    """Draw a mean with its interval, or "no result"."""
     if entry.mean is None:
         axes.text(x, 0.04, "no result", transform=axes.get_xaxis_transform(), rotation=90, fontsize=6, ha="center")
         return
@@ -312,7 +313,7 @@ def _finish(
     comparisons: Sequence[Comparison],
     note: list[str],
 ) -> None:
-    """Titles, sizes, units, a legend where there is something to tell apart, and the note."""
+    """Add titles, sizes, units, the note, and a legend if there are several series."""
     by_generator = {each.generator: each for each in comparisons}
     for (generator, benchmark), axes in panels.items():
         comparison = by_generator[generator]

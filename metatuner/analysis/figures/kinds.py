@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KIND_LENGTH = 24
-"""Characters of a kind under a panel."""
+"""Maximum characters of a kind's name under a panel."""
 MOST_KINDS = 8
-"""Kinds of one benchmark that a panel shows, the most frequent; the table has all."""
+"""Maximum kinds in a panel, the most frequent of the benchmark; the table has all kinds."""
 
 
 def figure_kinds(config: Config) -> list[Path]:
-    """`figures/figure_kinds.{png,pdf}`: a panel per benchmark, methods by kinds, each field with its mean."""
+    """Draw `figures/figure_kinds.{png,pdf}`: a panel per benchmark, methods by kinds, each field with its mean."""
     found, names = by_kind(config), Names.of(config)
     titles = {name: benchmark_title(name, config.benchmarks[name].source) for name in config.benchmarks}
     world = describe_world(config, config.main)
@@ -29,7 +29,7 @@ def figure_kinds(config: Config) -> list[Path]:
 
 
 def draw_kinds(found: Sequence[ByKind], titles: Mapping[str, str], names: Names, world: str) -> "Figure":
-    """Fields as dark as their mean is high, with the mean in print; n under each kind."""
+    """Draw fields that are darker for a higher mean, with the mean in print; n is under each kind."""
     from matplotlib.figure import Figure
 
     methods = sorted(dict.fromkeys(one.method for one in found), key=names.rank)

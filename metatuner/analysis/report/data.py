@@ -1,4 +1,4 @@
-"""What the report's browser shows, as compact JSON: each text once, each benchmark on its own, compressed."""
+"""Data for the report's browser, as compressed JSON: each text once, each benchmark on its own."""
 
 import base64
 import json
@@ -14,20 +14,21 @@ from metatuner.errors import UserError
 from metatuner.files import read_json, read_lines
 
 POINTS = 200
-"""Points of a training curve, at most; longer ones are thinned."""
+"""Maximum points of a training curve; longer curves are thinned."""
 
 
 def packed(value: Any) -> str:
-    """JSON, deflated, in base64: equal values give equal bytes, and nothing in it could be taken for markup.
+    """Encode a value as deflated JSON in base64: equal values give equal bytes, and nothing can be read as markup.
 
-    Numbers that no browser reads (a diverged loss) become "NaN", "Infinity", "-Infinity"; a lone surrogate its escape.
+    Numbers that no browser reads (such as a diverged loss) become "NaN", "Infinity" or "-Infinity". A lone surrogate
+    becomes its escape.
     """
     text = json.dumps(readable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
     return base64.b64encode(zlib.compress(text.encode(errors="backslashreplace"), 9)).decode()
 
 
 def readable(value: Any) -> Any:
-    """The value with words for numbers that JSON (RFC 8259, section 6) lacks."""
+    """The value, with strings in place of numbers that JSON lacks (RFC 8259, section 6)."""
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
     if isinstance(value, Mapping):
@@ -40,10 +41,15 @@ def readable(value: Any) -> Any:
 def browser(config: Config) -> dict[str, dict[str, Any]]:
     """The main experiment's predictions by benchmark.
 
-    Each benchmark: `title`, `ids`, `kinds`, `queries` and `golds` by row; `texts`, every distinct prompt, completion
-    and extracted answer; `cells`, each with `method`, `seed`, `key` and, by row, `prompt`, `completion`, `extracted`
-    (indices of texts; -1 for none) and `score`; `holes`, what has no result, with `method`, `seed`, `status` and
-    `reason`; `methods`, in the order of tables.
+    Each benchmark has:
+
+    - `title`.
+    - `ids`, `kinds`, `queries` and `golds`: by row.
+    - `texts`: every distinct prompt, completion and extracted answer.
+    - `cells`: each with `method`, `seed`, `key` and, by row, `prompt`, `completion`, `extracted` (indices into `texts`;
+      -1 for none) and `score`.
+    - `holes`: cells without a result, with `method`, `seed`, `status` and `reason`.
+    - `methods`: in the order of tables.
     """
     layout, names = Layout(config), Names.of(config)
     by_benchmark: dict[str, list[Score]] = {}
@@ -89,7 +95,7 @@ def browser(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def main_scores(config: Config, *, complete: bool = True) -> list[Score]:
-    """The cells of the main experiment, each once; if `complete`, those that have a score."""
+    """The cells of the main experiment, each once; if `complete`, only cells with a score."""
     if "main" not in config.experiments:
         return []
     generator = config.experiments[config.main].generators[0]
@@ -105,7 +111,7 @@ def main_scores(config: Config, *, complete: bool = True) -> list[Score]:
 
 
 def cells(config: Config) -> list[dict[str, Any]]:
-    """Every cell of every experiment: where it stands, its score or the reason it has none, settings, cost, curves."""
+    """Every cell of every experiment: its identity, its score or why it has none, its settings, cost and curves."""
     layout, names = Layout(config), Names.of(config)
     settings = {
         (row["experiment"], row["method"], row["variant"], row["benchmark"]): (row["tuned"], row["settings"])
@@ -140,7 +146,7 @@ def cells(config: Config) -> list[dict[str, Any]]:
 
 
 def _made(layout: Layout, cell: str) -> dict[str, Any]:
-    """Costs and curves of a complete cell, as far as its files are there."""
+    """Costs and curves of a complete cell, as far as its files exist."""
     folder = layout.cell(cell)
     told: dict[str, Any] = {}
     if (folder / "cost.json").is_file():
@@ -156,7 +162,7 @@ def _made(layout: Layout, cell: str) -> dict[str, Any]:
 
 
 def _curves(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Numbers of repeated events as series, by event and name; other events as they are."""
+    """Numbers of repeated events as series, by event and name; other events unchanged."""
     series: dict[str, list[float]] = {}
     others: list[Mapping[str, Any]] = []
     counts: dict[str, int] = {}
@@ -175,14 +181,14 @@ def _curves(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def thinned(values: list[float]) -> list[float]:
-    """At most `POINTS` values, evenly chosen, the last among them."""
+    """At most `POINTS` values, evenly spaced, including the last."""
     if len(values) <= POINTS:
         return values
     return [values[round(index * (len(values) - 1) / (POINTS - 1))] for index in range(POINTS)]
 
 
 def costs(config: Config) -> list[list[str]]:
-    """Of each method: fits, and means per fit of what it used, with what it builds on; then per test query."""
+    """Per method: the number of fits, costs per fit including what a fit builds on, and time per test query."""
     layout, names = Layout(config), Names.of(config)
     fits: dict[str, list[dict[str, Any]]] = {}
     queries: dict[str, list[float]] = {}

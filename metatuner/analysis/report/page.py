@@ -1,4 +1,4 @@
-"""The report's page: what the template shows. Scripts and styles are allowed by their hashes alone."""
+"""The report's page: what the template shows. Only scripts and styles with known hashes are allowed."""
 
 import base64
 import hashlib
@@ -37,7 +37,7 @@ CLAIM_HEADER = ("claim", "title", "data", "verdict", "part", "estimate", "p_for"
 
 
 def report(config: Config) -> Path:
-    """Write `report.html` from the files of the results folder; its path.
+    """Write `report.html` from the files of the results folder and return its path.
 
     Raises:
         UserError: a table, figure or cell that it shows is missing.
@@ -109,7 +109,7 @@ def _has_searches(layout: Layout) -> bool:
 
 
 def _claims(layout: Layout) -> dict[str, Any] | None:
-    """The claims' lines; None where they were not judged."""
+    """The claims' lines; None if the claims were not judged."""
     if not layout.claims("csv").is_file():
         return None
     rows = _csv(layout.claims("csv"))
@@ -130,7 +130,7 @@ def _claim(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _tables(layout: Layout, names: Iterable[str]) -> list[tuple[str, Any]]:
-    """(name of the file, table as JSON values), as the tables' own JSON files have them."""
+    """Pairs of a file's name and a table as JSON values, from the tables' own JSON files."""
     return [(name, shown) for name in names for shown in read_json(layout.table(name, "json"), RERUN)]
 
 
@@ -143,7 +143,7 @@ def _figure(layout: Layout, name: str) -> dict[str, str]:
 
 
 def _nano(layout: Layout) -> dict[str, Any] | None:
-    """The nano world's bars; None where the preset has no such world."""
+    """The nano world's bars; None if the preset has no such world."""
     path = layout.root / "world.json"
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""An experiment's methods side by side, for tables and figures: means with intervals, each paired with the best."""
+"""Compare an experiment's methods, for tables and figures: means with intervals, and paired differences to the best."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,24 +27,24 @@ MethodId = tuple[str, str]
 """Method and variant."""
 
 ROUNDING = 0.00011
-"""Points by which a score of scores.csv may differ from the mean of its cell's predictions: four decimals each."""
+"""Points by which a score in scores.csv may differ from the mean of its cell's predictions: both have four decimals."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one method, in one variant, reached on one benchmark. Scores are in 0..1."""
+    """The result of one method, in one variant, on one benchmark. Scores are in 0..1."""
 
     method: str
     variant: str
     benchmark: str
     metric: str
-    """The benchmark's primary metric; "" where no method has a result."""
+    """The benchmark's primary metric; "" if no method has a result."""
     seeds: tuple[int, ...]
     """Seeds with a result."""
     n: int
-    """Test rows a seed."""
+    """Test rows per seed."""
     groups: int
-    """Groups these come in: as many as rows where each stands alone, fewer where some share a context."""
+    """Number of groups of test rows: one per row if all are independent, fewer if some rows share a context."""
     mean: Interval | None
     """None: no seed has a result."""
     seed_sd: float | None
@@ -52,20 +52,21 @@ class Entry:
     hole: str
     """Why seeds have no result: "failed: ...", "skipped on seed 1: ..."; "" if all have one."""
     tuned: str = ""
-    """Where the settings come from, as `read_tuned` tells; "" where it does not."""
+    """Where the settings come from, in the words of `read_tuned`; "" if that is not known."""
     behind: Difference | None = None
-    """Paired difference to the comparison's reference or, where it has none, to the benchmark's best, over the seeds
-    that both have; None for that one itself (of several best, the first) and for holes."""
+    """Paired difference to the comparison's reference, over the seeds that both have. Without a reference, to the
+    benchmark's best (the first, if several are best). None for the reference or the best itself, and for holes."""
     p_holm: float | None = None
-    """Of `behind`, corrected for all differences to the reference on this benchmark, or for all pairs of methods."""
+    """p-value of `behind`, corrected for all differences to the reference on this benchmark. Without a reference,
+    corrected for all pairs of methods."""
     mark: Literal["best", "tied", "differs", ""] = ""
-    """best: the highest mean, or equal to it; tied: not significantly below it. Where there is a reference: differs,
-    significantly, from it."""
+    """best: the highest mean, or equal to it. tied: not significantly below the highest mean. differs: significantly
+    different from the reference, if there is one."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An experiment: entries by (method id, benchmark)."""
+    """An experiment's entries, by (method id, benchmark)."""
 
     methods: tuple[MethodId, ...]
     """In the order of tables."""
@@ -74,11 +75,11 @@ class Comparison:
     """The benchmarks' names in print."""
     entries: Mapping[tuple[MethodId, str], Entry]
     names: Names = field(compare=False)
-    """What methods are called."""
+    """Names of the methods in print."""
     generator: str = ""
-    """Its name in the config."""
+    """The generator's name in the config."""
     reference: MethodId | None = None
-    """What each other method is compared with; None: the best."""
+    """The method that all others are compared with; None means the best."""
 
     def of(self, benchmark: str) -> list[Entry]:
         """The benchmark's entries, in the order of `methods`."""
@@ -88,13 +89,15 @@ class Comparison:
 def compare(
     config: Config, experiment: str, *, generator: str | None = None, reference: MethodId | None = None
 ) -> Comparison:
-    """Read an experiment's scores.csv lines and the per-query scores of their cells, and compare.
+    """Read an experiment's scores.csv lines and the per-query scores of their cells, and compare the methods.
 
     Args:
-        config: says where the results lie.
+        config: names the results folder.
         experiment: its name in the config and in scores.csv.
-        generator: one of the experiment's; the first if none is given. Methods that use none are in each comparison.
-        reference: compare with this method, and keep the config's order; else with the best, in the order of tables.
+        generator: name of one of the experiment's generators; None means the first. Methods that use no generator are
+            in each comparison.
+        reference: compare with this method, and keep the config's order. None: compare with the best, in the order of
+            tables.
 
     Raises:
         UserError: no such experiment, a file is missing or wrong, scores.csv is older than its cells, or cells of one
@@ -125,7 +128,7 @@ def compare(
 
 
 def _absent(config: Config, lines: Sequence[Score], benchmark: str, methods: Sequence[MethodId]) -> list[Score]:
-    """Holes for the seeds of the config that a benchmark's lines do not have, where other lines have them."""
+    """Holes for the config's seeds without a line, for each method; none if the benchmark has no line at all."""
     if not lines:
         return []
     design, first = config.experiments[lines[0].experiment], lines[0]
@@ -152,7 +155,7 @@ def _absent(config: Config, lines: Sequence[Score], benchmark: str, methods: Seq
 
 
 def unequal_tuning(comparison: Comparison) -> str:
-    """A warning where, on one benchmark, some methods with a search space are tuned and others are not; else ""."""
+    """A warning if, on one benchmark, some methods with a search space are tuned and others are not; else ""."""
     unequal: dict[str, list[str]] = {}
     for benchmark in comparison.benchmarks:
         searched = [entry for entry in comparison.of(benchmark) if entry.mean and entry.tuned not in ("", "none")]
@@ -223,7 +226,7 @@ def aligned(answers: Mapping[str, QueryScore], queries: Mapping[str, str], line:
 
 
 def _holes(lines: Iterable[Score]) -> str:
-    """The reasons of the seeds without a result, each once, with the seeds if others have one."""
+    """Each reason for a missing result, once; with its seeds, if other seeds have a result or another reason."""
     lines = list(lines)
     reasons: dict[tuple[str, str], list[int]] = {}
     for line in lines:
@@ -258,7 +261,7 @@ def _mark(
     groups: Sequence[str],
     reference: MethodId | None,
 ) -> list[Entry]:
-    """The entries, each tested against the reference (else the best, which is marked) on the seeds both have."""
+    """Mark the entries, each tested against the reference (or else the best) on the seeds that both have."""
     means = {(entry.method, entry.variant): entry.mean.estimate for entry in entries if entry.mean}
     if len(means) < 2 or (reference and reference not in means):
         return list(entries)
@@ -273,7 +276,7 @@ def _mark(
             tested[key] = statistics.paired_difference(
                 np.stack([own[each] for each in shared]), np.stack([top[each] for each in shared]), groups, seed=seed
             )
-    # The best was chosen by looking: whichever pair luck drives apart gets tested, so all pairs are corrected for.
+    # The best is chosen by looking at the data, so chance decides which pairs are tested: correct for all pairs.
     tests = len(tested) if reference else comb(len(means), 2)
     adjusted = statistics.holm([each.p for each in tested.values()], tests=tests)
     p_holm = dict(zip(tested, adjusted, strict=True))

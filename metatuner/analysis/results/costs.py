@@ -1,4 +1,4 @@
-"""What the main experiment's methods cost: their fits as they were metered, their policies as they were timed."""
+"""Costs of the main experiment's methods: metered costs of their fits, and timings of their policies."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ TIME_AGAIN = "run `snakemake --cores all efficiency` with this run's preset"
 
 
 def fit_costs(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """cost.json of the main experiment's fits by method; what a fit builds on is counted in."""
+    """cost.json of the main experiment's fits, by method; the cost includes what a fit builds on."""
     layout, found = Layout(config), {}
     generator = config.experiments[config.main].generators[0]
     for score in read_scores(layout.scores):

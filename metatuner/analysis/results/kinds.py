@@ -1,4 +1,4 @@
-"""The main experiment by kind of query."""
+"""The main experiment's scores by kind of query."""
 
 from dataclasses import dataclass
 

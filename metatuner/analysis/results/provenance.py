@@ -1,6 +1,6 @@
 """What a results folder was made from: config, code, packages, machine.
 
-No times and no core counts: equal runs leave equal bytes.
+It has no times and no core counts, so that equal runs leave equal bytes.
 """
 
 import platform
@@ -33,7 +33,7 @@ PACKAGES = (
 )
 
 MACHINE_KEYS = {"threads", "results", "cache"}
-"""Config keys that say where and how a run goes, not what it computes."""
+"""Config keys that say where and how to run, not what to compute."""
 
 
 def write_provenance(config: Config, dependencies: Mapping[str, Any], path: Path) -> Path:
@@ -41,7 +41,7 @@ def write_provenance(config: Config, dependencies: Mapping[str, Any], path: Path
 
     Args:
         config: the resolved preset; hashed without the keys that only say where and how to run.
-        dependencies: further hashes and notes from the plan (models, data, world), taken over as they are.
+        dependencies: further hashes and notes from the plan (models, data, world), copied unchanged.
         path: where to write.
     """
     models = {"actor": config.models.actor, **config.models.generators}
@@ -70,7 +70,7 @@ def _version(package: str) -> str | None:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name where the system tells it: rounding differs between processors."""
+    """The processor's name, as far as the system reports it: rounding differs between processors."""
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

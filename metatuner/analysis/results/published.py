@@ -1,4 +1,4 @@
-"""The paper's numbers, kept apart from measured ones. results/published/README.md says where they are from."""
+"""The paper's numbers, kept apart from measured ones. results/published/README.md gives their sources."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from metatuner.hashing import ROOT
 
 FOLDER = ROOT / "results" / "published"
 TABLES = {"large": "main_7b"}
-"""The paper's table by the generator's place in the config; the table of its smaller generator is not public."""
+"""The paper's table by the generator's name in the config; the table of its smaller generator is not public."""
 MODELS = {"main_7b": ("Qwen2.5-7B", "Qwen2.5-3B")}
 """Generator and actor of each table."""
 STATED = {
@@ -21,7 +21,7 @@ STATED = {
     "d2": "The paper compares ways of making D2; which, and with what scores, is not public.",
     "rollouts": "The paper states that too many rollouts hurt; its values are not public.",
 }
-"""What is public about the paper's figures, by experiment: not the values behind them."""
+"""What is public about the paper's figures, by experiment; the values behind them are not."""
 COLUMNS = ["method", "variant", "benchmark", "score", "standing", "note"]
 SIZE_COLUMNS = ["benchmark", "test_size", "standing", "note"]
 
@@ -33,20 +33,20 @@ class Published:
     score: float
     """0 to 100."""
     sampling: Interval | None
-    """What sampling of the test rows alone leaves open (Wilson, 0 to 100); None where the test size is not known."""
+    """Wilson's interval from sampling of the test rows alone (0 to 100); None if the test size is not known."""
     note: str
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper, as columns beside measured ones."""
+    """A table of the paper, shown as columns beside measured ones."""
 
     heading: str
     scores: Mapping[tuple[str, str, str], Published]
     """By (method, variant, benchmark)."""
 
     def of(self, method: str, variant: str, benchmark: str) -> Published | None:
-        """What the paper has beside a measured method; its ablations are MetaTuner's, not said to be -I's or -J's."""
+        """The paper's number for a measured method; the paper does not say if its ablations are of -I or -J."""
         ablated = method in ("metatuner_i", "metatuner_j") and variant != DEFAULT_VARIANT
         return self.scores.get(("metatuner" if ablated else method, variant, benchmark))
 
@@ -57,7 +57,7 @@ def _read(path: Path, columns: list[str]) -> list[tuple[int, dict[str, str]]]:
 
 @dataclass(frozen=True)
 class TestSize:
-    """How many test rows the paper's scores are of, and how that is known."""
+    """The number of test rows behind the paper's scores, and how it is known."""
 
     size: int
     standing: str
@@ -70,10 +70,10 @@ def read_test_sizes(folder: Path = FOLDER) -> dict[str, TestSize]:
 
 
 def read_published(folder: Path = FOLDER, table: str = "main_7b") -> dict[tuple[str, str, str], Published]:
-    """A table of the paper by (method, variant, benchmark). What nobody published is not in it.
+    """A table of the paper by (method, variant, benchmark), without unpublished numbers.
 
     Raises:
-        UserError: naming the line of a score that is no percentage, or of a repeated one.
+        UserError: a score is not a percentage, or stands twice; the message names the line.
     """
     sizes = read_test_sizes(folder)
     path = folder / f"{table}.csv"
@@ -101,11 +101,11 @@ def read_published(folder: Path = FOLDER, table: str = "main_7b") -> dict[tuple[
 
 
 def published_beside(config: Config, experiment: str, generator: str | None = None) -> PaperTable:
-    """The paper's table that stands beside an experiment with one of its generators (the first, if none is given).
+    """The paper's table to show beside an experiment with one of its generators (None means the first).
 
-    It has no scores where none is public: the paper's table of training on other benchmarks is not.
+    The table has no scores if none are public. The paper's table of training on other benchmarks is not public.
 
-    The head of its columns names the paper's models unless the config measures the very same (`-Instruct` or not).
+    The column heading names the paper's models, unless the config measures the same models (`-Instruct` or not).
     """
     generator = generator or config.experiments[experiment].generators[0]
     table = TABLES.get(generator)

@@ -1,4 +1,4 @@
-"""scores.csv: one line per cell and metric of each experiment; all that follows starts from it."""
+"""scores.csv: one line per cell and metric of each experiment; all later analysis starts from it."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from metatuner.hashing import canonical, hash_value
 
 STATUSES = ("ok", "skipped", "failed")
 RERUN = "run `snakemake --cores all` again, with this run's preset (`--config preset=NAME`)"
-"""What to do where a file of a run is missing or broken."""
+"""What to do if a file of a run is missing or broken."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Score:
     trained_on: str
     """The train benchmark, or several joined by "+"."""
     generator: str
-    """Its name in the config; "" for a method that uses none."""
+    """The generator's name in the config; "" for a method that uses none."""
     seed: int
     metric: str
     score: float | None
-    """0 to 100; None, an empty field, unless the status is ok."""
+    """0 to 100; None (an empty field in the file) unless the status is ok."""
     n: int
     """Test rows scored: 0 unless the status is ok."""
     status: str
@@ -50,7 +50,7 @@ IDENTITY = ("experiment", "method", "variant", "benchmark", "trained_on", "gener
 
 
 def cell_folder(root: Path, cell: str) -> Path:
-    """Where a cell of a results folder lies."""
+    """The folder of a cell in a results folder."""
     return root / "cells" / cell
 
 
@@ -68,25 +68,26 @@ def read_metrics(root: Path, cell: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class QueryScore:
-    """What a cell has of one test row."""
+    """A cell's result on one test row."""
 
     score: float
     """The primary metric, 0..1."""
     group: str
-    """Rows with equal ones share a context, say, and are not independent; the id where the cell names no group."""
+    """Rows of one group are not independent (they share a context, for example); the row's id if no group is named."""
     kind: str = ""
-    """For breakdowns (level, type)."""
+    """Kind of query (level, type), for breakdowns."""
 
 
 QUERY_SCORES = "query_scores.json"
-"""In a results folder: the score of every test row of every cell, without texts, for a folder that keeps no cells."""
+"""File with the scores of all cells' test rows, without texts, for results folders that keep no cells."""
 
 
 def write_query_scores(cells: Iterable[str], root: Path) -> Path:
     """Collect the scores of a results folder's cells, by test row, into `<root>/query_scores.json`.
 
-    `rows`: ids, groups and kinds of each set of test rows, by a hash of them. `cells`: by key, the hash of its rows and
-    its scores in their order; where all are 0 or 1, as one string. Cells without a result are left out.
+    `rows` has the ids, groups and kinds of each set of test rows, by a hash of them. `cells` has, by cell key, the hash
+    of the cell's rows and the scores in the order of the rows. If all scores are 0 or 1, they form one string. Cells
+    without a result are left out.
     """
     rows: dict[str, dict[str, list[str]]] = {}
     found: dict[str, dict[str, Any]] = {}
@@ -108,7 +109,7 @@ def write_query_scores(cells: Iterable[str], root: Path) -> Path:
 
 
 def _by_lines(values: Mapping[str, Any]) -> str:
-    """A JSON object with a line a key."""
+    """A JSON object with one line per key."""
     lines = (f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
     return "{\n" + ",\n".join(lines) + "\n}"
 
@@ -118,12 +119,12 @@ def _predictions(root: Path, cell: str) -> Path:
 
 
 def has_query_scores(root: Path, cell: str) -> bool:
-    """Whether a results folder has a cell's score of each test row."""
+    """Whether a results folder has a cell's score for each test row."""
     return _predictions(root, cell).is_file() or cell in _collected(root).get("cells", {})
 
 
 def _collected(root: Path) -> dict[str, Any]:
-    """query_scores.json; empty where there is none."""
+    """The content of query_scores.json; empty if there is no such file."""
     path = root / QUERY_SCORES
     return _read_collected(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
@@ -155,7 +156,7 @@ def _read_from_collected(root: Path, cell: str) -> dict[str, QueryScore] | None:
 
 
 def read_query_scores(root: Path, cell: str) -> dict[str, QueryScore]:
-    """A cell's score of each test row, by the row's id: from its predictions or, without them, query_scores.json."""
+    """A cell's score for each test row, by row id: from its predictions, or else from query_scores.json."""
     path = _predictions(root, cell)
     remedy = "remove the cell's folder and run the evaluation again"
     scores: dict[str, QueryScore] = {}
@@ -186,13 +187,13 @@ def read_query_scores(root: Path, cell: str) -> dict[str, QueryScore]:
 def write_scores(rows: Iterable[Mapping[str, Any]], outcomes: Mapping[str, tuple[str, str]], root: Path) -> Path:
     """Collect the cells of a plan into `<root>/scores.csv`.
 
-    A skipped or failed cell has a line for each metric that other cells of its benchmark report (one line with no
-    metric if none does): an empty score and the reason, never a zero.
+    A skipped or failed cell has one line per metric that other cells of its benchmark report, or one line without a
+    metric if none does. Its score is empty, never zero, and the line gives the reason.
 
     Args:
-        rows: of the plan, in the order of the lines: experiment, method, variant, benchmark, trained_on, generator,
-            seed, cell.
-        outcomes: status and reason by cell key. A cell that is there needs none.
+        rows: rows of the plan, in the order of the lines, with experiment, method, variant, benchmark, trained_on,
+            generator, seed, cell.
+        outcomes: status and reason by cell key. A cell with a result needs none.
         root: the results folder, `results/<preset>`.
 
     Raises:
@@ -233,8 +234,9 @@ def read_scores(path: Path) -> list[Score]:
     """Read and check scores.csv.
 
     Raises:
-        UserError: naming the line, for missing or foreign columns, a value of the wrong kind or out of range, a NaN,
-            a score without status ok or the reverse, a hole without a reason, or two lines about the same thing.
+        UserError: a column is missing or foreign, a value has the wrong type, is out of range or NaN, a score is there
+            without status ok or the reverse, a hole has no reason, or two lines are about the same thing. The message
+            names the line.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -316,7 +318,7 @@ SETTINGS_COLUMNS = ("experiment", "method", "variant", "benchmark", "generator",
 def write_settings(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     """Write settings.csv: the settings of each method, variant and benchmark, and where they come from.
 
-    `rows` are those of the plan, as `write_scores` takes them, with `settings` (JSON values) and `tuned`.
+    `rows` are rows of the plan, as for `write_scores`, with `settings` (JSON values) and `tuned` added.
     """
     shown = ({**row, "settings": canonical(row["settings"])} for row in rows)
     lines = dict.fromkeys(tuple(row[column] for column in SETTINGS_COLUMNS) for row in shown)
@@ -324,10 +326,10 @@ def write_settings(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
 
 
 def read_settings(path: Path) -> list[dict[str, str]]:
-    """The lines of settings.csv; empty where there is no file: results folders of older versions have none.
+    """The lines of settings.csv; empty if there is no file: results folders of older versions have none.
 
     Raises:
-        UserError: naming the line, for other columns, or a word of `tuned` that is none (see `read_tuned`).
+        UserError: the columns are wrong, or `tuned` has an unknown word (see `read_tuned`); the message names the line.
     """
     if not path.is_file():
         return []
@@ -343,21 +345,24 @@ def read_settings(path: Path) -> list[dict[str, str]]:
 def read_tuned(
     path: Path, experiment: str, generators: Collection[str] | None = None
 ) -> dict[tuple[str, str, str], str]:
-    """Where an experiment's settings come from by (method, variant, benchmark), as settings.csv tells.
+    """Where an experiment's settings come from, by (method, variant, benchmark), as settings.csv says.
 
-    Lines of other generators than those named are left out; "" names those of methods that use none.
+    If `generators` is given, only lines of these generators are read; "" stands for methods that use none. The result
+    is empty if there is no file: results folders of older versions have none. The words are:
 
-    That is `winner` (of random search on the tune split), `inherited` (a variant under the winner of the method without
-    its changes, or a method that builds on winners), `medians` (of the winners of several train benchmarks), any of
-    them `of GENERATOR`, `expired` (a winner no longer current: the preset's own are used), `untuned` (a search space,
-    but no winner), or `none` (nothing to search).
-    Empty where there is no file: results folders of older versions have none.
+    - `winner`: of random search on the tune split.
+    - `inherited`: a variant under the winner of the method without its changes, or a method that builds on winners.
+    - `medians`: of the winners of several train benchmarks.
+    - Any of these followed by `of GENERATOR`.
+    - `expired`: a winner that is no longer current, so the preset's own settings are used.
+    - `untuned`: a search space, but no winner.
+    - `none`: nothing to search.
 
     Raises:
-        UserError: naming the line, for other columns or words, or two lines about the same thing.
+        UserError: the columns or words are wrong, or two lines contradict each other; the message names the line.
     """
     tuned: dict[tuple[str, str, str], str] = {}
-    for number, row in enumerate(read_settings(path), 2):  # no field of it holds a line break
+    for number, row in enumerate(read_settings(path), 2):  # no field holds a line break
         key, word = (row["method"], row["variant"], row["benchmark"]), row["tuned"]
         asked = row["experiment"] == experiment and (generators is None or row["generator"] in generators)
         if asked and tuned.setdefault(key, word) != word:

@@ -1,4 +1,4 @@
-"""Snapshots: a finished run in few files, to be committed, browsed, and drawn again without a cell at hand."""
+"""Snapshots: a finished run in a few files, to commit, browse, and draw again without its cells."""
 
 import shutil
 import tarfile
@@ -10,7 +10,7 @@ from metatuner.files import complete_folder, read_json, write_text
 
 ARCHIVE = "cells.tar.xz"
 PARTS = ("cells", "fits", "data")
-"""Folders of a results folder that the archive holds, saved policies left out."""
+"""Folders of a results folder that the archive holds, without saved policies."""
 FILES = (
     "scores.csv",
     "query_scores.json",
@@ -29,13 +29,13 @@ FILES = (
     "tables",
     "figures",
 )
-"""What is kept as it is, where a run has it."""
+"""Files and folders that are copied unchanged, if the run has them."""
 
 
 def write_snapshot(config: Config, out: Path) -> Path:
-    """Keep a finished run in `out`, in place of the snapshot that is there.
+    """Write a snapshot of a finished run to `out`; an older snapshot there is replaced.
 
-    Its `config.json` names `out` as the results folder, so that commands work on it as on any other.
+    Its `config.json` names `out` as the results folder, so commands work on it as on any other results folder.
 
     Raises:
         UserError: the run is not finished, or a cell of it failed.
@@ -57,7 +57,7 @@ def write_snapshot(config: Config, out: Path) -> Path:
 
 
 def _pack(root: Path, archive: Path) -> None:
-    """The same bytes from the same files: names sorted, no times, no owners."""
+    """Pack files into an archive; equal files give equal bytes: names are sorted, without times and owners."""
 
     def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
         entry.mtime = entry.uid = entry.gid = 0
@@ -74,13 +74,13 @@ def _pack(root: Path, archive: Path) -> None:
 
 
 def unpack_snapshot(root: Path) -> bool:
-    """Where a results folder is a snapshot, put the archive's files beside it; whether anything was to do."""
+    """If a results folder is a snapshot, unpack its archive beside it; returns whether there was anything to do."""
     archive = root / ARCHIVE
     if not archive.is_file() or (root / PARTS[0]).is_dir():
         return False
     with complete_folder(root / ".unpacked") as temporary, tarfile.open(archive) as tar:
         tar.extractall(temporary, filter="data")
-    for part in reversed(PARTS):  # `cells` comes last: with it, all is there
+    for part in reversed(PARTS):  # `cells` comes last: if it is there, all parts are
         (root / ".unpacked" / part).rename(root / part)
     (root / ".unpacked").rmdir()
     return True

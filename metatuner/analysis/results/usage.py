@@ -1,4 +1,4 @@
-"""Where a run's CPU time went, by step, process start and imports apart."""
+"""A run's CPU time by step, with process start and imports counted separately."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ class StepUsage:
     startup_cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
     peak_memory_bytes: int = 0
-    """Of its largest job."""
+    """Peak memory of the largest job."""
 
     def add(self, other: "StepUsage") -> None:
-        """Count other jobs in."""
+        """Add the totals of other jobs."""
         self.jobs += other.jobs
         self.cpu_seconds += other.cpu_seconds
         self.startup_cpu_seconds += other.startup_cpu_seconds

@@ -1,4 +1,4 @@
-"""Whether a run may be believed: every cell has a result or was skipped for a stated reason."""
+"""Whether a run can be trusted: every cell has a result or was skipped for a stated reason."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,15 +11,15 @@ from metatuner.files import write_json
 def write_verdict(rows: Iterable[Mapping[str, Any]], outcomes: Mapping[str, tuple[str, str]], path: Path) -> list[str]:
     """Write the cells without a result, and why, to a JSON file.
 
-    Skipped cells are listed; they are no failure.
+    Skipped cells are listed; they are not failures.
 
     Args:
-        rows: of the plan, as `scores.write_scores` takes them. A cell that several experiments share is named once.
-        outcomes: status and reason by cell key; a cell without one has failed, as its evaluation left no word.
+        rows: rows of the plan, as for `scores.write_scores`. A cell that several experiments share is named once.
+        outcomes: status and reason by cell key. A cell without an outcome has failed: its evaluation left no record.
         path: where to write.
 
     Returns:
-        One line for each failed cell; none: the verdict is ok.
+        One line per failed cell; the verdict is ok if there are none.
     """
     cells: dict[str, list[str]] = {"failed": [], "skipped": []}
     count = 0

@@ -1,4 +1,4 @@
-"""Contrasts of methods over benchmarks, effect sizes, and what a test of given size can decide. docs/statistics.md.
+"""Contrasts of methods over benchmarks, effect sizes, and the queries that a test needs. See docs/statistics.md.
 
 Pure functions of arrays of shape (seeds, queries), as in `statistics`.
 """
@@ -39,9 +39,9 @@ class Gaps:
     values: Array
     """(seeds, queries), in -1..1."""
     groups: Sequence[Hashable] | None = None
-    """(queries,) labels of what is drawn together."""
+    """(queries,) labels; queries with the same label are drawn together."""
     binary: bool = False
-    """They are differences of right-or-wrong scores of one method each (so that McNemar's test may be used)."""
+    """True: differences between right-or-wrong scores of two single methods (so that McNemar's test may be used)."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,24 @@ class Contrast(Difference):
     queries: int = 0
     """Test queries of all benchmarks together."""
     p_greater: float = 1.0
-    """One-sided: of the hypothesis that the difference is at most the margin."""
+    """One-sided p-value of the hypothesis that the difference is at most the margin."""
     p_less: float = 1.0
-    """One-sided: of the hypothesis that it is at least the margin."""
+    """One-sided p-value of the hypothesis that the difference is at least the margin."""
     pooled: bool = False
-    """Over several benchmarks (or several published scores)."""
+    """True: over several benchmarks (or several published scores)."""
 
     @property
     def scope(self) -> str:
-        """Whose test queries `queries` and `needed` count."""
+        """The benchmarks that `queries` and `needed` count test queries of."""
         return "all benchmarks together" if self.pooled else "its benchmark"
 
     def needed(self, tests: int = 1) -> float:
-        """Queries at which a two-sided test would tell the difference, as it is estimated, from the margin with
-        probability 0.8; infinite where the estimate is the margin.
+        """Test queries at which a two-sided test would detect the estimated difference with probability 0.8.
+
+        The test is against the margin. The number is infinite if the estimate equals the margin.
 
         Args:
-            tests: how many the test has to be corrected for (Bonferroni).
+            tests: number of tests to correct for (Bonferroni).
         """
         level = 1 - (1 - LEVEL) / tests
         return needed_queries(self.estimate - self.margin, self.standard_error, self.queries, level=level)
@@ -77,19 +78,23 @@ class Contrast(Difference):
 def contrast(
     gaps: Sequence[Gaps], *, seed: int, margin: float = 0.0, level: float = LEVEL, resamples: int | None = None
 ) -> Contrast:
-    """The mean of `gaps` over seeds and queries, averaged over benchmarks (each counts alike), against a margin.
+    """The mean of `gaps` over seeds and queries, averaged over benchmarks with equal weights, against a margin.
 
-    Benchmarks are resampled independently of each other. Against a margin of 0 the two-sided p-value is that of
-    `paired_difference`: McNemar's exact test (one benchmark, one seed, binary, no groups), else sign flips
-    of groups; against any other margin each one-sided p is the larger of a z-test's, with the linearised standard
-    error, and the bootstrap's. From `MIN_SEEDS` seeds on none is below the bootstrap's, which doubts the seeds too.
+    Benchmarks are resampled independently of each other. The p-values depend on the margin:
+
+    - Margin 0: the two-sided p-value is computed as in `paired_difference`. It is from McNemar's exact test (one
+      benchmark, one seed, binary, no groups), or else from sign flips of groups.
+    - Any other margin: each one-sided p-value is the larger of two. One is from a z-test with the linearised standard
+      error, the other from the bootstrap.
+
+    From `MIN_SEEDS` seeds on, no p-value is below the bootstrap's, because the bootstrap also resamples the seeds.
 
     Args:
-        gaps: of each benchmark; claimed to be large.
-        seed: of the random generator.
+        gaps: gaps of each benchmark; the claim is that they are large.
+        seed: seed of the random generator.
         margin: what the difference is claimed to exceed.
         level: coverage of the interval.
-        resamples: how many; None: `TEST_RESAMPLES` where the bootstrap bounds the p-value, and for sign flips;
+        resamples: number of resamples. None: `TEST_RESAMPLES` if the bootstrap bounds the p-value, and for sign flips;
             else `RESAMPLES`.
     """
     if not gaps:
@@ -141,7 +146,7 @@ def contrast(
 
 
 def _upper_tail(z: float) -> float:
-    """The standard normal's, to full precision: `NormalDist.cdf` is 0 from z = 8.3 on."""
+    """Upper tail of the standard normal, to full precision: `1 - NormalDist().cdf(z)` is 0 from z = 8.3 on."""
     return erfc(z / sqrt(2)) / 2
 
 
@@ -161,12 +166,13 @@ def needed_queries(
 ) -> float:
     """Test queries at which a two-sided test at `1 - level` finds a difference with probability `power`.
 
-    As a standard error falls with the root of the queries: n (z_(1 - alpha/2) + z_power)^2 (error / difference)^2.
+    The standard error falls with the square root of the number of queries n, so the number needed is
+    n (z_(1 - alpha/2) + z_power)^2 (error / difference)^2.
 
     Args:
-        difference: as estimated, in the unit of `error`; infinite queries are needed where it is 0.
-        error: its standard error at `queries`.
-        queries: number of queries it was estimated from.
+        difference: the estimate, in the unit of `error`; if it is 0, the number needed is infinite.
+        error: standard error of the estimate at `queries`.
+        queries: number of queries of the estimate.
     """
     if abs(difference) <= TOLERANCE:
         return inf
@@ -178,8 +184,8 @@ def needed_queries(
 def cohens_dz(gaps: Gaps) -> float:
     """Standardised effect of paired differences: their mean over their standard deviation (Cohen 1988, section 2.3.5).
 
-    The differences are those of queries, each the mean over seeds; 0 where they are all 0, infinite where they are all
-    alike otherwise.
+    There is one difference per query, its mean over seeds. The effect is 0 if all differences are 0, and infinite if
+    they all have the same other value.
     """
     each = gaps.values.mean(axis=0)
     mean, deviation = float(each.mean()), float(each.std(ddof=1)) if each.size > 1 else 0.0
@@ -198,14 +204,14 @@ def probability_of_improvement(
 ) -> Interval:
     """Probability that the first method scores higher on a query, ties counting half, with its bootstrap interval.
 
-    That of Agarwal et al. 2021 (rliable) with queries in the place of runs, and paired: the same query and seed. 0.5
-    says that neither is better.
+    The measure is from Agarwal et al. 2021 (rliable), but with queries in place of runs, and paired by query and seed.
+    0.5 means that neither method is better.
 
     Args:
         first: (seeds, queries).
         second: (seeds, queries), the same seeds and queries in the same order.
-        groups: (queries,) labels of what is drawn together.
-        seed: of the random generator.
+        groups: (queries,) labels; queries with the same label are drawn together.
+        seed: seed of the random generator.
     """
     left, right = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if left.shape != right.shape:
@@ -214,7 +220,10 @@ def probability_of_improvement(
 
 
 def newcombe_interval(first: Interval, second: Interval) -> Interval:
-    """Of the difference of two proportions, from Wilson's of each (Newcombe 1998, Statist. Med. 17:873, method 10)."""
+    """Interval of the difference of two proportions, from Wilson's interval of each.
+
+    Source: Newcombe 1998, Statist. Med. 17:873, method 10.
+    """
     estimate = first.estimate - second.estimate
     low = sqrt((first.estimate - first.low) ** 2 + (second.high - second.estimate) ** 2)
     high = sqrt((first.high - first.estimate) ** 2 + (second.estimate - second.low) ** 2)
@@ -231,16 +240,16 @@ def unpaired_difference(
 ) -> Contrast:
     """The difference of two means of published proportions, as if their test rows were drawn independently.
 
-    For numbers of which only the mean and the size of the test are public. Two methods on the same rows would be
-    compared more sharply in pairs; this is all that single numbers allow. Normal interval and z-test; for one
-    proportion each the interval is Newcombe's.
+    For published numbers with only the mean and the size of the test. A paired comparison on the same rows would be
+    sharper, but single numbers do not allow it. The test is a z-test and the interval is normal. If each mean is of
+    one proportion, the interval is Newcombe's.
 
     Args:
-        first: (proportion, rows) of each score that the first mean is of.
-        second: of the second.
+        first: (proportion, rows) of each score in the first mean.
+        second: (proportion, rows) of each score in the second mean.
         margin: what the difference is claimed to exceed.
-        level: coverage.
-        rows: test rows of all benchmarks together, where several scores are of the same ones; None: `first`'s.
+        level: coverage of the interval.
+        rows: test rows of all benchmarks together, if several scores share rows. None: the sum over `first`.
     """
 
     def summary(scores: Sequence[tuple[float, int]]) -> tuple[float, float]:

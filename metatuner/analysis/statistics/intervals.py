@@ -1,8 +1,9 @@
-"""Statistics of scores, as pure functions of arrays of shape (seeds, queries). docs/statistics.md says why these.
+"""Statistics of scores, as pure functions of arrays of shape (seeds, queries). docs/statistics.md explains the choice.
 
-All seeds of a method, and all methods, are tested on the same queries. So queries are drawn jointly for all seeds:
-drawing them within each seed would count a hard query as three pieces of evidence. For the same reason queries that
-share a context are drawn together: where groups are given, whole groups are drawn, else each query is its own group.
+All seeds of a method, and all methods, are tested on the same queries. So queries are drawn jointly for all seeds.
+Drawing them separately per seed would count a hard query as several independent pieces of evidence. For the same
+reason, queries that share a context are drawn together. If groups are given, whole groups are drawn; otherwise each
+query is its own group.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -19,15 +20,16 @@ Array = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-"""Of an interval."""
+"""Number of resamples for an interval."""
 TEST_RESAMPLES = 100_000
-"""Of a test: no p-value is below its inverse, and Holm's correction multiplies it by up to all pairs of methods."""
+"""Number of resamples for a test. No p-value is below the inverse of this number, and Holm's correction multiplies
+p-values by up to the number of pairs of methods."""
 MIN_SEEDS = 5
-"""With fewer seeds their spread cannot be estimated: intervals are then conditional on the seeds at hand."""
+"""With fewer seeds, the spread of seeds cannot be estimated: intervals are then conditional on the given seeds."""
 CHUNK = 2**21
 """Random numbers held at a time, so that memory stays bounded."""
 TOLERANCE = 1e-9
-"""Two resampled sums or means this close are equal: they differ by rounding only."""
+"""Two resampled sums or means this close count as equal: they differ by rounding only."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Difference(Interval):
 
     p: float = 1.0
     standard_error: float = 0.0
-    """Of the estimate, as far as the choice of test queries goes; 0 where they all differ alike, or are one group."""
+    """Of the estimate, from the choice of test queries alone; 0 if all queries differ equally or form one group."""
 
 
 def derive_seed(*names: object) -> int:
@@ -60,7 +62,7 @@ def derive_seed(*names: object) -> int:
 
 
 def resamples_of(seeds: int) -> int:
-    """Bootstrap resamples of a difference: from `MIN_SEEDS` on they bound its p-value too."""
+    """Number of bootstrap resamples for a difference: from `MIN_SEEDS` seeds on they also bound its p-value."""
     return RESAMPLES if seeds < MIN_SEEDS else TEST_RESAMPLES
 
 
@@ -95,16 +97,16 @@ def group_sums(array: Array, groups: Sequence[Hashable] | None) -> tuple[Array, 
 def bootstrap_means(
     scores: ArrayLike, groups: Sequence[Hashable] | None = None, *, seed: int, resamples: int = RESAMPLES
 ) -> Array:
-    """Means of bootstrap resamples: groups drawn jointly for all seeds and, from `MIN_SEEDS` on, seeds drawn too.
+    """Means of bootstrap resamples: groups are drawn jointly for all seeds; from `MIN_SEEDS` on, seeds are drawn too.
 
-    A resample has as many groups as the data; its mean is over the queries drawn, whose number may differ. Drawing both
-    factors of a crossed design is the pigeonhole bootstrap (Owen 2007, Ann. Appl. Stat. 1:386).
+    A resample has as many groups as the data. Its mean is over the queries drawn, so their number may vary. Drawing
+    both factors of a crossed design is the pigeonhole bootstrap (Owen 2007, Ann. Appl. Stat. 1:386).
 
     Args:
         scores: (seeds, queries).
-        groups: (queries,) labels; queries with equal ones are drawn together. None: each is drawn on its own.
-        seed: of the random generator; `derive_seed` makes one from what is compared.
-        resamples: how many.
+        groups: (queries,) labels; queries with the same label are drawn together. None: each query on its own.
+        seed: seed of the random generator; `derive_seed` makes one from what is compared.
+        resamples: number of resamples.
 
     Returns:
         (resamples,) means.
@@ -113,7 +115,7 @@ def bootstrap_means(
     seeds, total = sums.shape
     if seeds < MIN_SEEDS:
         sums = sums.mean(axis=0, keepdims=True)
-    # Few groups differ in sums and size: drawing how many of each kind there are is drawing groups, and much faster.
+    # Many groups have equal sums and sizes: drawing the count of each kind equals drawing groups, and is much faster.
     kinds, counts = np.unique(np.vstack([sums, sizes]), axis=1, return_counts=True)
     sums, sizes = kinds[:-1], kinds[-1]
     rng = np.random.default_rng(seed)
@@ -139,14 +141,15 @@ def mean_interval(
 ) -> Interval:
     """The mean over seeds and queries with its percentile bootstrap interval.
 
-    Where all scores are 0, or all are 1, resampling sees no spread: the interval is Wilson's, for one answer a group.
+    If all scores are 0, or all are 1, resampling sees no spread. The interval is then Wilson's, with one answer per
+    group.
 
     Args:
         scores: (seeds, queries), each in 0..1.
-        groups: (queries,) labels of what is drawn together; None: each query on its own.
-        seed: of the random generator.
+        groups: (queries,) labels; queries with the same label are drawn together. None: each query on its own.
+        seed: seed of the random generator.
         level: coverage.
-        resamples: how many.
+        resamples: number of resamples.
     """
     array = _as_scores(scores)
     estimate = float(array.mean())
@@ -170,18 +173,19 @@ def paired_difference(
 ) -> Difference:
     """Mean of `first - second` with its percentile bootstrap interval and a two-sided p-value.
 
-    The p-value is McNemar's exact one for binary scores of one seed where each query is its own group, else that of
-    `sign_flip_p` (its extension to several seeds, graded scores and groups). From `MIN_SEEDS` on it is at least the
-    bootstrap's, which doubts the seeds too.
+    For binary scores of one seed, with each query its own group, the p-value is from McNemar's exact test. Otherwise it
+    is from `sign_flip_p`, the extension of that test to several seeds, graded scores and groups. From `MIN_SEEDS` seeds
+    on it is at least the bootstrap's p-value, because the bootstrap also resamples the seeds.
 
     Args:
         first: (seeds, queries); the same seeds and queries, in the same order, as `second`.
         second: (seeds, queries).
-        groups: (queries,) labels of what is drawn, and flipped, together; None: each query on its own.
-        seed: of the random generator.
+        groups: (queries,) labels; queries with the same label are drawn, and flipped, together. None: each query on its
+            own.
+        seed: seed of the random generator.
         level: coverage of the interval.
-        resamples: how many, for interval and test each; None: `resamples_of` for the interval, `TEST_RESAMPLES` for
-            the test.
+        resamples: number of resamples, for interval and test each. None: `resamples_of` for the interval,
+            `TEST_RESAMPLES` for the test.
     """
     left, right = _as_scores(first), _as_scores(second)
     if left.shape != right.shape:
@@ -206,11 +210,14 @@ def paired_difference(
 
 
 def standard_error(residuals: Array, queries: int) -> float:
-    """Of a mean over queries drawn in groups, linearised (Cochran 1977, Sampling Techniques, section 9A).
+    """Linearised standard error of a mean over queries drawn in groups.
+
+    Source: Cochran 1977, Sampling Techniques, section 9A. If each query is its own group, this is the usual standard
+    error of a mean.
 
     Args:
-        residuals: (groups,), each group's sum less the mean's share of it.
-        queries: number of queries. With as many groups this is the usual standard error of a mean.
+        residuals: (groups,), each group's sum minus the group's size times the mean.
+        queries: number of queries.
     """
     count = len(residuals)
     if count < 2 or np.abs(residuals).max() <= TOLERANCE:
@@ -221,27 +228,28 @@ def standard_error(residuals: Array, queries: int) -> float:
 def sign_flip_p(differences: ArrayLike, *, seed: int, resamples: int = TEST_RESAMPLES) -> float:
     """Two-sided p-value of a mean difference of 0, by flipping the sign of each query's difference at random.
 
-    Exact up to Monte Carlo error if, for each query, which method had which score were a coin's toss. Never 0
-    (Phipson and Smyth 2010): the observed signs count as one of the draws.
+    The hypothesis is that, for each query, a coin toss decides which method has which score. Under it, the p-value is
+    exact up to Monte Carlo error. It is never 0, because the observed signs count as one of the draws (Phipson and
+    Smyth 2010).
 
     Args:
-        differences: (queries,), each the mean over seeds; where queries come in groups: (groups,), each a group's sum.
-        seed: of the random generator.
-        resamples: how many.
+        differences: (queries,), each the mean over seeds. If queries come in groups: (groups,), each a group's sum.
+        seed: seed of the random generator.
+        resamples: number of resamples.
     """
     sizes, counts = np.unique(np.abs(np.asarray(differences, dtype=np.float64)), return_counts=True)
     observed = abs(float(np.sum(differences)))
     rng = np.random.default_rng(seed)
     as_extreme = 0
     for size in _chunks(resamples, len(counts)):
-        positive = rng.binomial(counts, 0.5, size=(size, len(counts)))  # of each size, how many keep a plus
+        positive = rng.binomial(counts, 0.5, size=(size, len(counts)))  # for each size, how many are positive
         flipped = (2 * positive - counts) @ sizes
         as_extreme += int((np.abs(flipped) >= observed - TOLERANCE).sum())
     return (1 + as_extreme) / (1 + resamples)
 
 
 def mcnemar_exact(wins: int, losses: int) -> float:
-    """Two-sided exact p-value of McNemar's test: are `wins` and `losses` of a fair coin? Binary scores only.
+    """Two-sided exact p-value of McNemar's test: do `wins` and `losses` fit a fair coin? Binary scores only.
 
     >>> mcnemar_exact(0, 5)
     0.0625
@@ -257,9 +265,10 @@ def holm(p_values: Sequence[float], tests: int | None = None) -> list[float]:
     """Holm's adjusted p-values (family-wise error), in the order given.
 
     Args:
-        p_values: of the tests at hand.
-        tests: how many tests these were chosen from by looking at the data, e.g. all pairs where only those with the
-            best mean are tested; the others count with a p-value of 1, which is never too small. None: all are at hand.
+        p_values: p-values of the tests made.
+        tests: number of tests that these were chosen from by looking at the data, e.g. all pairs if only pairs with the
+            best mean are tested. The others count with a p-value of 1, which is never too small. None: all tests were
+            made.
 
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -279,8 +288,8 @@ def smallest_detectable_effect(standard_error: float, *, power: float = 0.8, lev
     """The smallest paired difference that a two-sided test at `1 - level` finds with probability `power`.
 
     Args:
-        standard_error: of the difference, in the unit wanted back.
-        power: probability of finding it.
+        standard_error: standard error of the difference; the result has the same unit.
+        power: probability of finding the difference.
         level: 1 minus the test's size.
     """
     normal = NormalDist()
@@ -288,7 +297,7 @@ def smallest_detectable_effect(standard_error: float, *, power: float = 0.8, lev
 
 
 def wilson_interval(proportion: float, n: int, *, level: float = LEVEL) -> Interval:
-    """Wilson's score interval of a proportion of n answers: what sampling alone leaves open in one published number.
+    """Wilson's score interval of a proportion of n answers: the uncertainty that sampling alone leaves in one number.
 
     Args:
         proportion: in 0..1.
@@ -300,6 +309,6 @@ def wilson_interval(proportion: float, n: int, *, level: float = LEVEL) -> Inter
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (proportion + z * z / (2 * n)) / (1 + z * z / n)
     half = z * sqrt(proportion * (1 - proportion) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # At the ends the bound is exact; computed, it misses by a rounding error.
+    # At 0 and 1 the bound is exact; computing it would add a rounding error.
     low, high = 0.0 if proportion == 0 else centre - half, 1.0 if proportion == 1 else centre + half
     return Interval(proportion, low, high)

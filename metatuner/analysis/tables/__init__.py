@@ -1,4 +1,4 @@
-"""The tables of a preset: the paper's by number, and one for each other experiment."""
+"""The tables of a preset: the paper's tables by number, and one table for each other experiment."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,14 +22,14 @@ SHOWN: dict[str, tuple[str, str, tuple[str, str] | None]] = {
     "table_parts": ("parts", "MetaTuner-J against each branch alone, -I and SFT", ("metatuner_j", "")),
     "table_parts_i": ("parts", "MetaTuner-I against each branch alone, -J and SFT", ("metatuner_i", "")),
 }
-"""Tables of scores: the experiment that each shows, its title, and the method that the others are compared with ("" for
-its default variant; None: the best of each benchmark)."""
+"""Tables of scores: the experiment that each shows, its title, and the method that the others are compared with. ""
+stands for the method's default variant; None means the best of each benchmark."""
 OF_MAIN: dict[str, Maker] = {"table_5": table_5, "table_kinds": table_kinds, **APPENDIX}
-"""Tables of another form, which a preset with the experiment `main` has."""
+"""Tables of another form, for presets with the experiment `main`."""
 
 
 def tables_of(config: Config) -> dict[str, Maker]:
-    """What makes each table of a preset, by name: the paper's, and `table_EXPERIMENT` for every other experiment."""
+    """The maker of each table of a preset, by name: the paper's, and `table_EXPERIMENT` for every other experiment."""
     made: dict[str, Maker] = {}
     for name, (experiment, title, reference) in SHOWN.items():
         if experiment in config.experiments:

@@ -17,9 +17,9 @@ from metatuner.harness.benchmarks import get_benchmark
 SHOWN = "metatuner_j"
 """Table 9 shows prompts of this method."""
 BESIDE = "zero_shot"
-"""Its cases are those of `SHOWN` against this method."""
+"""Table 9 compares `SHOWN` with this method."""
 CASES = {"won": (True, False), "lost": (False, True), "both": (True, True), "neither": (False, False)}
-"""Which of the two solves the row."""
+"""Cases of Table 9: whether `SHOWN` and `BESIDE` solve the row."""
 
 
 def table_6(config: Config) -> list[Path]:
@@ -68,7 +68,7 @@ def table_7(config: Config) -> list[Path]:
     for method, by_benchmark in _main_settings(config).items():
         own = [one["name"] for one in described[method]["settings"]]
         meanings = {one["name"]: (one["meaning"], one["default"]) for one in described[method]["settings"]}
-        for needed in described[method]["requires"]:  # what the variant sets of a required method stands under its name
+        for needed in described[method]["requires"]:  # settings of a required method stand under its name
             listed = described.get(needed, {"settings": []})["settings"]
             meanings |= {f"{needed}.{one['name']}": (one["meaning"], one["default"]) for one in listed}
             preset = config.methods[needed].settings if needed in config.methods else {}
@@ -113,8 +113,8 @@ def table_8(config: Config) -> list[Path]:
 def table_9(config: Config) -> list[Path]:
     """Generated prompts with their queries: `tables/table_9.{csv,md,tex,json}`.
 
-    Of each benchmark the first test row that the method solves and zero-shot does not, the first the other way round,
-    the first that both solve and the first that neither does: chosen by this rule, not by what reads well.
+    Shows four test rows per benchmark: the first that only the method solves, the first that only zero-shot solves, the
+    first that both solve, and the first that neither solves. This rule alone chooses the rows, not how well they read.
     """
     cells = {(score.method, score.benchmark): score for score in reversed(_first_seed(config))}
     rows = []
@@ -204,7 +204,7 @@ APPENDIX: dict[str, Callable[[Config], list[Path]]] = {
     "table_10": table_10,
     "table_11": table_11,
 }
-"""What makes each of these tables, by name; they are there where the config has the main experiment."""
+"""The maker of each of these tables, by name; a config has them if it has the main experiment."""
 
 
 # ---- what they read ------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def _benchmarks(config: Config) -> list[str]:
 
 
 def _first_seed(config: Config) -> list[Score]:
-    """The main experiment's complete cells of its first seed, methods as they are by default."""
+    """The main experiment's complete cells of its first seed, default variants only."""
     design = config.experiments[config.main]
     return [
         score
@@ -269,7 +269,7 @@ def _space(space: Mapping[str, Any]) -> str:
 
 
 def _by_benchmark(config: Config, values: Mapping[str, Any]) -> str:
-    """A value, or each benchmark's where they differ."""
+    """One value, or the value of each benchmark if they differ."""
     shown: Sequence[str] = [_value(value) for value in values.values()]
     if len(set(shown)) == 1:
         return shown[0]

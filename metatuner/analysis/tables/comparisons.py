@@ -14,7 +14,7 @@ from metatuner.analysis.tables.table import Span, Table, Text, write_tables
 from metatuner.config import DEFAULT_VARIANT, Config
 
 REASON_LENGTH = 70
-"""Characters of a hole's reason in a cell; the CSV has all of it."""
+"""Maximum characters of a hole's reason in a table cell; the CSV has the whole reason."""
 
 CSV_COLUMNS = (
     "preset,world,family,method,variant,generator,tuned,benchmark,metric,mean,low,high,n,groups,seeds,seed_sd,mark,"
@@ -26,14 +26,14 @@ CSV_COLUMNS = (
 def write_comparison(
     config: Config, name: str, experiment: str, title: str, reference: MethodId | None = None
 ) -> list[Path]:
-    """Write a table of an experiment, several generators below each other: `tables/<name>.{csv,md,tex,json}`.
+    """Write an experiment's tables, one below the other per generator, to `tables/<name>.{csv,md,tex,json}`.
 
     Args:
-        config: of the results folder.
-        name: of the files.
-        experiment: what is shown.
-        title: above the table.
-        reference: what each method is compared with; None: the best of each benchmark.
+        config: config of the results folder.
+        name: name of the files.
+        experiment: the experiment to show.
+        title: title above the table.
+        reference: the method that all others are compared with; None means the best of each benchmark.
     """
     records, tables = [CSV_COLUMNS], []
     generators = config.experiments[experiment].generators
@@ -52,9 +52,9 @@ def write_comparison(
 
 
 def csv_rows(comparison: Comparison, paper: PaperTable, preset: str, world: str) -> list[list[str]]:
-    """One row per method and benchmark; scores and differences in points (0 to 100), `seeds` those with a result.
+    """One row per method and benchmark; scores and differences are in points (0 to 100).
 
-    `difference` is that from the comparison's reference, or from the best.
+    `seeds` are the seeds with a result. `difference` is from the comparison's reference, or else from the best.
     """
     rows = []
     for method, variant in comparison.methods:
@@ -125,7 +125,7 @@ def _points(*values: float) -> list[str]:
 
 
 def _by_family(comparison: Comparison) -> Iterator[tuple[str, list[MethodId]]]:
-    """Families with their methods; one without a name where all are compared with a reference."""
+    """Families with their methods; one family without a name if all methods are compared with a reference."""
     if comparison.reference:
         yield "", list(comparison.methods)
         return
@@ -134,7 +134,7 @@ def _by_family(comparison: Comparison) -> Iterator[tuple[str, list[MethodId]]]:
 
 
 def _usual(comparison: Comparison, benchmark: str) -> tuple[int, int]:
-    """Test rows and number of seeds in the column's head: the most that any method has."""
+    """Numbers of test rows and seeds for the column's heading: the largest of any method."""
     entries = comparison.of(benchmark)
     return max((entry.n for entry in entries), default=0), max((len(entry.seeds) for entry in entries), default=0)
 
@@ -160,7 +160,7 @@ def _hole(entry: Entry) -> str:
 
 
 def _remark(entry: Entry, comparison: Comparison) -> str:
-    """What stands under a mean of fewer seeds than the column's head says."""
+    """Remark on a mean of fewer seeds than the column's heading says."""
     seeds = len(entry.seeds)
     return (
         f"{_count(seeds, 'seed')}; {_hole(entry)}"
@@ -203,7 +203,7 @@ def _published_cell(paper: PaperTable, comparison: Comparison, method: str, vari
 def _published_difference(
     paper: PaperTable, comparison: Comparison, method: str, variant: str, benchmark: str
 ) -> float | None:
-    """A published score less that of the comparison's reference, in points."""
+    """A published score minus the reference's published score, in points; None without both."""
     if not comparison.reference or (method, variant) == comparison.reference:
         return None
     own, other = paper.of(method, variant, benchmark), paper.of(*comparison.reference, benchmark)
@@ -214,7 +214,7 @@ def _published_difference(
 
 
 def _legend(comparison: Comparison, paper: PaperTable) -> Iterator[Text]:
-    """What the numbers are, what the marks mean, and what could have been found."""
+    """What the numbers are, what the marks mean, and which differences the tests could detect."""
     entries = list(comparison.entries.values())
     if warning := unequal_tuning(comparison):
         yield warning
@@ -292,7 +292,7 @@ def _grouped(comparison: Comparison, benchmark: str) -> str:
 
 def _detectable(comparison: Comparison, benchmark: str) -> str:
     errors = [entry.behind.standard_error for entry in comparison.of(benchmark) if entry.behind]
-    told = [smallest_detectable_effect(error) for error in errors if error]  # alike on every query: nothing to go by
+    told = [smallest_detectable_effect(error) for error in errors if error]  # 0: queries show no spread
     means = sum(entry.mean is not None for entry in comparison.of(benchmark))
     tests = len(errors) if comparison.reference else comb(means, 2)
     strict = [smallest_detectable_effect(error, level=1 - (1 - LEVEL) / max(tests, 1)) for error in errors if error]
@@ -301,7 +301,7 @@ def _detectable(comparison: Comparison, benchmark: str) -> str:
 
 
 def _spread(comparison: Comparison) -> str:
-    """How far a method's seeds lie apart: what intervals over queries do not show."""
+    """The spread of a method's seeds, which intervals over queries do not show."""
     spreads = [(entry.seed_sd, entry) for entry in comparison.entries.values() if entry.seed_sd is not None]
     if not spreads:
         return ""
@@ -315,7 +315,7 @@ def _spread(comparison: Comparison) -> str:
 
 
 def _published_differences(comparison: Comparison, paper: PaperTable) -> str:
-    """What the differences in brackets are, where there is a reference, and how many sampling alone could make."""
+    """What the paper's differences in brackets are, and how many sampling alone could cause; "" without any."""
     if not comparison.reference:
         return ""
     intervals, ablated = [], False
@@ -337,7 +337,7 @@ def _published_differences(comparison: Comparison, paper: PaperTable) -> str:
 
 
 def _settings(comparison: Comparison) -> Iterator[str]:
-    """Which methods were tuned, and which not; with the benchmarks where that differs between them."""
+    """Which methods were tuned and which were not; benchmarks are named if a method's tuning differs between them."""
     found: dict[str, dict[str, list[str]]] = {}
     for method in comparison.methods:
         words = {

@@ -11,7 +11,7 @@ from metatuner.config import Config
 
 
 def table_5(config: Config) -> list[Path]:
-    """What fitting costs, and what a query costs: `tables/table_5.{csv,md,tex,json}`; the paths written."""
+    """Write the costs of fitting and of a query: `tables/table_5.{csv,md,tex,json}`; returns the paths written."""
     timings, names = read_timings(config), Names.of(config)
     rows = []
     for method, costs in fit_costs(config).items():
@@ -62,7 +62,7 @@ def table_5(config: Config) -> list[Path]:
 
 
 def _shares(timings: Sequence[Mapping[str, str]], config: Config, names: Names) -> list[str]:
-    """MetaTuner-J's share of writing on each benchmark, with its quartiles over rounds: what claim 10 is about."""
+    """MetaTuner-J's ratio of writing to answering time per benchmark, with quartiles over rounds (see claim 10)."""
     shares = [
         f"{benchmark_title(row['benchmark'], config.benchmarks[row['benchmark']].source)} "
         f"{float(row['write_share']):.2f} [{float(row['write_share_low']):.2f}, {float(row['write_share_high']):.2f}]"
@@ -74,6 +74,6 @@ def _shares(timings: Sequence[Mapping[str, str]], config: Config, names: Names) 
 
 
 def _megabytes(timings: Sequence[Mapping[str, str]]) -> str:
-    """The largest memory of writing; "" where nothing was timed, or by a version that did not measure it."""
+    """The largest memory of writing; "" if nothing was timed, or by a version that did not measure memory."""
     found = [float(row["write_bytes"]) for row in timings if row.get("write_bytes")]
     return f"{max(found) / 1e6:,.1f}" if found else ""

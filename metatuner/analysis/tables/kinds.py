@@ -10,7 +10,7 @@ from metatuner.config import Config
 
 
 def table_kinds(config: Config) -> list[Path]:
-    """`tables/table_kinds.{csv,md,tex,json}`: a row per benchmark and kind, a column per method; the CSV is tidy."""
+    """Write `tables/table_kinds.{csv,md,tex,json}`: a row per benchmark and kind, a column per method; a tidy CSV."""
     found, names = by_kind(config), Names.of(config)
     methods = sorted(dict.fromkeys(one.method for one in found), key=names.rank)
     titles = {name: benchmark_title(name, config.benchmarks[name].source) for name in config.benchmarks}

@@ -1,6 +1,6 @@
 """The one type of table, and its writers: CSV, Markdown, LaTeX, and JSON for the report.
 
-All text may be a model's or an author's, so every writer escapes it for its format.
+Any text may come from a model or a method's author, so every writer escapes it for its format.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Style = Literal["plain", "bold", "italic", "small", "mark"]
 
 @dataclass(frozen=True)
 class Span:
-    """Part of a cell's or note's text in one style; a `mark` is a sign that stands behind a number."""
+    """Part of a cell's or note's text in one style; a `mark` is a sign after a number."""
 
     text: str
     style: Style = "plain"
@@ -30,11 +30,11 @@ Text = str | tuple[Span, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """What is written: text as it is, escaped by each format for itself."""
+    """A table to write. Its text is not escaped: each format does that itself."""
 
     title: str
     world: str
-    """What was measured, or that nothing was; stands above the rows."""
+    """What was measured, or that nothing was; shown above the rows."""
     header: Sequence[str]
     rows: Sequence[Sequence[Text]]
     """Each as long as the header."""
@@ -42,23 +42,23 @@ class Table:
     groups: Sequence[tuple[str, int]] = ()
     """Headings above the header, each with the number of columns that it spans; () for none."""
     sections: Mapping[int, str] = field(default_factory=dict)
-    """Headings between rows, by the index of the row that they stand above."""
+    """Headings between rows, by the index of the row below."""
     widths: Sequence[float] = ()
     """Shares of a LaTeX page's text width by column, for long texts; () for columns as wide as their text."""
     label: str = ""
-    """In LaTeX; by default the file's name."""
+    """Label in LaTeX; by default it is made from the file's name."""
 
 
 def write_tables(
     config: Config, name: str, tables: Sequence[Table], records: Sequence[Sequence[str]] | None = None
 ) -> list[Path]:
-    """Write `tables/<name>.{csv,md,tex,json}`; the paths written.
+    """Write `tables/<name>.{csv,md,tex,json}` and return the paths written.
 
     Args:
-        config: of the results folder.
-        name: of the files.
-        tables: what stands below each other in them.
-        records: the rows of the CSV, its header first; None: those of the only table, each with its world.
+        config: config of the results folder.
+        name: name of the files.
+        tables: the tables, written one below the other.
+        records: the rows of the CSV, header first. None: the rows of the only table, each with its world.
     """
     layout = Layout(config)
     if records is None:
@@ -89,7 +89,10 @@ def _spans(text: Text) -> Sequence[Span]:
 
 
 def as_markdown(table: Table) -> str:
-    """A pipe table under a heading. Of a group's columns the first has the group's heading, as there is one line."""
+    """A pipe table under a heading.
+
+    A pipe table has one header line, so a group's heading replaces the header of the group's first column.
+    """
     header = list(table.header)
     place = 0
     for heading, columns in table.groups:
@@ -120,7 +123,7 @@ def _markdown(text: Text) -> str:
 
 
 def as_latex(table: Table, label: str) -> str:
-    r"""With `booktabs`: a `longtable` for long texts, else a `table*` that fits `\textwidth` (`graphicx`)."""
+    r"""A `booktabs` table: a `longtable` for long texts, else a `table*` that fits `\textwidth` (`graphicx`)."""
     caption = escape_latex(f"{table.title.partition(': ')[2] or table.title}. {table.world}")
     caption = caption[:1].upper() + caption[1:]
     body = []

@@ -1,6 +1,6 @@
-"""Benchmarks, one file each, found by their file's name: a new file `<id>.py` here is a new benchmark.
+"""Benchmarks, one file each. A new file `<id>.py` in this folder is a new benchmark.
 
-Files are imported when asked for, so that a benchmark's code is part of what its own cells depend on and of no others'.
+A benchmark's file is imported only when it is used. So only the cells of this benchmark depend on its code.
 """
 
 import importlib
@@ -32,14 +32,14 @@ def benchmark_ids() -> list[str]:
 
 
 def benchmark_file(id: str) -> Path:
-    """The file that defines a benchmark (it is imported by name, so hash it explicitly); `UserError` if unknown."""
+    """The file that defines a benchmark; `UserError` if unknown. It is imported by name, so hash it explicitly."""
     if id not in benchmark_ids():
         raise UserError(f"unknown benchmark {id!r}; {suggest(id, benchmark_ids())}")
     return _FOLDER / f"{id}.py"
 
 
 def get_benchmark(id: str) -> Benchmark:
-    """A benchmark by its id; `UserError` with the near miss and the list if there is none."""
+    """The benchmark with this id. If there is none, `UserError` with the closest id and the list of ids."""
     path = benchmark_file(id)
     module = importlib.import_module(f"{__name__}.{id}")
     found = [

@@ -21,12 +21,12 @@ class HubSource:
     train: str
     """Name of the split that train, tune and dev rows are drawn from."""
     test: str
-    """Name of the split that test rows are drawn from: the official test split, or validation where test labels are
+    """Name of the split that test rows are drawn from: the official test split, or validation if the test labels are
     not public."""
     rows: Mapping[str, int]
-    """Rows of "train" and "test" as published."""
+    """Published numbers of rows in "train" and "test"."""
     verified: bool = False
-    """Whether this very address has been loaded; `metatuner check-data` does so at first use."""
+    """Whether this exact address has been loaded; `metatuner check-data` loads it at first use."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Scored:
     """The metrics of one answer."""
 
     metrics: dict[str, float]
-    """Each in 0..1, keyed as `Benchmark.metrics`."""
+    """Values in 0..1, keyed by the names in `Benchmark.metrics`."""
     stopped: str | None = None
-    """Why scoring was cut short and gave 0 ("time", "memory", ...); None if it ran to its end."""
+    """Why scoring stopped early and gave 0 ("time", "memory", ...); None if it finished."""
 
 
 class Benchmark(ABC):
-    """A benchmark. A subclass in `metatuner/harness/benchmarks/<id>.py` is all it takes to add one."""
+    """A benchmark. To add one, write a subclass in `metatuner/harness/benchmarks/<id>.py`."""
 
     id: ClassVar[str]
     version: ClassVar[int]
-    """Raised whenever rendering, extraction or a metric changes what a score means."""
+    """Must increase whenever a change to rendering, extraction or a metric changes what a score means."""
     metrics: ClassVar[tuple[str, ...]]
     primary: ClassVar[str]
     """The metric that rewards and headline tables use; one of `metrics`."""
@@ -54,11 +54,11 @@ class Benchmark(ABC):
     initial_prompt: str
     """The prompt that every method starts from (p~)."""
     stops: tuple[str, ...] = ()
-    """Texts that end a completion besides the model's end of turn."""
+    """Texts that end a completion, in addition to the model's end of turn."""
     max_new_tokens: int
 
     def with_overrides(self, *, initial_prompt: str | None = None, max_new_tokens: int | None = None) -> Self:
-        """The same benchmark with another initial prompt or length limit, as a preset may ask."""
+        """A copy of the benchmark with another initial prompt or length limit, as set by a preset."""
         changed = copy.copy(self)
         if initial_prompt is not None:
             changed.initial_prompt = initial_prompt
@@ -67,28 +67,28 @@ class Benchmark(ABC):
         return changed
 
     def raw_from_hub(self, record: dict[str, Any], place: str) -> dict[str, Any]:
-        """A Hub record as a raw row; the default keeps it, with its place ("train-17") as id where it has none."""
+        """A Hub record as a raw row. By default it is unchanged; if it has no id, its place ("train-17") becomes the id."""
         return {"id": place, **record}
 
     @abstractmethod
     def row(self, raw: dict[str, Any]) -> Row:
-        """A raw row, checked and rendered. `UserError` names the field that is missing or ill-typed."""
+        """Check and render a raw row. `UserError` names the field that is missing or has the wrong type."""
 
     @abstractmethod
     def extract(self, completion: str) -> str | None:
-        """The answer a completion states, or None if it states none."""
+        """The answer that a completion states, or None if it states no answer."""
 
     @abstractmethod
     def score(self, extracted: str | None, row: Row) -> dict[str, float]:
         """The metrics of an extracted answer, each in 0..1; no answer scores 0."""
 
     def score_all(self, extracted: Sequence[str | None], rows: Sequence[Row]) -> list[Scored]:
-        """The metrics of a batch of answers, in order; one per row."""
+        """The metrics of a batch of answers: one `Scored` per row, in order."""
         return [Scored(self.score(answer, row)) for answer, row in zip(extracted, rows, strict=True)]
 
 
 def text_field(raw: dict[str, Any], name: str) -> str:
-    """A field that must hold text with something in it."""
+    """A field that must hold non-empty text."""
     value = _present(raw, name)
     if not isinstance(value, str):
         raise UserError(f"field {name!r} must be text, is {type(value).__name__}; correct the row")
@@ -106,7 +106,7 @@ def int_field(raw: dict[str, Any], name: str, low: int, high: int) -> int:
 
 
 def kind_of(raw: dict[str, Any], otherwise: str) -> str:
-    """The row's own `kind`, else the benchmark's breakdown."""
+    """The row's own `kind` if it has one, else `otherwise`."""
     return text_field(raw, "kind") if "kind" in raw else otherwise
 
 
@@ -117,11 +117,11 @@ def _present(raw: dict[str, Any], name: str) -> Any:
 
 
 def after_last(marker: re.Pattern[str], text: str) -> str | None:
-    """What follows the last match of a marker; None if there is none."""
+    """The text after the last match of a marker; None if there is no match."""
     ends = [match.end() for match in marker.finditer(text)]
     return text[ends[-1] :] if ends else None
 
 
 def first_line(text: str) -> str | None:
-    """The first line with something on it, stripped; None if there is none."""
+    """The first non-empty line, stripped; None if there is none."""
     return next((line.strip() for line in text.splitlines() if line.strip()), None)

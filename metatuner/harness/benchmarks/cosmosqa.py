@@ -7,10 +7,10 @@ from metatuner.harness.benchmarks.base import Benchmark, HubSource, int_field, k
 from metatuner.harness.rows import Row, normalise_text
 
 _LETTERS = "ABCD"
-# In order of trust; in each, the last match counts.
+# The most reliable form comes first. The last match of a form counts.
 _FORMS = (
     re.compile(r"\(\s*([A-Da-d])\s*\)"),
-    # In lower case only at the end: "the answer is a bed" names no option.
+    # A lower-case letter counts only at the end: "the answer is a bed" names no option.
     re.compile(r"(?i:\banswer(?:\s+is)?)\s*:?\s*\**([A-D]\b|[a-d](?=\W*$))"),
     re.compile(r"^\W*([A-D])(?:[.):].*|\W*)$", re.DOTALL),
 )
@@ -53,7 +53,7 @@ class CosmosQA(Benchmark):
         )
 
     def extract(self, completion: str) -> str | None:
-        """The last letter in parentheses; else the one after "answer is"; else one that stands alone or leads."""
+        """The last letter in parentheses; else the letter after "answer is"; else a letter alone or at the start."""
         for form in _FORMS:
             found = form.findall(completion)
             if found:
@@ -61,5 +61,5 @@ class CosmosQA(Benchmark):
         return None
 
     def score(self, extracted: str | None, row: Row) -> dict[str, float]:
-        """Accuracy: the letter is the right option's."""
+        """Accuracy: whether the letter names the right option."""
         return {"accuracy": float(extracted in row.gold)}

@@ -32,7 +32,7 @@ class GSM8K(Benchmark):
     max_new_tokens = 512
 
     def row(self, raw: dict[str, Any]) -> Row:
-        """The question as it is; the target is the rationale without its calculator annotations `<<...>>`."""
+        """The query is the question; the target is the rationale without its calculator annotations `<<...>>`."""
         query, answer = text_field(raw, "question"), text_field(raw, "answer")
         stated = numbers(after_last(_MARKER, answer) or "")
         if len(stated) != 1:
@@ -48,7 +48,7 @@ class GSM8K(Benchmark):
         )
 
     def extract(self, completion: str) -> str | None:
-        """The first number after the last `####`; in a completion without `####`, its last number."""
+        """The first number after the last `####`; without `####`, the last number of the completion."""
         marked = after_last(_MARKER, completion)
         found = numbers(completion if marked is None else marked)
         if not found:
@@ -56,6 +56,6 @@ class GSM8K(Benchmark):
         return found[-1] if marked is None else found[0]
 
     def score(self, extracted: str | None, row: Row) -> dict[str, float]:
-        """Accuracy: the numbers are equal, however they are written."""
+        """Accuracy: whether the numbers are equal, however they are written."""
         right = extracted is not None and any(numbers_equal(extracted, gold) for gold in row.gold)
         return {"accuracy": float(right)}

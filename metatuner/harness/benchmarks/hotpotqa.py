@@ -40,7 +40,7 @@ class HotpotQA(Benchmark):
         }
 
     def row(self, raw: dict[str, Any]) -> Row:
-        """One line a paragraph, `title: sentences`, then `Question: ...`."""
+        """One line per paragraph, `title: sentences`, then `Question: ...`."""
         paragraphs = "".join(f"{paragraph}\n" for paragraph in _paragraphs(raw))
         query = f"{paragraphs}Question: {text_field(raw, 'question')}"
         answer = text_field(raw, "answer")
@@ -55,7 +55,7 @@ class HotpotQA(Benchmark):
         )
 
     def extract(self, completion: str) -> str | None:
-        """The line after the last "Answer:"; without one, the last line that is not empty."""
+        """The line after the last "Answer:"; without one, the last non-empty line."""
         marked = after_last(_MARKER, completion)
         if marked is not None:
             return first_line(marked)

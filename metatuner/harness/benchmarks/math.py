@@ -10,7 +10,7 @@ from metatuner.harness.metrics.equivalence import equivalent, last_boxed
 from metatuner.harness.rows import Row, normalise_text
 
 _PHRASE = re.compile(r"answer is:?\s*", re.IGNORECASE)
-# A sentence ends at a full stop that is no decimal point.
+# A sentence ends at a full stop that is not a decimal point.
 _SENTENCE = re.compile(r"(.*?)(?:\.(?!\d)|\n|$)", re.DOTALL)
 
 
@@ -34,11 +34,11 @@ class MATH(Benchmark):
     max_new_tokens = 1024
 
     def row(self, raw: dict[str, Any]) -> Row:
-        r"""The problem as it is; the target is the whole solution, the gold what its last `\boxed{}` holds."""
+        r"""The query is the problem, the target is the whole solution, and the gold is what its last `\boxed{}` holds."""
         query, solution = text_field(raw, "problem"), text_field(raw, "solution")
         text_field(raw, "type")
         gold = last_boxed(solution)
-        if gold is None:  # two official solutions end in an empty box, and an empty box answers them
+        if gold is None:  # an empty box is allowed: two official solutions end in one
             raise UserError(r"field 'solution' states no answer; put it in \boxed{}")
         return Row(
             id=text_field(raw, "id"),
@@ -60,11 +60,11 @@ class MATH(Benchmark):
         return sentence[1].strip(" $:*") or None if sentence else None
 
     def score(self, extracted: str | None, row: Row) -> dict[str, float]:
-        """Accuracy: the expressions are mathematically equivalent (math-verify)."""
+        """Accuracy: whether the expressions are mathematically equivalent (math-verify)."""
         return self.score_all([extracted], [row])[0].metrics
 
     def score_all(self, extracted: Sequence[str | None], rows: Sequence[Row]) -> list[Scored]:
-        """As `score`; expressions that differ as text are compared by a worker process under limits."""
+        """As `score`, for a batch. A worker process with limits compares expressions that differ as text."""
         answered = [(i, answer) for i, answer in enumerate(extracted) if answer is not None]
         verdicts = equivalent([(answer, rows[i].gold) for i, answer in answered])
         scores = [Scored({"accuracy": 0.0})] * len(rows)

@@ -10,14 +10,14 @@ from metatuner.harness.rows import Row, numbered_objects
 
 
 def load_raw(path: Path) -> Iterator[dict[str, Any]]:
-    """The raw rows of a JSON Lines file; `UserError` names file and line of what cannot be read."""
+    """The raw rows of a JSON Lines file; `UserError` names the file and line that cannot be read."""
     return (raw for _, raw in numbered_objects(path))
 
 
 def load_rows(benchmark: Benchmark, path: Path) -> list[Row]:
     """The rows of a JSON Lines file in the benchmark's raw schema, in file order.
 
-    Raises `UserError` naming file and line: as `load_raw`, or for a field that is missing or ill-typed.
+    Raises `UserError` with file and line as `load_raw` does, or if a field is missing or has the wrong type.
     """
     return _checked(benchmark, ((f"{path}:{number}", raw) for number, raw in numbered_objects(path)))
 
@@ -33,9 +33,9 @@ def _checked(benchmark: Benchmark, placed: Iterable[tuple[str, dict[str, Any]]])
 
 
 def load_hub(benchmark: Benchmark, split: str) -> list[Row]:
-    """The rows of the official `split` ("train" or "test") from the Hugging Face Hub, in their order there.
+    """The rows of the official `split` ("train" or "test") from the Hugging Face Hub, in the order of the Hub.
 
-    Raises `UserError` if the benchmark has no address there, the Hub cannot be reached, or a record lacks a field.
+    Raises `UserError` if the benchmark has no Hub address, the Hub cannot be reached, or a record lacks a field.
     """
     source = benchmark.hub
     if source is None:
@@ -46,7 +46,7 @@ def load_hub(benchmark: Benchmark, split: str) -> list[Row]:
     place = f"{source.path}, {name} split"
     try:
         records = load_dataset(source.path, source.config, split=name, revision=source.revision)
-    # The library's errors for a missing network, repository, revision or split have no narrower common base.
+    # The library's errors for a missing network, repository, revision or split have no more specific common base.
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

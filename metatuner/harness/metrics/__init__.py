@@ -1,1 +1,1 @@
-"""Metrics: pure functions of an extracted answer and its references, known to no model."""
+"""Metrics: pure functions of an extracted answer and its references. They use no model."""

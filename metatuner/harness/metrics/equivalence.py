@@ -1,8 +1,9 @@
-r"""Equivalence of mathematical expressions in LaTeX (MATH), decided where nothing hostile can do harm.
+r"""Equivalence of mathematical expressions in LaTeX (MATH), decided in a worker process with limits.
 
 math-verify parses both expressions into SymPy and compares them. An expression comes from a model, so it may be endless
-or huge: the comparison runs in one worker process, started when first needed, under a memory limit and a timer that the
-kernel enforces. A worker that is stopped scores 0 for that expression, says so, and is replaced.
+or huge. Therefore the comparison runs in one worker process, which is started when first needed. The kernel enforces
+its memory limit and its timer. If the worker is stopped, that expression scores 0, the reason is recorded, and a new
+worker replaces it.
 """
 
 import atexit
@@ -30,20 +31,20 @@ class Limits:
     cpu_seconds: float = 3.0
     """Processor time rather than wall-clock time, so that a busy machine does not change scores."""
     wall_seconds: float = 60.0
-    """A stop for a process that waits instead of computing."""
+    """Stops a process that waits instead of computing."""
     memory_bytes: int = 2 * 1024**3
-    """Address space of the worker, its libraries (0.3 GB) included."""
+    """Address space of the worker, including its libraries (0.3 GB)."""
     characters: int = 2000
     """Longer expressions are not compared; the longest answer in MATH has 159."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether two expressions are equivalent, and why the comparison was stopped if it was."""
+    """Whether two expressions are equivalent and, if the comparison was stopped, why."""
 
     equal: bool
     stopped: str | None = None
-    """"time", "memory", "length" or "crash"; None if the comparison ran to its end."""
+    """"time", "memory", "length" or "crash"; None if the comparison finished."""
 
 
 class Comparer:
@@ -76,7 +77,7 @@ class Comparer:
                 self._end()
 
     def forget(self) -> None:
-        """Let go of a worker that belongs to the process this one was forked from."""
+        """Forget a worker that belongs to the parent process, after a fork."""
         self._lock, self._process = threading.Lock(), None
 
     def _running(self) -> subprocess.Popen[str]:
@@ -87,7 +88,7 @@ class Comparer:
         return self._process
 
     def _start(self) -> subprocess.Popen[str]:
-        # A fresh interpreter on one file: neither this process's memory (a model's weights) nor its modules come along.
+        # A fresh interpreter on one file inherits neither this process's memory (a model's weights) nor its modules.
         command = [sys.executable, "-P", str(Path(equivalence_worker.__file__)), json.dumps(asdict(self.limits))]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
         if _pipes(process)[1].readline().strip() != equivalence_worker.READY:
@@ -113,10 +114,10 @@ os.register_at_fork(after_in_child=_comparer.forget)
 
 
 def equivalent(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[Verdict]:
-    """For each (answer, references): is the answer equivalent to any reference? All go through one worker.
+    """For each (answer, references): whether the answer is equivalent to any reference. One worker compares all pairs.
 
-    It is not asked about texts that are equal after light normalisation, about plain integers, and about the same pair
-    twice.
+    The worker is not used for texts that are equal after light normalisation, for plain integers, or for the same pair
+    a second time.
     """
     return [_any_equal(answer, tuple(golds)) for answer, golds in pairs]
 
@@ -133,7 +134,7 @@ def _any_equal(answer: str, golds: tuple[str, ...]) -> Verdict:
 
 
 def normalise_latex(text: str) -> str:
-    r"""What only changes the looks dropped: `\dfrac`, `\left(`, `\!`, `$`, runs of white space, a last full stop."""
+    r"""Normalise what only changes the look: `\dfrac`, `\left(`, `\!`, `$`, runs of white space, a final full stop."""
     for written, plain in ((r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), (r"\!", ""), ("$", "")):
         text = text.replace(written, plain)
     for size in (r"\left", r"\right"):
@@ -143,7 +144,7 @@ def normalise_latex(text: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{...}` with balanced braces holds (`\fbox` and `\boxed 5` count too); None without one."""
+    r"""The content of the last `\boxed{...}` with balanced braces (also `\fbox` and `\boxed 5`); None if there is none."""
     starts = []
     for command in (r"\boxed", r"\fbox"):
         at = text.find(command)
@@ -158,7 +159,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _argument(text: str, start: int) -> str | None:
-    """A command's argument: what balanced braces hold, or up to white space or `$`; None if braces never close."""
+    """A command's argument: the content of balanced braces, or text up to white space or `$`; None if braces never close."""
     while start < len(text) and text[start] == " ":
         start += 1
     if not text.startswith("{", start):

@@ -1,7 +1,7 @@
-r"""The process in which `equivalence` compares expressions: run as a file, with its limits as JSON for an argument.
+r"""The worker process in which `equivalence` compares expressions. It runs as a file; its argument is the limits as JSON.
 
-Reads a line `["answer", "gold"]`, writes `true` or `false`. It imports neither torch nor the project. Only the LaTeX
-grammar of math-verify is used: its plain-expression parser hands text to Python's `eval`.
+It reads a line `["answer", "gold"]` and writes `true` or `false`. It imports neither torch nor the project. It uses
+only the LaTeX grammar of math-verify, because the plain-expression parser passes text to Python's `eval`.
 """
 
 import json
@@ -20,11 +20,11 @@ STOPPED_BY = {-signal.SIGPROF: "time", -signal.SIGALRM: "time", -signal.SIGABRT:
 
 
 def main() -> None:
-    """Answer comparisons until standard input closes; a comparison that goes beyond the limits ends the process."""
+    """Answer comparisons until standard input closes; a comparison that exceeds the limits ends the process."""
     from math_verify import LatexExtractionConfig, parse, verify
     from sympy.polys.polyerrors import BasePolynomialError  # type: ignore[import-untyped]
 
-    # What SymPy raises when it cannot compare two expressions; they are then not equivalent.
+    # SymPy raises these if it cannot compare two expressions. They then count as not equivalent.
     undecided = (ArithmeticError, AttributeError, BasePolynomialError, LookupError, RuntimeError, TypeError, ValueError)
     config = [LatexExtractionConfig(boxed_match_priority=0)]
 
@@ -42,7 +42,7 @@ def main() -> None:
         return False
 
     limits = json.loads(sys.argv[1])
-    # Replies get the real standard output to themselves; whatever a library prints goes nowhere.
+    # Only replies go to the real standard output. What a library prints is discarded.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
@@ -58,12 +58,12 @@ def main() -> None:
     reply(READY)
     for line in sys.stdin:
         answer, gold = json.loads(line)
-        # Unhandled, these signals end the process, whatever it is doing and whether or not its parent still lives.
+        # These signals have no handler. They end the process whatever it is doing, even if its parent is gone.
         signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])
         signal.setitimer(signal.ITIMER_REAL, limits["wall_seconds"])
         try:
             verdict = equal(answer, gold)
-            bytearray(_HEADROOM)  # math-verify swallows the MemoryError of a process that is full
+            bytearray(_HEADROOM)  # math-verify hides a MemoryError, so test whether memory is left
         except MemoryError:
             os._exit(_OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -25,5 +25,5 @@ def numbers(text: str) -> list[str]:
 
 
 def numbers_equal(left: str, right: str) -> bool:
-    """Whether two plain decimals are the same number, exactly: 18 = 18.00, 33.33 != 33.333."""
+    """Whether two plain decimals are exactly the same number: 18 = 18.00, 33.33 != 33.333."""
     return Decimal(left) == Decimal(right)

@@ -6,7 +6,7 @@ from collections import Counter
 
 _PUNCTUATION = frozenset(string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-# HotpotQA's evaluation gives no partial credit to or against these.
+# HotpotQA's evaluation gives no partial credit if the answer or the reference is one of these.
 _VERDICTS = frozenset({"yes", "no", "noanswer"})
 
 
@@ -22,7 +22,7 @@ def exact_match(answer: str, gold: str) -> float:
 
 
 def token_f1(answer: str, gold: str) -> float:
-    """F1 of the normalised texts' bags of words; a yes/no answer or reference counts whole or not at all."""
+    """F1 of the normalised texts' bags of words. A yes/no answer or reference gets full credit or none."""
     left, right = normalise_answer(answer), normalise_answer(gold)
     if left != right and (left in _VERDICTS or right in _VERDICTS):
         return 0.0

@@ -1,1 +1,1 @@
-"""Benchmarks as lm-eval tasks: `metatuner_<id>.yaml` names one, `_rows.yaml` holds what all share."""
+"""Benchmarks as lm-eval tasks: `metatuner_<id>.yaml` defines one, `_rows.yaml` holds what all share."""

@@ -1,4 +1,4 @@
-"""What the lm-eval tasks of this folder call. A document is a row as JSON; everything else is its benchmark's."""
+"""Functions that the lm-eval tasks of this folder call. A document is a row as JSON; its benchmark defines the rest."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -14,7 +14,7 @@ from metatuner.harness.benchmarks import Benchmark, get_benchmark
 from metatuner.harness.rows import Row, read_rows
 
 STOPPED = "stopped"
-"""Beside the metrics: why scoring an answer was cut short (see `Scored`), or None."""
+"""Key next to the metrics: why scoring an answer stopped early (see `Scored`), or None."""
 
 _benchmark = cache(get_benchmark)
 
@@ -23,9 +23,9 @@ def documents(*, benchmark: str, rows: str | None = None, **_: Any) -> dict[str,
     """The test documents of a task, kept in memory.
 
     Args:
-        benchmark: its id; the task's `dataset_kwargs`.
+        benchmark: the benchmark's id, from the task's `dataset_kwargs`.
         rows: a split file of the benchmark, or a folder with `<benchmark>/test.jsonl`; from lm-eval's `--metadata`.
-        **_: whatever else the metadata holds.
+        **_: other entries of the metadata, ignored.
     """
     if rows is None:
         raise UserError(
@@ -40,7 +40,7 @@ def documents(*, benchmark: str, rows: str | None = None, **_: Any) -> dict[str,
 
 
 def query(document: dict[str, Any]) -> str:
-    """What is asked, without any prompt: prompts are the policy's."""
+    """The query without any prompt; the policy adds the prompt."""
     return str(document["query"])
 
 
@@ -58,10 +58,10 @@ def score(document: dict[str, Any], extracted: Sequence[str | None]) -> dict[str
 
 @register_filter("metatuner_extract")
 class Extract(Filter):
-    """Takes each document's first response to the answer that its benchmark extracts."""
+    """Turns the first response per document into the answer that its benchmark extracts."""
 
     def apply(self, resps: Sequence[Sequence[str]], docs: Sequence[dict[str, Any]]) -> list[str | None]:
-        """One answer a document, None where there is none."""
+        """One answer per document; None if there is none."""
         return [self._of(document).extract(responses[0]) for responses, document in zip(resps, docs, strict=True)]
 
     @staticmethod
