@@ -1,1 +1,1 @@
-"""The methods that are compared, MetaTuner among them: one file each, found by the registry."""
+"""The compared methods, including MetaTuner: one file each, found by the registry."""

@@ -1,4 +1,4 @@
-"""BetterTogether: demonstrations and a LoRA, searched and trained in turns, so that the actor teaches itself."""
+"""BetterTogether: searches demonstrations and trains a LoRA in turns, so that the actor teaches itself."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,37 +17,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set; numbers without a source are those of the experiments of arXiv 2407.10930."""
+    """Settings of BetterTogether. Defaults without a source come from the experiments of arXiv 2407.10930."""
 
     strategy: Literal["p -> w -> p", "p -> w", "w -> p"] = "p -> w -> p"
-    """The steps in their order: p searches demonstrations, w trains weights."""
+    """Order of the steps: p searches demonstrations, w trains weights."""
     candidates: Count = 6
-    """Sets of demonstrations bootstrapped from shuffled rows, in a step p."""
+    """Sets of demonstrations that each step p bootstraps from shuffled rows."""
     shots: Count = 3
-    """Most demonstrations in a set."""
+    """Maximum number of demonstrations in a set."""
     threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Reward from which an answer is right, so that it may be a demonstration and is trained on: here the full one."""
+    """Lowest reward, 0 to 1, at which an answer counts as right. Right answers are trained on and may become
+    demonstrations. The default is the full reward."""
     learning_rate: Positive = 1e-5
-    """Of AdamW, falling to 0 in a line."""
+    """Initial learning rate of AdamW; it falls linearly to 0."""
     epochs: Count = 5
-    """Passes over the answers trained on."""
+    """Passes over the answers that are trained on."""
     batch_size: Count = 16
-    """Answers an optimizer step, as SFT's rows."""
+    """Answers per optimizer step; as many as SFT's rows per step."""
     gradient_clip: Positive = 1.0
-    """Largest gradient norm; TRL's default."""
+    """Maximum gradient norm; TRL's default."""
     rank: Count = 32
     """Rank of the adapter (r)."""
     alpha: Count = 64
     """Scale of the adapter: its output is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("all-linear",)
-    """Names of the linears that get an adapter, as SFT's."""
+    """Names of the linear layers that get an adapter, as in SFT."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a fifth slower."""
 
 
 class BetterTogether(Method):
-    """DSPy's BetterTogether: prompt optimisation by bootstrapped demonstrations, weight optimisation by a LoRA on the
-    actor's own right answers, each on top of what the step before left; dev chooses between the states after each.
+    """DSPy's BetterTogether: prompt steps bootstrap demonstrations, weight steps train a LoRA on the actor's own right
+    answers. Each step starts from the result of the step before. Dev rows choose between the states after each step.
     """
 
     name = "better_together"
@@ -77,10 +78,10 @@ class BetterTogether(Method):
         return Loop(counted, shots=s.shots, own_answers=True, actor_rank=s.rank)
 
     def fit(self, lab: Lab) -> StaticPolicy:
-        """Run the strategy on `lab.train`; trained on several benchmarks, each query has the p~ of its own, and all
-        have the same demonstrations.
+        """Run the strategy on `lab.train`.
 
-        Raises what made a step fail, unless it is the budget.
+        If trained on several benchmarks, each query has the p~ of its own benchmark, and all share the same
+        demonstrations. An error that made a step fail is raised again, unless it is the end of the budget.
         """
         from baselines.shared.better_together_program import run
         from baselines.shared.dspy_program import BASE

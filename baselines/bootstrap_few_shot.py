@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set; defaults are those of dspy.BootstrapFewShot."""
+    """Settings of BootstrapFewShot. Defaults come from dspy.BootstrapFewShot."""
 
     bootstrapped: Count = 4
-    """Most demonstrations that are answers of the actor."""
+    """Maximum number of demonstrations that are answers of the actor."""
     labeled: Count = 16
-    """Demonstrations in all, unless more are bootstrapped: rows with their reference answers are the others."""
+    """Total number of demonstrations, unless more are bootstrapped. The others are rows with their reference
+    answers."""
     threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Reward from which an answer is right and may be a demonstration: here the full one."""
+    """Lowest reward, 0 to 1, at which an answer counts as right and may become a demonstration. The default is the full
+    reward."""
 
 
 class BootstrapFewShot(Method):
@@ -42,14 +44,14 @@ class BootstrapFewShot(Method):
 
     def loop(self, rows: Rows, shares: Shares) -> Loop:
         s: Settings = self.settings
-        asked = s.bootstrapped / shares.right  # the batches after the first double
+        asked = s.bootstrapped / shares.right  # batches double after the first
         answers = min(rows.train, AHEAD if asked <= AHEAD else 2 * asked)
         return Loop(Sequences(answers=answers), shots=s.labeled)
 
     def fit(self, lab: Lab) -> StaticPolicy:
-        """Bootstrap on `lab.train`; trained on several benchmarks, all have the same demonstrations, each its own p~.
+        """Bootstrap on `lab.train`. If trained on several benchmarks, all share the demonstrations but keep their p~.
 
-        Dev rows are not asked for: DSPy's optimizer chooses nothing by them.
+        Dev rows are not answered, because DSPy's optimizer chooses nothing by them.
         """
         import dspy
 

@@ -1,4 +1,4 @@
-"""BPO: a rewriter, trained on pairs of the initial and a better prompt, stands before the untouched actor."""
+"""BPO: a rewriter in front of the untouched actor, trained on pairs of the initial prompt and a better one."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,45 +19,46 @@ if TYPE_CHECKING:
     from metatuner.lm import LM
 
 CHUNK = 64
-"""Train rows whose rollouts are made together; the budget is looked at between chunks."""
+"""Train rows per chunk. Rollouts of a chunk are made together; the budget is checked between chunks."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set; "warm-up" marks values of MetaTuner's warm-up, so that both rewriters are trained alike."""
+    """Settings of BPO. "(warm-up)" marks defaults of MetaTuner's warm-up, so that both rewriters are trained alike."""
 
     rollouts: Count = 8
-    """Rewrites sampled a train row, between which the pair is found (warm-up)."""
+    """Rewrites sampled per train row, from which a pair is found (warm-up)."""
     rollout_temperature: Positive = 1.0
-    """Of these samples (warm-up)."""
+    """Sampling temperature of these rewrites (warm-up)."""
     shrink: Positive = 2.0
-    """A rewrite is no target if the initial prompt has more than so many times its words (thu-coai/BPO)."""
+    """A rewrite cannot be a target if the initial prompt has more than this many times its words (thu-coai/BPO)."""
     grow: Positive = 6.0
-    """A rewrite is no target if it has more than so many times the initial prompt's words (thu-coai/BPO)."""
+    """A rewrite cannot be a target if it has more than this many times the initial prompt's words (thu-coai/BPO)."""
     trainable: Literal["lora", "full"] = "lora"
-    """What of the generator is trained: LoRA on all linears (warm-up), or all weights, as the paper does."""
+    """Which weights of the generator are trained. `lora`: a LoRA on all linear layers (warm-up). `full`: all weights,
+    as in the paper."""
     rank: Count = 16
-    """Rank of the LoRA, its alpha twice that (warm-up); not used with `full`."""
+    """Rank of the LoRA; its alpha is twice the rank (warm-up). Not used with `full`."""
     learning_rate: Positive = 1e-4
-    """Peak rate of AdamW (warm-up); the paper's for all weights is 2e-5."""
+    """Peak learning rate of AdamW (warm-up). The paper has 2e-5 for all weights."""
     epochs: Count = 3
-    """Passes over the pairs; the paper's."""
+    """Passes over the pairs, as in the paper."""
     batch_size: Count = 16
-    """Pairs an optimizer step (warm-up)."""
+    """Pairs per optimizer step (warm-up)."""
     warmup: Share = 0.1
-    """Share of the steps in which the rate rises; it then falls to 0 in a line. The paper's."""
+    """Share of the steps in which the learning rate rises, as in the paper. It then falls linearly to 0."""
     temperature: Positive = 0.6
-    """Of the rewrites that queries are answered under (thu-coai/BPO)."""
+    """Sampling temperature of the rewrites under which queries are answered (thu-coai/BPO)."""
     top_p: Positive = 0.9
-    """They are sampled from the likeliest tokens that together reach this probability (thu-coai/BPO)."""
+    """These rewrites are sampled from the likeliest tokens that together reach this probability (thu-coai/BPO)."""
     prompt_tokens: Count = 128
-    """Most tokens of a rewrite (warm-up)."""
+    """Maximum length of a rewrite in tokens (warm-up)."""
 
 
 class BPO(Method):
-    """A prompt for each query by the fine-tuned generator; the actor is asked as it is.
+    """The fine-tuned generator writes a prompt per query; the actor is not changed.
 
-    It works on the ground itself, not through DSPy, whose programs have one instruction for all queries.
+    It does not use DSPy, because DSPy's programs have one instruction for all queries.
     """
 
     name = "bpo"
@@ -113,7 +114,7 @@ class BPO(Method):
         return RewriterPolicy(lab, generator, settings, lab.stream("answers"))
 
     def _pairs(self, lab: Lab) -> list[tuple[Row, str]]:
-        """Train rows with the rewrite that is their target."""
+        """Train rows, each with the rewrite that is its target."""
         from baselines.shared.budget import affordable
 
         settings: Settings = self.settings
@@ -137,7 +138,7 @@ class BPO(Method):
             rewards += scores
             for first in range(0, len(rows), settings.rollouts):
                 part = slice(first, first + settings.rollouts)
-                row, place = rows[first], draws.random()  # drawn for every row, so that one does not shift the next
+                row, place = rows[first], draws.random()  # drawn for every row, so that rows are independent
                 best = targets(
                     lab.initial_prompt(row), rewrites[part], scores[part], shrink=settings.shrink, grow=settings.grow
                 )
@@ -148,7 +149,7 @@ class BPO(Method):
 
 
 def _scores(lab: Lab, rows: Sequence[Row], prompts: Sequence[str]) -> list[float]:
-    """The reward of each row's answer under its prompt; what a row got twice is asked once."""
+    """The reward of each row's answer under its prompt; equal pairs of row and prompt are answered once."""
     pairs = list(zip(rows, prompts, strict=True))
     asked = list(dict.fromkeys(pairs))
     answers = lab.answer([to_query(row) for row, _ in asked], [prompt for _, prompt in asked])
@@ -159,9 +160,9 @@ def _scores(lab: Lab, rows: Sequence[Row], prompts: Sequence[str]) -> list[float
 def targets(
     initial: str, rewrites: Sequence[str], rewards: Sequence[float], *, shrink: float, grow: float
 ) -> list[str]:
-    """The rewrites that may be a row's target: of fitting length, better than another, and none of these is better.
+    """The rewrites that may be a row's target: the best of those with a fitting length that beat another rewrite.
 
-    One sampled twice is there twice. Lengths are in words.
+    A rewrite that was sampled twice is listed twice. Lengths are in words.
     """
     words = len(initial.split())
     fitting = [
@@ -175,14 +176,14 @@ def targets(
 
 @register_policy("bpo_rewriter")
 class RewriterPolicy(Policy):
-    """The trained generator samples a prompt for each query, by a random stream of the query's own."""
+    """The trained generator samples a prompt per query; each query has its own random stream."""
 
     def __init__(self, ground: Ground, generator: "LM", settings: Settings, seed: int) -> None:
-        """In `generator` what is trained, and no more, requires gradients."""
+        """Only the trained parameters of `generator` may require gradients."""
         self.ground, self.generator, self.settings, self.seed = ground, generator, settings, seed
 
     def write_prompts(self, queries: Sequence[Query]) -> list[str]:
-        """A sampled prompt for each query; the same text gets the same prompt, whatever else is asked with it."""
+        """A sampled prompt per query. The same text gets the same prompt, whatever the other queries are."""
         from metatuner.lm import generate, render_rewrite
 
         limit = self.settings.prompt_tokens

@@ -1,4 +1,4 @@
-"""CFPO: a beam search over what a prompt says and over the format in which it says it."""
+"""CFPO: a beam search over the content and the format of a prompt."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -14,46 +14,48 @@ if TYPE_CHECKING:
 
 
 RENDERERS, QUERY_FORMATS = 7, 6
-"""Formats that `shared.cfpo_teleprompter` starts from."""
+"""Numbers of renderers and query formats in `shared.cfpo_teleprompter`."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set; numbers without a source are the defaults of `src/main.py` in HenryLau7/CFPO."""
+    """Settings of CFPO. Defaults without a source come from `src/main.py` in HenryLau7/CFPO."""
 
     proposer: Literal["instruct", "rewrite"] = "instruct"
-    """`instruct`: the generator, or the server that `models.proposer` names, follows meta-prompts. `rewrite`: the
-    generator rewrites the instructions of the beam."""
+    """Who proposes instructions. `instruct`: the generator, or the server that `models.proposer` names, follows
+    meta-prompts. `rewrite`: the generator rewrites the instructions of the beam."""
     rounds: Count = 5
-    """Most rounds, content and format in turns; the search also ends when the budget does not cover another."""
+    """Maximum number of rounds; rounds of content and of format alternate. The search also ends when the budget does
+    not cover another round."""
     beam: Count = 8
-    """Prompts kept after a round."""
+    """Prompts kept after each round."""
     diagnoses: Count = 1
-    """Edits by cases of each prompt, in a round of content."""
+    """Edits per prompt in a round of content, each based on cases: rows that were answered wrongly or rightly."""
     variations: Count = 1
-    """Paraphrases of each prompt, in a round of content."""
+    """Paraphrases per prompt in a round of content."""
     formats: Count = 1
-    """Renderers, and as many query formats, that each prompt is tried in, in a round of formats after the first."""
+    """Renderers, and as many query formats, tried per prompt in each round of formats after the first."""
     all_pairs: bool = True
-    """The first round of formats tries each prompt in all pairs of renderer and query format; else in each of them."""
+    """The first round of formats tries each prompt in all pairs of renderer and query format. If false, it changes only
+    one of the two at a time."""
     cases: Count = 5
-    """Wrong cases, and as many right ones, shown for a diagnosis (`scripts/GSM8K.sh`)."""
+    """Wrong cases, and as many right ones, shown per diagnosis (`scripts/GSM8K.sh`)."""
     exploration: NotNegative = 0.001
     """Weight of the second term of UCT."""
     temperature: Positive = 1.0
-    """Of the edits, before the first round."""
+    """Sampling temperature of the edits before the first round."""
     last_temperature: Positive = 0.7
-    """Of the edits, in the last round; it falls in a line."""
+    """Sampling temperature of the edits in the last round; it falls linearly."""
     scored_rows: Count = 256
-    """Train rows that a candidate is scored on, or all where there are fewer: as many as OPRO's here."""
+    """Train rows that each candidate is scored on; all train rows if there are fewer. As many as in OPRO here."""
     proposal_tokens: Count = 128
-    """Most tokens of what the proposer writes: as many as OPRO's here, the source has 4096."""
+    """Maximum length in tokens of what the proposer writes. As many as in OPRO here; the source has 4096."""
     finalists: Count = 4
-    """Candidates, by train score, between which dev decides."""
+    """Candidates with the best train scores; the dev rows choose between them."""
 
 
 class CFPO(Proposing):
-    """One prompt for all queries: an instruction in a format, both searched; the generator, or a server, proposes."""
+    """Searches one prompt for all queries: an instruction and its format. The generator, or a server, proposes."""
 
     name = "cfpo"
     title = "CFPO"
@@ -91,13 +93,13 @@ class CFPO(Proposing):
         return Loop(Sequences(answers=answers, rewrites=calls))
 
     def fit(self, lab: Lab) -> StaticPolicy:
-        """Search from p~; trained on several benchmarks, one prompt for all, from the p~ of each."""
+        """Search from p~. If trained on several benchmarks, start from the p~ of each; all share one prompt."""
         from baselines.shared.budget import affordable
         from baselines.shared.cfpo_teleprompter import CFPO as Teleprompter
         from baselines.shared.dspy_bridge import ActorProgram, RewardMetric, examples
 
         settings: Settings = self.settings
-        # A diagnosis by meta-prompt is two calls.
+        # A diagnosis by meta-prompt takes two calls.
         calls = 2 if settings.proposer == "instruct" else 1
         starts = list(dict.fromkeys(lab.initial_prompt(name) for name in lab.trained_on))
         optimizer = Teleprompter(

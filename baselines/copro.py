@@ -1,4 +1,4 @@
-"""COPRO: instructions are proposed in rounds, each from the scores of those before."""
+"""COPRO: proposes instructions in rounds; each round builds on the scores of earlier rounds."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set; defaults without another source are those of dspy.COPRO."""
+    """Settings of COPRO. Defaults without another source come from dspy.COPRO."""
 
     proposer: Literal["instruct", "rewrite"] = "instruct"
-    """Who proposes, as in OPRO."""
+    """Who proposes instructions; the same options as in OPRO."""
     breadth: Annotated[int, Field(ge=2)] = 10
-    """Instructions a round; in the first, p~ is one of them."""
+    """Instructions per round; in the first round, p~ is one of them."""
     depth: Count = 3
-    """Rounds."""
+    """Number of rounds."""
     temperature: Positive = 1.4
-    """Of the proposals; candidates are scored greedily."""
+    """Sampling temperature of the proposals. Candidates are scored with greedy decoding."""
     scored_rows: Count = 256
-    """Train rows that a candidate is scored on, or all where there are fewer; as in OPRO."""
+    """Train rows that each candidate is scored on; all train rows if there are fewer. As in OPRO."""
     proposal_tokens: Count = 128
-    """Most tokens of a proposal; as in OPRO."""
+    """Maximum length of a proposal in tokens; as in OPRO."""
 
 
 class COPRO(Proposing):
-    """DSPy's coordinate ascent over instructions; with one predictor, a search from the best ones so far."""
+    """DSPy's coordinate ascent over instructions. With one predictor, it is a search from the best ones so far."""
 
     name = "copro"
     title = "COPRO"
@@ -53,7 +53,7 @@ class COPRO(Proposing):
         return Loop(Sequences(answers=answers, rewrites=candidates - 1))
 
     def fit(self, lab: Lab) -> StaticPolicy:
-        """Search from p~ on `lab.train`; trained on several benchmarks, one instruction for all."""
+        """Search from p~ on `lab.train`. If trained on several benchmarks, all share one instruction."""
         import dspy
 
         from baselines.shared.dspy_program import AnswerBook, examples, places, reward, search

@@ -14,24 +14,24 @@ from metatuner.hashing import derive_seed
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set."""
+    """Settings of DPO."""
 
     rollouts: Count = 8
-    """Answers sampled a train row, between which pairs are found; as many as MetaTuner's rollouts."""
+    """Answers sampled per train row, from which pairs are made; as many as MetaTuner's rollouts."""
     rollout_temperature: Positive = 1.0
-    """Of these samples: the actor's own distribution."""
+    """Sampling temperature of these answers; 1 is the actor's own distribution."""
     pairs: Count = 4
-    """Most pairs a train row."""
+    """Maximum number of pairs per train row."""
     beta: Positive = 0.1
-    """Weight of the reference in DPO's loss (arXiv 2305.18290, its usual value)."""
+    """Weight of the reference in DPO's loss; the usual value of arXiv 2305.18290."""
     learning_rate: Positive = 5e-6
-    """Peak rate of AdamW; TRL's default is 1e-6 for all weights, a LoRA takes more."""
+    """Peak learning rate of AdamW. TRL's default is 1e-6 for all weights; a LoRA takes a higher rate."""
     epochs: Count = 1
-    """Passes over the pairs; usual for DPO."""
+    """Passes over the pairs; one is usual for DPO."""
     batch_size: Count = 16
-    """Pairs an optimizer step."""
+    """Pairs per optimizer step."""
     warmup: Share = 0.1
-    """Share of the steps in which the rate rises from 0; it then falls to 0 along a cosine, as SFT's does here."""
+    """Share of the steps in which the learning rate rises from 0. It then falls to 0 along a cosine, as in SFT here."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower."""
 
@@ -58,8 +58,10 @@ class DPO(Method):
         return Loop(counted, own_answers=True, keeps_required=True)
 
     def fit(self, lab: Lab) -> StaticPolicy:
-        """Sample answers to `lab.train` and train on pairs of them; where no row gives one, SFT's actor is returned and
-        the log says so."""
+        """Sample answers to `lab.train` and train on pairs of them.
+
+        If no row gives a pair, SFT's actor is returned, and the log says so.
+        """
         from baselines.shared.rollouts import sft_policy
 
         settings: Settings = self.settings
@@ -71,10 +73,10 @@ class DPO(Method):
 
 
 def find_pairs(lab: Lab, policy: StaticPolicy, settings: Settings) -> list[dict[str, list[int]]]:
-    """Token ids of pairs: `prompt_ids`, `chosen_ids`, `rejected_ids`, the completions with their end of turn.
+    """Token ids of pairs: `prompt_ids`, `chosen_ids` and `rejected_ids`. Completions include their end of turn.
 
-    A row's answers are paired the best with the worst, the next best with the next worst, and so on while their rewards
-    differ; equal answers count once.
+    The best answer to a row is paired with the worst, the next best with the next worst, and so on while their rewards
+    differ. Equal answers count once.
     """
     from baselines.shared.rollouts import covers, sample
 
@@ -115,7 +117,7 @@ def find_pairs(lab: Lab, policy: StaticPolicy, settings: Settings) -> list[dict[
 
 
 def train(lab: Lab, policy: StaticPolicy, pairs: list[dict[str, list[int]]], settings: Settings) -> None:
-    """Train the policy's adapter on pairs, against itself as it is now."""
+    """Train the policy's adapter on pairs. The reference is the adapter as it is before this training."""
     import torch
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -123,7 +125,7 @@ def train(lab: Lab, policy: StaticPolicy, pairs: list[dict[str, list[int]]], set
     from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
     class Prepared(DPOTrainer):
-        """Reads the ids that the pairs hold, which are those that inference reads and writes."""
+        """Uses the token ids of the pairs as they are: the same ids that inference reads and writes."""
 
         def _prepare_dataset(self, dataset: Any, *rest: Any, **options: Any) -> Any:
             return dataset
@@ -171,9 +173,9 @@ def train(lab: Lab, policy: StaticPolicy, pairs: list[dict[str, list[int]]], set
             if not math.isfinite(entry["loss"]):
                 raise UserError(f"dpo: loss {entry['loss']} at step {entry['step']}; lower learning_rate")
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-    vars(trained.get_base_model()).pop("forward", None)  # the trainer's own, which would call this model ever after
+    vars(trained.get_base_model()).pop("forward", None)  # set by the trainer; it would go on calling this model
     trained.delete_adapter("ref")
 
 
 LOGGED = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
-"""What the log keeps of TRL's."""
+"""Names in the fit's log -> names in TRL's log."""

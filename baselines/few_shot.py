@@ -12,14 +12,15 @@ from metatuner.harness.query import Demo
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set."""
+    """Settings of few-shot."""
 
     shots: Count = 4
-    """Demonstrations a query; the low end of the 4 to 8 that few-shot prompts commonly show (arXiv 2005.14165)."""
+    """Demonstrations per query. The default is the low end of the 4 to 8 that few-shot prompts commonly show (arXiv
+    2005.14165)."""
 
 
 class FewShot(Method):
-    """The same randomly drawn demonstrations before every query of a benchmark."""
+    """Shows the same randomly drawn demonstrations before every query of a benchmark."""
 
     name = "few_shot"
     title = "Few-shot"
@@ -31,7 +32,7 @@ class FewShot(Method):
         return Loop(shots=self.settings.shots)
 
     def fit(self, lab: Lab) -> StaticPolicy:
-        """Draw `shots` train rows a benchmark; one without train rows (a transfer) is shown rows of the others."""
+        """Draw `shots` train rows per benchmark; if one has no train rows (a transfer), it gets rows of the others."""
         shots = self.settings.shots
         random = lab.random("demos")
         demos: dict[str, list[Demo]] = {}

@@ -1,4 +1,4 @@
-"""GEPA: a language model reflects on answers and mutates instructions; the best on any one dev row survive."""
+"""GEPA: a language model reflects on answers and mutates instructions. Those that are best on any dev row survive."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set; defaults without another source are those of dspy.GEPA."""
+    """Settings of GEPA. Defaults without another source come from dspy.GEPA."""
 
     proposer: Literal["instruct", "rewrite"] = "instruct"
-    """Who proposes, as in OPRO."""
+    """Who proposes instructions; the same options as in OPRO."""
     answers: Count = 2000
-    """Answers scored in all, on which the search ends; about `auto="light"` with 400 dev rows."""
+    """Number of scored answers after which the search ends; about as many as `auto="light"` with 400 dev rows."""
     minibatch: Count = 3
-    """Train rows that a reflection reads, and on which the instruction it proposes must do better."""
+    """Train rows that a reflection reads. The instruction that it proposes must do better on them."""
     temperature: Positive = 1.0
-    """Of the proposals (DSPy's advice); candidates are scored greedily."""
+    """Sampling temperature of the proposals (DSPy's advice). Candidates are scored with greedy decoding."""
     proposal_tokens: Count = 512
-    """Most tokens of a reflection; GEPA's instructions are long."""
+    """Maximum length of a reflection in tokens; GEPA's instructions are long."""
 
 
 class GEPA(Proposing):
@@ -47,13 +47,15 @@ class GEPA(Proposing):
 
     def loop(self, rows: Rows, shares: Shares) -> Loop:
         s: Settings = self.settings
-        # Half of the mutations are kept, and those are asked on all dev rows.
+        # Half of the mutations are kept, and these are scored on all dev rows.
         rewrites = s.answers / (2 * s.minibatch + rows.judging / 2)
         return Loop(Sequences(answers=s.answers, rewrites=rewrites))
 
     def fit(self, lab: Lab) -> StaticPolicy:
-        """Reflect on `lab.train`, keep what does well on `lab.dev` (on train rows where there are none); trained on
-        several benchmarks, one instruction for all."""
+        """Reflect on `lab.train`; keep what does well on `lab.dev`, or on train rows if there are no dev rows.
+
+        If trained on several benchmarks, all share one instruction.
+        """
         import dspy
         from dspy.teleprompt.gepa import InstructionProposer
         from gepa.strategies.batch_sampler import EpochShuffledBatchSampler
@@ -71,7 +73,7 @@ class GEPA(Proposing):
         reflect = InstructionProposer(adapter=adapter)
 
         class AnnouncedMinibatches(EpochShuffledBatchSampler):
-            """GEPA's own minibatches, which the book gets to know before they are asked for."""
+            """GEPA's own minibatches. The book knows each one before DSPy requests its answers."""
 
             def next_minibatch_ids(self, loader: Any, state: Any) -> Any:
                 chosen = super().next_minibatch_ids(loader, state)

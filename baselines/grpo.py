@@ -1,4 +1,4 @@
-"""GRPO: SFT's actor learns from how its answers to one query compare with each other."""
+"""GRPO: SFT's actor learns by comparing the rewards of several answers to the same query."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,26 +21,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set; numbers without a source are those of arXiv 2402.03300, section 4.2."""
+    """Settings of GRPO. Defaults without a source come from arXiv 2402.03300, section 4.2."""
 
     steps: Count = 100
-    """Batches of answers sampled; training also ends when the budget does not cover another."""
+    """Maximum number of sampled batches of answers. Training also ends when the budget does not cover another batch."""
     queries: Count = 16
-    """Train rows a batch, drawn anew (1,024 answers of 64 a query in the source)."""
+    """Train rows per batch, drawn anew each time. The source has 1,024 answers per batch, 64 per query."""
     group: Count = 8
-    """Answers sampled a query: TRL's default; 64 in the source."""
+    """Answers sampled per query. The default is TRL's; the source has 64."""
     updates: Count = 1
-    """Optimizer steps on each batch."""
+    """Optimizer steps per batch."""
     clip: Positive = 0.2
-    """How far the ratio of probabilities may move from 1 (TRL's default)."""
+    """How far the probability ratio may move from 1; TRL's default."""
     beta: NotNegative = 0.04
-    """Weight of the divergence from SFT's actor."""
+    """Weight of the KL divergence from SFT's actor."""
     learning_rate: Positive = 1e-5
-    """Of AdamW, falling to 0 in a line; 1e-6 for all weights in the source, a LoRA takes more."""
+    """Initial learning rate of AdamW; it falls linearly to 0. The source has 1e-6 for all weights; a LoRA takes a
+    higher rate."""
     gradient_clip: Positive = 1.0
-    """Largest gradient norm (TRL's default)."""
+    """Maximum gradient norm; TRL's default."""
     chunk: Count | None = None
-    """Answers in a pass of the model: less memory, the same gradient. None: all of a batch or minibatch."""
+    """Answers per pass of the model. Fewer answers need less memory and give the same gradient. None: all of a batch or
+    minibatch at once."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower."""
 
@@ -48,8 +50,8 @@ class Settings:
 class GRPO(Method):
     """Group-relative policy optimisation on the task metric.
 
-    The loop is written here: TRL's own samples through `model.generate`, which knows neither a benchmark's stops nor a
-    random stream for each answer.
+    The loop is written here because TRL's loop samples through `model.generate`, which supports neither a benchmark's
+    stops nor a random stream per answer.
     """
 
     name = "grpo"
@@ -111,12 +113,12 @@ class GRPO(Method):
 
 @dataclass(frozen=True)
 class Batch:
-    """Answers that teach: B of them, of at most T tokens."""
+    """The B answers to learn from, of at most T tokens."""
 
     prompts: list[list[int]]
     completions: list[list[int]]
     parts: list[list[int]]
-    """Which go through the model together."""
+    """Indices of the answers that go through the model together."""
     advantages: "Tensor"
     """[B, 1]."""
     mask: "Tensor"
@@ -124,7 +126,7 @@ class Batch:
     old: "Tensor"
     """Log-probabilities under the policy that sampled, [B, T]."""
     reference: "Tensor"
-    """Under the reference, [B, T]."""
+    """Log-probabilities under the reference, [B, T]."""
 
 
 def _read(
@@ -136,7 +138,7 @@ def _read(
     weights: "Mapping[str, Parameter]",
     start: "Mapping[str, Tensor]",
 ) -> Batch:
-    """The kept answers of a batch with their log-probabilities; `start` are the reference's values of `weights`."""
+    """The kept answers of a batch with their log-probabilities. `start` holds the reference's values of `weights`."""
     import torch
 
     from baselines.shared.policy_gradient import chunks, frozen, joined, log_probs, token_mask
@@ -156,7 +158,7 @@ def _read(
 
 
 def _losses(lm: "LM", batch: Batch, settings: Settings) -> "Iterator[Tensor]":
-    """The parts of a batch's loss: a mean over answers of means over their tokens."""
+    """The parts of a batch's loss, which is the mean over answers of each answer's mean over tokens."""
     from baselines.shared.policy_gradient import clipped_loss, kl_estimate, log_probs
 
     for part in batch.parts:
@@ -169,10 +171,10 @@ def _losses(lm: "LM", batch: Batch, settings: Settings) -> "Iterator[Tensor]":
 
 
 def group_advantages(rewards: "Tensor") -> "Tensor":
-    """Rewards [queries, group] less their group's mean, over its standard deviation; 0 where all are alike.
+    """Rewards [queries, group] minus the group's mean, divided by its standard deviation; 0 if all are equal.
 
-    The standard deviation is that of the sample (n - 1), as in TRL; the source does not say which.
+    It is the sample standard deviation (n - 1), as in TRL; the source does not say which one it uses.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
-    apart = rewards.max(1, keepdim=True).values > rewards.min(1, keepdim=True).values  # a mean is rounded
+    apart = rewards.max(1, keepdim=True).values > rewards.min(1, keepdim=True).values  # means are rounded
     return (centred / rewards.std(1, keepdim=True)).where(apart, 0.0)

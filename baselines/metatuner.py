@@ -1,4 +1,4 @@
-"""MetaTuner on the ground that all methods share: MetaTuner-J and -I, and the warm-up that both build on."""
+"""MetaTuner as methods of the shared harness: MetaTuner-J, MetaTuner-I, and the warm-up that both build on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ REFERENCE = "Bo et al., Prompt and Parameter Co-Optimization for Large Language 
 
 
 class MetaTunerWarmUp(Method):
-    """Supervised warm-ups of actor and generator, with the rollouts (D2) between them."""
+    """Supervised warm-ups of the actor and the generator; the rollouts between them make D2."""
 
     name = "metatuner_warmup"
     title = "MetaTuner's warm-up"
@@ -72,7 +72,7 @@ class MetaTunerWarmUp(Method):
 
 
 class MetaTunerJ(Method):
-    """Both branches trained jointly on the sum of both loss terms, from the common warm-up."""
+    """Trains both branches jointly on the sum of both loss terms, starting from the common warm-up."""
 
     name = "metatuner_j"
     title = "MetaTuner-J"
@@ -88,7 +88,7 @@ class MetaTunerJ(Method):
     requires = (MetaTunerWarmUp.name,)
 
     def loop(self, rows: Rows, shares: Shares) -> Loop:
-        """Not counted: D2 collected anew within training (`d2_refresh_epochs`)."""
+        """Count one fit. D2 that is collected again during training (`d2_refresh_epochs`) is not counted."""
         s: MetaTunerConfig = self.settings
         passes = s.epochs * rows.train
         task = s.parameter_branch != "none" or s.actor == "lora"
@@ -150,9 +150,9 @@ class MetaTunerJ(Method):
 
 
 def parameter_weights(settings: MetaTunerConfig, actor: Shape, generator: Shape) -> float:
-    """Weights of the parameter decoder: down to the bottleneck and up to a factor, for each site and factor.
+    """Number of weights of the parameter decoder: a down and an up projection for each site and factor.
 
-    Of a static LoRA, its factors.
+    For a static LoRA it is the number of weights in its factors.
     """
     if settings.parameter_branch == "none":
         return 0.0
@@ -167,14 +167,14 @@ def parameter_weights(settings: MetaTunerConfig, actor: Shape, generator: Shape)
 
 @dataclass(frozen=True)
 class AlternatingConfig(MetaTunerConfig):
-    """MetaTuner-I's settings: MetaTuner-J's, with its own objective as the default."""
+    """Settings of MetaTuner-I: the settings of MetaTuner-J with another default objective."""
 
     objective: Literal["joint", "alternating", "gumbel"] = "alternating"
     """See `MetaTunerConfig`."""
 
 
 class MetaTunerI(MetaTunerJ):
-    """Both branches trained by steps on one loss term, then on the other, from the common warm-up."""
+    """Trains both branches in turns: steps on one loss term, then on the other, starting from the common warm-up."""
 
     name = "metatuner_i"
     title = "MetaTuner-I"
@@ -236,10 +236,10 @@ class WarmUpPolicy(Policy):
 
 @register_policy("metatuner")
 class MetaTunerPolicy(Policy):
-    """For each query its own prompt and LoRA factors, as far as the configuration has these branches."""
+    """Gives each query its own prompt and LoRA factors, if the configuration has these branches."""
 
     def __init__(self, ground: Ground, tuner: "MetaTuner", actor: "LM", warm_up: WarmUpConfig) -> None:
-        """`actor` is the warmed actor with its LoRA unmerged; `tuner` runs it merged, or trains it on."""
+        """`actor` is the warmed actor with its LoRA unmerged; `tuner` runs it merged, or trains it further."""
         self.ground, self.tuner, self.actor_with_lora, self.warm_up = ground, tuner, actor, warm_up
 
     def prepare(self, queries: Sequence[Query]) -> Prepared:
@@ -274,7 +274,7 @@ def _examples(lab: Lab) -> list["Example"]:
 
 
 def _reward(lab: Lab, actor: "LM") -> Callable[[list[int], list[str]], list[float]]:
-    """What the actor is rewarded with for its answers to train rows, given by index, under prompts."""
+    """A function from indices of train rows and prompts to the rewards of the actor's answers."""
 
     def reward(indices: list[int], prompts: list[str]) -> list[float]:
         rows = [lab.train[index] for index in indices]
@@ -288,7 +288,7 @@ def _initial_prompts(ground: Ground, queries: Sequence[Query]) -> list[str]:
 
 
 def _private_models(ground: Ground, config: WarmUpConfig, folder: Path) -> tuple["LM", "LM"]:
-    """The generator, ready to take its saved weights, and the warmed actor with its LoRA."""
+    """The generator, ready to load its saved weights, and the warmed actor with its LoRA."""
     from metatuner.method.tuned import load_tensors, to_train, trainable
 
     generator = to_train(ground.need_generator(), config.trainable, config.generator_rank, seed=0)

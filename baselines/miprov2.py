@@ -17,39 +17,41 @@ if TYPE_CHECKING:
 
 
 DESCRIBING = 12
-"""Most calls in which DSPy describes the train rows before it proposes."""
+"""Maximum number of calls in which DSPy describes the train rows before it proposes."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set; defaults without another source are those of dspy.MIPROv2 with `auto="light"`, but that this has
-    half as many instructions as sets of demonstrations, and scores on 100 rows."""
+    """Settings of MIPROv2. Defaults without another source come from dspy.MIPROv2 with `auto="light"`, except that
+    `auto="light"` has half as many instructions as sets of demonstrations and scores on 100 rows."""
 
     proposer: Literal["instruct", "rewrite"] = "instruct"
-    """Who proposes, as in OPRO."""
+    """Who proposes instructions; the same options as in OPRO."""
     candidates: Count = 6
-    """Instructions, p~ among them, and sets of demonstrations, the empty one among them."""
+    """Number of instructions (including p~) and number of sets of demonstrations (including the empty one)."""
     trials: Count = 10
-    """Combinations asked on all dev rows."""
+    """Combinations of an instruction and a set of demonstrations that are scored on all dev rows."""
     shots: Count = 4
-    """Most demonstrations in a set, and most of them that are answers of the actor."""
+    """Maximum number of demonstrations in a set; all of them may be answers of the actor."""
     threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Reward from which an answer is right and may be a demonstration: here the full one."""
+    """Lowest reward, 0 to 1, at which an answer counts as right and may become a demonstration. The default is the full
+    reward."""
     viewed: Count = 10
-    """Train rows that the proposer is shown at once to describe the data; set fewer where ten outgrow its window (the
-    log of a fit says `request cut`)."""
+    """Train rows that the proposer sees at once to describe the data. Set fewer if ten do not fit its window (the log
+    of a fit then says `request cut`)."""
     temperature: Positive = 1.0
-    """Of the proposals; candidates are scored greedily."""
+    """Sampling temperature of the proposals. Candidates are scored with greedy decoding."""
     proposal_tokens: Count = 128
-    """Most tokens of a proposal; as in OPRO."""
+    """Maximum length of a proposal in tokens; as in OPRO."""
 
 
 DESCRIBING = 12
-"""Calls in which DSPy describes the train rows, at most (`dspy.propose.dataset_summary_generator`)."""
+"""Maximum number of calls in which DSPy describes the train rows (`dspy.propose.dataset_summary_generator`)."""
 
 
 class MIPROv2(Proposing):
-    """DSPy's MIPROv2: bootstrapped demonstrations, instructions grounded in them and in the data, and TPE over both."""
+    """DSPy's MIPROv2: bootstraps demonstrations, proposes instructions grounded in them and in the data, and searches
+    the combinations with TPE."""
 
     name = "miprov2"
     title = "MIPROv2"
@@ -72,8 +74,10 @@ class MIPROv2(Proposing):
         return Loop(Sequences(answers=answers, rewrites=rewrites), shots=s.shots)
 
     def fit(self, lab: Lab) -> StaticPolicy:
-        """Bootstrap and propose from `lab.train`, search on `lab.dev` (on train rows where there are none); trained on
-        several benchmarks, one instruction and one set of demonstrations for all."""
+        """Bootstrap and propose from `lab.train`; search on `lab.dev`, or on train rows if there are no dev rows.
+
+        If trained on several benchmarks, all share one instruction and one set of demonstrations.
+        """
         import dspy
 
         from baselines.shared.dspy_program import AnswerBook, examples, places, reward, search
@@ -109,7 +113,7 @@ class MIPROv2(Proposing):
                     trainset=examples(lab.train),
                     valset=examples(rows),
                     num_trials=settings.trials,
-                    seed=1 + lab.stream("search") % (2**32 - 1),  # DSPy takes 0 for none, the sampler no more bits
+                    seed=1 + lab.stream("search") % (2**32 - 1),  # DSPy reads 0 as no seed; the sampler takes 32 bits
                     minibatch=False,
                     view_data_batch_size=settings.viewed,
                     program_aware_proposer=False,

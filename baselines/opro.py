@@ -15,33 +15,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set; numbers without a source are those of `optimize_instructions.py` in google-deepmind/opro."""
+    """Settings of OPRO. Defaults without a source come from `optimize_instructions.py` in google-deepmind/opro."""
 
     proposer: Literal["instruct", "rewrite"] = "instruct"
-    """`instruct`: the generator, or the server that `models.proposer` names, follows OPRO's meta-prompt. `rewrite`: the
-    generator rewrites the best instruction and p~."""
+    """Who proposes instructions. `instruct`: the generator, or the server that `models.proposer` names, follows OPRO's
+    meta-prompt. `rewrite`: the generator rewrites the best instruction and p~."""
     steps: Count = 200
-    """Most steps; the search also ends when the budget does not cover another step."""
+    """Maximum number of steps. The search also ends when the budget does not cover another step."""
     samples: Count = 8
-    """Instructions proposed a step."""
+    """Instructions proposed per step."""
     temperature: Positive = 1.0
-    """Of the proposals; candidates are scored greedily."""
+    """Sampling temperature of the proposals. Candidates are scored with greedy decoding."""
     shown: Count = 20
-    """Instructions in the meta-prompt."""
+    """Earlier instructions shown in the meta-prompt."""
     exemplars: Count = 3
-    """Train rows in the meta-prompt."""
+    """Train rows shown in the meta-prompt."""
     scored_rows: Count = 256
-    """Train rows that a candidate is scored on (3.5 % of GSM8K's), or all where there are fewer."""
+    """Train rows that each candidate is scored on (3.5 % of GSM8K's); all train rows if there are fewer."""
     max_characters: Count = 500
-    """Longer proposals are dropped."""
+    """Maximum length of a proposal in characters; longer ones are dropped."""
     proposal_tokens: Count = 128
-    """Most tokens of a proposal; 500 characters of English are about as many."""
+    """Maximum length of a proposal in tokens; 128 tokens are about 500 characters of English."""
     finalists: Count = 5
-    """Candidates, by train score, between which dev decides."""
+    """Candidates with the best train scores; the dev rows choose between them."""
 
 
 class OPRO(Proposing):
-    """One instruction for all queries, searched by a language model: the generator, or a server's."""
+    """Searches one instruction for all queries; the generator, or a server's model, proposes."""
 
     name = "opro"
     title = "OPRO"
@@ -61,7 +61,7 @@ class OPRO(Proposing):
         return Loop(Sequences(answers=answers, rewrites=proposals))
 
     def fit(self, lab: Lab) -> StaticPolicy:
-        """Search from p~; trained on several benchmarks, one instruction for all, from the p~ of each."""
+        """Search from p~. If trained on several benchmarks, start from the p~ of each; all share one instruction."""
         from baselines.shared.budget import affordable
         from baselines.shared.dspy_bridge import ActorProgram, RewardMetric, examples
         from baselines.shared.opro_teleprompter import OPRO as Teleprompter

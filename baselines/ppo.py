@@ -1,4 +1,4 @@
-"""PPO: SFT's actor learns from rewards through a value head, near the policy that it started from."""
+"""PPO: SFT's actor learns from rewards through a value head and stays close to the policy that it started from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,38 +22,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set; numbers without a source are those of arXiv 1909.08593 and its code, lm-human-preferences."""
+    """Settings of PPO. Defaults without a source come from arXiv 1909.08593 and its code, lm-human-preferences."""
 
     steps: Count = 50
-    """Batches of answers sampled; training also ends when the budget does not cover another."""
+    """Maximum number of sampled batches of answers. Training also ends when the budget does not cover another batch."""
     batch: Count = 64
-    """Train rows a batch, drawn anew, one answer each (512 in the source)."""
+    """Train rows per batch, drawn anew each time, with one answer each. The source has 512."""
     epochs: Count = 4
     """Passes over each batch."""
     minibatch: Count = 32
-    """Answers an optimizer step (a quarter of a batch in the source)."""
+    """Answers per optimizer step. The source has a quarter of a batch."""
     clip: Positive = 0.2
-    """How far the ratio of probabilities, and a value, may move in one batch."""
+    """How far the probability ratio may move from 1, and a value from its old value, in one batch."""
     discount: Share = 1.0
-    """Of later rewards (gamma)."""
+    """Discount of later rewards (gamma)."""
     gae_lambda: Share = 0.95
-    """Of generalised advantage estimation (arXiv 1506.02438)."""
+    """lambda of generalised advantage estimation (arXiv 1506.02438)."""
     value_weight: NotNegative = 0.1
-    """Of the value loss beside the policy's."""
+    """Weight of the value loss relative to the policy loss."""
     kl_coefficient: NotNegative = 0.2
-    """Of the divergence from SFT's actor in each token's reward, at first."""
+    """Initial weight of the KL divergence from SFT's actor in each token's reward."""
     kl_target: Positive = 6.0
-    """Nats an answer: above, the coefficient rises, below it falls."""
+    """Target KL divergence in nats per answer. Above it, the coefficient rises; below it, the coefficient falls."""
     kl_horizon: Positive = 10_000.0
-    """Answers in which the coefficient moves by at most the factor e^0.2."""
+    """Number of answers over which the coefficient changes by at most a factor of e^0.2."""
     learning_rate: Positive = 1e-5
-    """Of AdamW, falling to 0 in a line."""
+    """Initial learning rate of AdamW; it falls linearly to 0."""
     value_learning_rate: Positive = 1e-3
-    """Of the value head, which starts at 0: a head takes more than a LoRA."""
+    """Learning rate of the value head. The head's weights start at 0; a head takes a higher rate than a LoRA."""
     gradient_clip: Positive = 1.0
-    """Largest gradient norm; common practice, none in the source."""
+    """Maximum gradient norm. Common practice; the source has none."""
     chunk: Count | None = None
-    """Answers in a pass of the model: less memory, the same gradient. None: all of a batch or minibatch."""
+    """Answers per pass of the model. Fewer answers need less memory and give the same gradient. None: all of a batch or
+    minibatch at once."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower."""
 
@@ -86,7 +87,7 @@ class PPO(Method):
         return Loop(counted, own_answers=True, keeps_required=True)
 
     def fit(self, lab: Lab) -> StaticPolicy:
-        """Sample a batch and learn from it in turns."""
+        """Sample a batch, learn from it, and repeat."""
         import torch
 
         from baselines.shared.policy_gradient import Updates, adapter_weights, recomputed
@@ -142,13 +143,13 @@ class PPO(Method):
 
 @dataclass(frozen=True)
 class Batch:
-    """What is known of B sampled answers, of at most T tokens, before they are learnt from; all are [B, T]."""
+    """Values of B sampled answers of at most T tokens, computed before training on them; each is [B, T]."""
 
     mask: "Tensor"
     old: "Tensor"
     """Log-probabilities under the policy that sampled."""
     reference: "Tensor"
-    """Under the reference."""
+    """Log-probabilities under the reference."""
     values: "Tensor"
     returns: "Tensor"
     advantages: "Tensor"
@@ -163,7 +164,10 @@ def _batch(
     weights: "Mapping[str, Parameter]",
     start: "Mapping[str, Tensor]",
 ) -> Batch:
-    """Log-probabilities, values and advantages of sampled answers; `start` are the reference's values of `weights`."""
+    """Log-probabilities, values and advantages of sampled answers.
+
+    `start` holds the reference's values of `weights`.
+    """
     import torch
 
     from baselines.shared.policy_gradient import chunks, frozen, joined, token_mask
@@ -185,7 +189,7 @@ def _batch(
 def _losses(
     lm: "LM", head: "Module", told: "Sampled", chosen: list[int], batch: Batch, settings: Settings
 ) -> "Iterator[Tensor]":
-    """The parts of a minibatch's loss: a mean over its tokens of the policy's loss and the value's."""
+    """The parts of a minibatch's loss: the policy loss plus the weighted value loss, averaged over tokens."""
     from baselines.shared.policy_gradient import chunks, clipped_loss
 
     count = batch.mask[chosen].sum()
@@ -200,26 +204,26 @@ def _losses(
 
 
 class KLController:
-    """The coefficient of the divergence, moved towards a target (arXiv 1909.08593, section 2.2)."""
+    """Adapts the coefficient of the KL divergence to a target divergence (arXiv 1909.08593, section 2.2)."""
 
     def __init__(self, coefficient: float, target: float, horizon: float) -> None:
         self.coefficient, self.target, self.horizon = coefficient, target, horizon
 
     def update(self, kl: float, answers: int) -> None:
-        """Move after a batch: the error is KL / target - 1, within 0.2 of 0; K is 1 / horizon an answer."""
+        """Adapt after a batch. The error is KL / target - 1, clipped to [-0.2, 0.2]; K is 1 / horizon per answer."""
         error = min(0.2, max(-0.2, kl / self.target - 1))
         self.coefficient *= 1 + error * answers / self.horizon
 
 
 def token_rewards(scores: "Tensor", new: "Tensor", reference: "Tensor", mask: "Tensor", coefficient: float) -> "Tensor":
-    """The reward of each token [B, T]: less the divergence there, plus the answer's score on its last token.
+    """The reward of each token [B, T]: minus the weighted divergence there, plus the answer's score on its last token.
 
     Args:
-        scores: [B].
+        scores: of the answers, [B].
         new: log-probabilities under the policy that sampled, [B, T].
-        reference: under the reference, [B, T].
-        mask: [B, T].
-        coefficient: of the divergence.
+        reference: log-probabilities under the reference, [B, T].
+        mask: 1 on an answer's tokens, [B, T].
+        coefficient: weight of the divergence.
     """
     rewards = -coefficient * (new - reference) * mask
     last = mask.sum(1).long() - 1
@@ -228,7 +232,7 @@ def token_rewards(scores: "Tensor", new: "Tensor", reference: "Tensor", mask: "T
 
 
 def gae(rewards: "Tensor", values: "Tensor", mask: "Tensor", discount: float, smoothing: float) -> "Tensor":
-    """Generalised advantage estimates [B, T] (arXiv 1506.02438, equation 16); after an answer's end all is 0."""
+    """Generalised advantage estimates [B, T] (arXiv 1506.02438, equation 16); 0 after an answer's end."""
     import torch
 
     advantages = torch.zeros_like(rewards)
@@ -244,7 +248,7 @@ def gae(rewards: "Tensor", values: "Tensor", mask: "Tensor", discount: float, sm
 
 
 def whitened(values: "Tensor", mask: "Tensor") -> "Tensor":
-    """Scaled to mean 0 and variance 1 over all tokens; 0 on padding."""
+    """The values scaled to mean 0 and variance 1 over all tokens; 0 on padding."""
     count = mask.sum()
     mean = (values * mask).sum() / count
     variance = ((values - mean) ** 2 * mask).sum() / count
@@ -252,7 +256,10 @@ def whitened(values: "Tensor", mask: "Tensor") -> "Tensor":
 
 
 def value_loss(value: "Tensor", old: "Tensor", returns: "Tensor", mask: "Tensor", clip: float) -> "Tensor":
-    """Half the summed squared error of values, clipped around those of sampling: the larger of both a token."""
+    """Half the summed squared error of values.
+
+    Per token it is the larger error of the value itself and of the value clipped around its old one.
+    """
     import torch
 
     near = old + (value - old).clamp(-clip, clip)

@@ -1,4 +1,4 @@
-"""A rewriter in front of the SFT actor: a prompt a query and tuned parameters, neither trained with the other."""
+"""A rewriter in front of the SFT actor: one prompt per query and tuned parameters, trained separately."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from metatuner.harness.query import Prepared, Query
 
 
 class RewriterSFT(Method):
-    """What MetaTuner's parts reach when they are put together after training."""
+    """Shows what MetaTuner's parts reach if they are combined only after training."""
 
     name = "rewriter_sft"
     title = "Rewriter + SFT"
@@ -31,7 +31,7 @@ class RewriterSFT(Method):
         return Loop(writes_prompts=True, keeps_required=True)
 
     def fit(self, lab: Lab) -> "RewrittenPrompts":
-        """Put the two saved policies together."""
+        """Combine the two saved policies."""
         return RewrittenPrompts.of(lab.required("metatuner_warmup"), lab.required("sft"), lab)
 
 
@@ -45,15 +45,15 @@ class Rewriter(Protocol):
 
 @register_policy("rewritten_prompts")
 class RewrittenPrompts(Policy):
-    """One policy's prompts in front of another's actor."""
+    """The actor of one policy answers under the prompts of another policy."""
 
     def __init__(self, ground: Ground, rewriter: Rewriter, tuned: StaticPolicy) -> None:
         self.ground, self.rewriter, self.tuned = ground, rewriter, tuned
 
     @classmethod
     def of(cls, rewriter: Path, adapter: Path, ground: Ground) -> "RewrittenPrompts":
-        """From two saved policies."""
-        # In this order: an adapter is put into the ground's actor itself, which a rewriter may copy.
+        """Load it from two saved policies."""
+        # The rewriter comes first: it may copy the ground's actor, and the adapter is put into that actor itself.
         writes = cast(Rewriter, load_policy(rewriter, ground))
         return cls(ground, writes, load_static(adapter, ground))
 

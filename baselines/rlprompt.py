@@ -16,43 +16,46 @@ from metatuner.harness.rows import Row
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set; numbers are those of few-shot classification in mingkaid/rl-prompt, where not said otherwise."""
+    """Settings of RLPrompt. Defaults without a source come from few-shot classification in mingkaid/rl-prompt."""
 
     keep_initial: bool = False
-    """Put the tokens after p~; else they are the whole prompt, as in the source."""
+    """Put the written tokens after p~. If false, they are the whole prompt, as in the source."""
     prompt_tokens: Count = 5
-    """Tokens of the generator that the policy writes."""
+    """Number of tokens that the policy writes, in the generator's vocabulary."""
     steps: Count = 12_000
-    """Most steps; training also ends when the budget does not cover another step."""
+    """Maximum number of steps. Training also ends when the budget does not cover another step."""
     samples: Count = 16
-    """Prompts sampled a step; rewards are z-scored across them."""
+    """Prompts sampled per step; rewards are z-scored across them."""
     scored_rows: Count = 16
-    """Train rows, drawn anew each step, that all prompts of the step answer, or all where there are fewer."""
+    """Train rows per step, drawn anew, on which all prompts of the step are scored; all train rows if there are
+    fewer."""
     reward_scale: Positive = 5.0
-    """Factor of the z-scores: the source's reward shaping, from 0..1 to 0..5."""
+    """Factor on the z-scores. This is the source's reward shaping, from 0..1 to 0..5."""
     hidden_size: Count = 2048
     """Width of the MLP's hidden layer."""
     learning_rate: Positive = 5e-5
-    """Of Adam, constant."""
+    """Constant learning rate of Adam."""
     target_rate: Share = 1e-3
-    """Share of the policy that the target network takes over before each step (Polyak averaging)."""
+    """Share by which the target network moves towards the policy before each step (Polyak averaging)."""
     top_k: Count = 256
-    """Tokens that a prompt's next one is sampled from, the likeliest."""
+    """Number of likeliest tokens from which each token of a prompt is sampled."""
     fluent_top_k: Count | None = None
-    """Choose only among so many tokens that the generator itself finds likeliest; the source has 20, switched off."""
+    """Choose only among this many tokens that the generator itself finds likeliest. None: no such limit. The source has
+    20, switched off."""
     logit_bias: float = 0.0
-    """Added to all logits: it shifts V. The source's text style transfer has -10."""
+    """Added to all logits, which shifts V. The source's text style transfer has -10."""
     gradient_clip: Positive = 5.0
-    """Largest gradient norm."""
+    """Maximum gradient norm."""
     eval_steps: Count = 10
-    """After so many steps dev rows score the greedy prompt and the best sampled one of these steps."""
+    """Steps between evaluations. An evaluation scores the greedy prompt and the best sampled prompt of these steps on
+    the dev rows."""
 
 
 class RLPrompt(Method):
-    """One short prompt for all queries, written token by token by a policy on top of the frozen generator.
+    """Learns one short prompt for all queries, written token by token by a policy on top of the frozen generator.
 
-    It works on the ground itself, not through DSPy, whose optimizers propose texts: this one needs the tokens and
-    hidden states that a prompt was sampled from.
+    It does not use DSPy, because DSPy's optimizers propose texts. This method needs the tokens of a prompt and the
+    hidden states that they were sampled from.
     """
 
     name = "rlprompt"
@@ -81,7 +84,7 @@ class RLPrompt(Method):
         return Loop(Sequences(answers=answers, drafts=drafts, draft_tokens=drafts * s.prompt_tokens))
 
     def fit(self, lab: Lab) -> StaticPolicy:
-        """Train on `lab.train`; trained on several benchmarks, one prompt for all, after the p~ of each if kept."""
+        """Train on `lab.train`. If trained on several benchmarks, all share one prompt, after each p~ if kept."""
         from baselines.shared.budget import affordable
         from baselines.shared.rlprompt_policy import PromptPolicy, z_scores
 
@@ -103,7 +106,7 @@ class RLPrompt(Method):
         judged: dict[str, float] = {}
         sampled: dict[str, float] = {}  # since the last evaluation
         for step in range(1, settings.steps + 1):
-            # What remains must do for the evaluation that follows, too.
+            # The remaining budget must also cover the evaluation that follows.
             answers, proposals = settings.samples * size + 2 * len(judges), settings.samples + 1
             if not affordable(lab, answers=answers, proposals=proposals, proposal_tokens=settings.prompt_tokens):
                 lab.log(event="budget", steps=step - 1)
@@ -112,7 +115,7 @@ class RLPrompt(Method):
             texts = policy.texts(ids)
             rewards = self._rewards(lab, texts, random.sample(list(lab.train), size))
             loss = policy.learn(ids, states, [settings.reward_scale * z for z in z_scores(rewards)])
-            lab.budget.add(trained_tokens=ids.numel())  # they pass the MLP and the LM head, which no meter sees
+            lab.budget.add(trained_tokens=ids.numel())  # they pass the MLP and the LM head, which have no meter
             lab.log(event="step", step=step, loss=round(loss, 5), reward=round(fmean(rewards), 5))
             if not math.isfinite(loss):
                 raise UserError(f"rlprompt: loss {loss} at step {step} of {settings.steps}; lower learning_rate")
@@ -128,14 +131,14 @@ class RLPrompt(Method):
         return StaticPolicy(lab, {name: self._prompt(lab.initial_prompt(name), chosen) for name in lab.benchmarks})
 
     def _judge(self, lab: Lab, texts: Sequence[str], rows: Sequence[Row], judged: dict[str, float], step: int) -> None:
-        """Score the texts that are new."""
+        """Score the texts that are not in `judged` yet."""
         for text in dict.fromkeys(texts):
             if text not in judged:
                 (judged[text],) = self._rewards(lab, [text], rows)
                 lab.log(event="dev", step=step, prompt=text, reward=round(judged[text], 5))
 
     def _rewards(self, lab: Lab, texts: Sequence[str], rows: Sequence[Row]) -> list[float]:
-        """The mean metric of each text on the rows; equal texts are asked once."""
+        """The mean metric of each text on the rows; equal texts are scored once."""
         asked = list(dict.fromkeys(texts))
         pairs = [(text, row) for text in asked for row in rows]
         prompts = [self._prompt(lab.initial_prompt(row), text) for text, row in pairs]

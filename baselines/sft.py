@@ -15,34 +15,34 @@ from metatuner.harness.rows import Row
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set."""
+    """Settings of SFT."""
 
     learning_rate: Positive = 2e-4
-    """Peak rate of AdamW; ten times that of full fine-tuning, as is usual for LoRA (TRL's LoRA guide)."""
+    """Peak learning rate of AdamW; ten times the rate of full fine-tuning, as is usual for LoRA (TRL's LoRA guide)."""
     epochs: Count = 3
     """Passes over the train rows; TRL's default."""
     batch_size: Count = 16
-    """Rows an optimizer step."""
+    """Rows per optimizer step."""
     warmup: Share = 0.1
-    """Share of the steps in which the rate rises from 0; it then falls to 0 along a cosine."""
+    """Share of the steps in which the learning rate rises from 0. It then falls to 0 along a cosine."""
     weight_decay: NotNegative = 0.0
-    """Of AdamW; TRL's default."""
+    """Weight decay of AdamW; TRL's default."""
     rank: Count = 8
-    """Rank of the adapter (r), the setting of arXiv 2106.09685 for language generation times two."""
+    """Rank of the adapter (r); twice the rank of arXiv 2106.09685 for language generation."""
     alpha: Count = 16
     """Scale of the adapter: its output is multiplied by alpha / rank."""
     dropout: Share = 0.0
-    """Dropout on the adapter's input."""
+    """Dropout rate on the adapter's input."""
     targets: tuple[str, ...] = ("all-linear",)
-    """Names of the linears that get an adapter; `all-linear` is every one but the LM head (arXiv 2305.14314)."""
+    """Names of the linear layers that get an adapter; `all-linear` means all except the LM head (arXiv 2305.14314)."""
     prompts: dict[str, str] = field(default_factory=dict)
-    """Prompts to train and answer under in place of p~, by benchmark; one that is not named keeps p~."""
+    """Prompt per benchmark, used instead of p~ in training and answering. A benchmark that is not listed keeps p~."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a fifth slower."""
 
     def __post_init__(self) -> None:
         for name in self.prompts:
-            benchmark_file(name)  # an unknown one is an error here
+            benchmark_file(name)  # raises an error if it is unknown
 
 
 class SFT(Method):
@@ -88,7 +88,7 @@ class SFT(Method):
             data_collator=DataCollatorForLanguageModeling(pad_token_id=lm.filler),
             args=SFTConfig(
                 output_dir=str(lab.workdir),
-                # The labels are ours, so that training reads the very ids that inference reads.
+                # We make the labels ourselves, so that training reads exactly the ids that inference reads.
                 dataset_kwargs={"skip_prepare_dataset": True},
                 max_length=None,
                 learning_rate=settings.learning_rate,
@@ -119,7 +119,7 @@ class SFT(Method):
                 if not math.isfinite(entry["loss"]):
                     raise UserError(f"sft: loss {entry['loss']} in epoch {entry['epoch']:g}; lower learning_rate")
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-        # The trainer's own forward still calls this model when it stands on a copy of it.
+        # The trainer has set a forward of its own: on a copy of this model it would still call this model.
         vars(model.get_base_model()).pop("forward", None)
         return StaticPolicy(lab, prompts, actor=replace(lm, model=model))
 
@@ -127,9 +127,9 @@ class SFT(Method):
 def encode(lab: Lab, rows: Sequence[Row], prompts: Mapping[str, str] | None = None) -> list[dict[str, list[int]]]:
     """What the trainer reads: `input_ids`, and `labels` of the same length with -100 before the completion.
 
-    `prompts` has one for each benchmark of the rows; by default each has its p~.
+    `prompts` maps each benchmark of the rows to its prompt; by default each benchmark has its p~.
 
-    The prompt's ids are those that `lab.answer` gives the actor. Rows longer than the window are left out.
+    The prompt's ids are the same that `lab.answer` gives the actor. Rows longer than the window are left out.
     """
     from metatuner.lm import completion_ids, render
 

@@ -1,4 +1,4 @@
-"""MetaTuner's prompt decoder beside one LoRA for all queries: what is left without LoRA weights of the query's own."""
+"""MetaTuner's prompt decoder with one LoRA for all queries: MetaTuner without LoRA weights per query."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,15 +9,15 @@ from metatuner.method.config import MetaTunerConfig
 
 @dataclass(frozen=True)
 class Settings(MetaTunerConfig):
-    """MetaTuner-J's settings, one of them fixed."""
+    """Settings of MetaTuner-J with `parameter_branch` fixed."""
 
     parameter_branch: Literal["static"] = "static"
     """See `MetaTunerConfig`."""
 
 
 class StaticLoRA(MetaTunerJ):
-    """MetaTuner-J with a LoRA that is trained itself, on the same linears, where the parameter decoder writes one a
-    query; from the same warm-up, on the same loss."""
+    """MetaTuner-J with one directly trained LoRA in place of the parameter decoder, which writes a LoRA per query. The
+    linear layers, the warm-up and the loss are the same."""
 
     name = "static_lora"
     title = "Static LoRA + prompt decoder"

@@ -7,7 +7,7 @@ from metatuner.harness.policies import StaticPolicy
 
 
 class ZeroShot(Method):
-    """Every query under p~ of its benchmark; nothing is fitted."""
+    """Answers every query under the p~ of its benchmark; nothing is fitted."""
 
     name = "zero_shot"
     title = "Zero-shot"

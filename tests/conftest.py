@@ -1,4 +1,4 @@
-"""What all tests share: no network, one thread a process, the fork server, the finished run, where real rows are."""
+"""Shared by all tests: no network, one thread per process, the fork server, the finished run, the real rows."""
 
 import os
 import signal
@@ -15,22 +15,22 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", OMP_NUM_THREADS="
 from metatuner.forkserver import ADDRESS, ForkServer
 from tests.toys.runs import Runs, project
 
-# In a shell's background job SIGINT is ignored, and so it would be in the commands that tests interrupt.
+# A shell's background job ignores SIGINT, and the commands that tests interrupt would inherit this.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST = ("dag/test_smoke", "dag", "authoring", "nano/test_null_world", "harness/test_scoring_math")
-"""Files or folders that take longest: they begin first, so that no process is idle at the end."""
+"""The slowest files or folders. They start first, so that no process is idle at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What FIRST names begins."""
+    """Run the tests that FIRST names first."""
     places = [(str(ROOT / "tests" / name), at) for at, name in enumerate(FIRST)]
     items.sort(key=lambda item: next((at for start, at in places if str(item.path).startswith(start)), len(FIRST)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of a file run in one process, as they share fixtures; those of the DAG do so for the run that all read."""
+    """Run tests of a file in one process, because they share fixtures; so do tests of the DAG, which read one run."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -43,7 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for temporary files, in which nothing may be left."""
+    """A folder for temporary files. Tests must leave nothing in it."""
     folder = tmp_path_factory.mktemp("t")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))
@@ -78,7 +78,7 @@ def tiny(server: ForkServer) -> Runs:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of real benchmark rows, `<benchmark>/{train,test}.jsonl`; the test is skipped where there is none."""
+    """The folder of real benchmark rows, `<benchmark>/{train,test}.jsonl`; the test is skipped if there is none."""
     folder = os.environ.get("METATUNER_DATA")
     if not folder:
         pytest.skip("needs real rows: set METATUNER_DATA to a folder with <benchmark>/train.jsonl and test.jsonl")

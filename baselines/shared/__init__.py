@@ -1,1 +1,1 @@
-"""What several baselines share. Imported within a fit where it needs torch or DSPy."""
+"""Code that several baselines share. Modules that need torch or DSPy are imported within a fit."""

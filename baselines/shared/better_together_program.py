@@ -1,4 +1,4 @@
-"""BetterTogether on the lab: what makes DSPy's steps run on the actor as a program, and train it.
+"""BetterTogether on the lab: runs DSPy's steps on the actor as a program, and trains the actor.
 
 Imported by `baselines.better_together` within a fit, because DSPy is slow to import.
 """
@@ -30,11 +30,11 @@ from metatuner.harness.query import Demo
 from metatuner.lm import LM
 
 TRAINED = "local/actor+lora"
-"""What DSPy calls the trained actor."""
+"""DSPy's name for the trained actor."""
 
 
 class Settings(TrainSettings, Protocol):
-    """What the program takes of BetterTogether's settings, which say what each means."""
+    """The settings of BetterTogether that the program uses; their meanings are documented there."""
 
     @property
     def strategy(self) -> str: ...
@@ -48,7 +48,7 @@ class Settings(TrainSettings, Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """What a strategy leaves: an actor by name, itself, and what it is shown before each query."""
+    """The result of a strategy: the actor's name, the actor, and the demonstrations before each query."""
 
     actor: str
     lm: LM
@@ -56,7 +56,7 @@ class State:
 
 
 class TurnAdapter(VerbatimAdapter):
-    """Renders a trace for training as the actor is asked: p~, the demonstrations without the query's own, the query."""
+    """Renders a trace for training as the actor reads it: p~, the demonstrations without the query's own, the query."""
 
     def __init__(self, lab: Lab) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class TurnAdapter(VerbatimAdapter):
         inputs: dict[str, Any],
         outputs: dict[str, Any],
     ) -> dict[str, Any]:
-        """`messages` as DSPy wants them, and the `benchmark`, whose limits cut what does not fit."""
+        """`messages` as DSPy wants them, and the `benchmark`. Its limits cut what does not fit."""
         asked = dict(zip(("query", "answer"), (inputs["query"], outputs["answer"]), strict=True))
         before = [{"query": query, "answer": answer} for query, answer in shown(demos, inputs["query"])]
         benchmark = inputs["query"].place[0]
@@ -80,7 +80,7 @@ class TurnAdapter(VerbatimAdapter):
 
 
 class InProcess(Provider):
-    """Trains a LoRA on the lab's actor, in this process, when DSPy asks for a finetuned model."""
+    """Trains a LoRA on the lab's actor, in this process, when DSPy requests a finetuned model."""
 
     def __init__(self, book: AnswerBook, settings: Settings) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class InProcess(Provider):
         train_data_format: Any,
         train_kwargs: dict[str, Any] | None = None,
     ) -> str:
-        """The name of the trained actor; that of the given one if there is nothing to train on."""
+        """The name of the trained actor, or the name of the given one if there is nothing to train on."""
         lab = self.book.lab
         with self.book.kept_error():
             turns = [turn for turn in (to_turn(lab, each) for each in train_data) if turn is not None]
@@ -109,7 +109,7 @@ class InProcess(Provider):
 
 
 def to_turn(lab: Lab, data: Mapping[str, Any]) -> Turn | None:
-    """What training reads of a datum, by the rendering that the actor is asked by; None if the window is too short."""
+    """A datum as token ids, rendered in the same way as for inference; None if the window is too short."""
     from metatuner.lm import completion_ids, render
 
     system, *shots, query, answer = (message["content"] for message in data["messages"])
@@ -120,7 +120,7 @@ def to_turn(lab: Lab, data: Mapping[str, Any]) -> Turn | None:
 
 
 def run(lab: Lab, settings: Settings) -> State:
-    """DSPy's BetterTogether on the lab; the state that does best on dev, or on train where there is no dev."""
+    """Run DSPy's BetterTogether on the lab; return the state that is best on dev, or on train if there is no dev."""
     book = AnswerBook(lab)
     program = DemonstratedActor(book, dspy.LM(BASE, provider=InProcess(book, settings), cache=False))
 
@@ -152,7 +152,7 @@ def run(lab: Lab, settings: Settings) -> State:
     if isinstance(book.error, OutOfBudget):
         states = [
             state for state in states if book.score(state["program"], lab.dev or lab.train) is not None
-        ]  # others have a 0 that nobody measured
+        ]  # the others have a score of 0 that was not measured
         lab.log(event="budget", states=len(states))
     elif book.error is not None:
         raise book.error

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Settings(Protocol):
-    """What step w takes of BetterTogether's settings, which say what each means."""
+    """The settings of BetterTogether that step w uses; their meanings are documented there."""
 
     @property
     def rank(self) -> int: ...
@@ -39,11 +39,11 @@ class Settings(Protocol):
 
 
 Turn = tuple[list[int], list[int]]
-"""What the actor reads and what it is to write, as token ids."""
+"""Token ids that the actor reads, and token ids that it must write."""
 
 
 def attach_adapter(lab: Lab, settings: Settings) -> LM:
-    """The lab's actor with a new LoRA, put into the model itself; it changes nothing before it is trained."""
+    """The lab's actor with a new LoRA, put into the model itself. The LoRA changes nothing before it is trained."""
     with torch.random.fork_rng(devices=[]):  # PEFT draws A from torch's global stream
         torch.manual_seed(lab.stream("adapter"))
         config = LoraConfig(
@@ -57,7 +57,7 @@ def attach_adapter(lab: Lab, settings: Settings) -> LM:
 
 
 def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: Settings) -> None:
-    """AdamW on the cross-entropy of what is to be written; it ends before a step that the budget does not cover."""
+    """Train with AdamW on the cross-entropy of the target tokens; stop before a step that the budget does not cover."""
     order, size = lab.random("batches"), settings.batch_size
     weights = list(adapter_weights(lm.model).values())
     updates = Updates(
@@ -80,12 +80,12 @@ def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: Settings) -> None:
 
 @contextmanager
 def _checkpointing(lm: LM, wanted: bool) -> Iterator[None]:
-    """Within it, if wanted, activations are computed again in the backward pass."""
+    """If wanted, backward passes in this context recompute activations."""
     if not wanted:
         yield
         return
     lm.model.activation_checkpointing_enable({"use_reentrant": False})
-    lm.model.train()  # else it is not used; the adapter has no dropout
+    lm.model.train()  # checkpointing works in training mode only; the adapter has no dropout
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The generator as BPO's rewriter: what of it is trained, training, saving. Imported by `baselines.bpo` when needed."""
+"""Training and saving of the generator as BPO's rewriter. Imported by `baselines.bpo` when needed."""
 
 import math
 import random
@@ -15,11 +15,11 @@ from metatuner.harness.lab import Lab
 from metatuner.lm import LM, completion_loss
 
 Pair = tuple[list[int], list[int]]
-"""What the rewriter reads and what it is to write, as token ids."""
+"""Token ids that the rewriter reads, and token ids that it must write."""
 
 
 def to_train(lm: LM, what: str, rank: int, seed: int) -> None:
-    """Make of the model, in place, what is trained: all its weights ("full"), or a new LoRA on all linears ("lora")."""
+    """Prepare the model for training, in place: all its weights ("full"), or a new LoRA on all linears ("lora")."""
     if what == "full":
         lm.model.requires_grad_(True)
         return
@@ -48,7 +48,7 @@ def train(
     warmup: float,
     seed: int,
 ) -> None:
-    """AdamW on the cross-entropy of what is to be written; it ends before a step that the budget does not cover."""
+    """Train with AdamW on the cross-entropy of the target tokens; stop before a step that the budget does not cover."""
     parameters = list(trainable(lm).values())
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     steps = epochs * math.ceil(len(pairs) / batch_size)
@@ -69,7 +69,7 @@ def train(
 
 
 def rate_share(step: int, steps: int, warmup: float) -> float:
-    """The share of the peak learning rate at a step, counted from 0: it rises and falls in a line, always above 0."""
+    """The share of the peak learning rate at a step, counted from 0. It rises and falls linearly, always above 0."""
     rising = math.ceil(warmup * steps)
     return min((step + 1) / (rising + 1), max(1, steps - step) / max(1, steps - rising))
 
@@ -82,13 +82,13 @@ def _batches(pairs: Sequence[Pair], epochs: int, size: int, seed: int) -> Iterat
 
 
 def save(lm: LM, path: Path) -> None:
-    """Write what is trained of the model as safetensors."""
+    """Write the trained parameters as safetensors."""
     save_file({name: parameter.detach().cpu().contiguous() for name, parameter in trainable(lm).items()}, path)
 
 
 @torch.no_grad()
 def load(lm: LM, path: Path) -> None:
-    """Read into what is trained of the model what `save` wrote; UserError if it belongs to another model."""
+    """Load what `save` wrote into the trained parameters; UserError if it belongs to another model."""
     parameters = trainable(lm)
     saved = load_file(path)
     if {name: tensor.shape for name, tensor in saved.items()} != {name: p.shape for name, p in parameters.items()}:

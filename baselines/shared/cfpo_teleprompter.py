@@ -26,7 +26,7 @@ RENDERERS: Mapping[str, Callable[[str], str]] = {
     "latex": lambda text: f"\\section{{Task instruction}}\n{text}",
     "json": lambda text: json.dumps({"task_instruction": text}, ensure_ascii=False),
 }
-"""Name -> the prompt that an instruction becomes; the kinds are those of HenryLau7/CFPO, the first is no format."""
+"""Name -> how an instruction becomes a prompt. The kinds are from HenryLau7/CFPO; the first adds no format."""
 QUERY_FORMATS: Mapping[str, str] = {
     "bare": "",
     "question": "Question:",
@@ -35,7 +35,7 @@ QUERY_FORMATS: Mapping[str, str] = {
     "input": "Input:",
     "capitals": "QUESTION:",
 }
-"""Name -> the last line of the prompt, which leads to the query; the first is none."""
+"""Name -> the last line of the prompt, which leads to the query; the first has no such line."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Candidate:
 
     @property
     def text(self) -> str:
-        """What the actor is told."""
+        """The prompt that the actor reads."""
         rendered = f"{RENDERERS[self.renderer](self.instruction)}\n\n{QUERY_FORMATS[self.query_format]}"
         return cleandoc(rendered).strip()  # as a DSPy signature keeps it
 
 
 @dataclass(frozen=True)
 class Case:
-    """A train example and what the actor answered."""
+    """A train example and the actor's answer."""
 
     example: dspy.Example
     answer: str
@@ -63,18 +63,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate with its mean metric, 0 to 1, and the cases that this is the mean of."""
+    """A candidate, its mean metric (0 to 1), and the cases that the mean is taken over."""
 
     candidate: Candidate
     score: float
     wrong: Sequence[Case] = ()
-    """Those without the full metric."""
+    """Cases below the full metric."""
     right: Sequence[Case] = ()
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An instruction to be improved by cases; without any, to be said in other words."""
+    """An instruction to improve based on cases, or to paraphrase if there are no cases."""
 
     instruction: str
     wrong: Sequence[Case] = ()
@@ -88,7 +88,7 @@ class Editor(Protocol):
 
 
 class Formats:
-    """Arms of a bandit: how well the prompts did that took up a format."""
+    """Arms of a bandit: per format, the scores of the prompts that adopted it."""
 
     def __init__(self, names: Iterable[str], exploration: float) -> None:
         self.exploration = exploration
@@ -107,15 +107,15 @@ class Formats:
         return self.totals[name] / tries + self.exploration * math.sqrt(math.log(everything) / tries)
 
     def best(self, count: int, besides: str) -> list[str]:
-        """The formats of highest UCT, without one; the first of equals comes first."""
+        """The formats with the highest UCT, without `besides`; equal ones keep their order."""
         return sorted((name for name in self.counts if name != besides), key=lambda name: -self.uct(name))[:count]
 
 
 class CFPO(Teleprompter):
     """Content-format integrated prompt optimization (arXiv 2502.04295): a beam of prompts, edited in turns.
 
-    Odd rounds edit the instruction, even ones the format. `compile` takes any program that has `instruction` and
-    `with_instruction` and returns it under the best prompt.
+    Odd rounds edit the instruction, even rounds the format. `compile` takes any program that has `instruction` and
+    `with_instruction`, and returns it under the best prompt.
     """
 
     def __init__(
@@ -142,22 +142,22 @@ class CFPO(Teleprompter):
         """
         Args:
             editor: writes instructions.
-            rounds: most rounds.
-            beam: prompts kept after a round.
-            diagnoses: edits by cases of each prompt of the beam, in an odd round.
-            variations: paraphrases of each, in an odd round.
-            formats: renderers, and as many query formats, that each prompt is tried in, in an even round.
-            all_pairs: whether the first even round tries each pair of a renderer and a query format; else each of them
-                by itself.
-            cases: wrong ones, and as many right ones, shown for a diagnosis.
+            rounds: maximum number of rounds.
+            beam: prompts kept after each round.
+            diagnoses: edits based on cases, per prompt of the beam and odd round.
+            variations: paraphrases per prompt of the beam and odd round.
+            formats: renderers, and as many query formats, tried per prompt in an even round.
+            all_pairs: whether the first even round tries each pair of a renderer and a query format. If not, it changes
+                only one of the two at a time.
+            cases: wrong cases, and as many right ones, shown per diagnosis.
             exploration: weight of UCT's second term.
-            temperatures: of the editor, before the first round and in the last; it falls in a line.
+            temperatures: of the editor, before the first round and in the last one; it falls linearly.
             scored_rows: train examples that every candidate is scored on, drawn once.
-            finalists: the best candidates by that score, between which the validation set decides.
+            finalists: number of best candidates by that score; the validation set chooses between them.
             starts: instructions to begin with, besides the program's own.
-            affordable: whether so many answers and edits are within what is left of the budget; the search stops before
-                a round that is not.
-            report: told of every round.
+            affordable: whether the remaining budget covers a number of answers and a number of edits. The search stops
+                before a round that it does not cover.
+            report: called with the fields of each log event.
         """
         super().__init__()
         self.metric, self.editor, self.random = metric, editor, random
@@ -201,7 +201,7 @@ class CFPO(Teleprompter):
         return student.with_instruction(self._choose(student, tried, valset).text)
 
     def _growth(self, number: int) -> tuple[int, int]:
-        """Most children of a prompt in a round, and how many of them an editor writes."""
+        """Maximum number of children per prompt in a round, and how many of them the editor writes."""
         if number % 2 == 1:
             return self.diagnoses + self.variations, self.diagnoses + self.variations
         if number > 2:
@@ -243,7 +243,7 @@ class CFPO(Teleprompter):
         return found
 
     def _credit(self, parent: Candidate, child: Scored) -> None:
-        """Count the child for the formats that it does not have from its parent."""
+        """Count the child's score for each format that its parent does not have."""
         if child.candidate.renderer != parent.renderer:
             self.renderers.update(child.candidate.renderer, child.score)
         if child.candidate.query_format != parent.query_format:
@@ -258,7 +258,7 @@ class CFPO(Teleprompter):
         return Scored(candidate, fmean(scores), wrong, right)
 
     def _choose(self, student: ActorProgram, tried: Sequence[Scored], valset: Sequence[dspy.Example]) -> Candidate:
-        """The best of the finalists on the validation set; the train score breaks ties, then who came first."""
+        """The best finalist on the validation set; ties go to the higher train score, then to the earlier candidate."""
         finalists = [each.candidate for each in _best(tried, self.finalists)]
         if not valset or len(finalists) == 1:
             return finalists[0]
@@ -274,7 +274,7 @@ class CFPO(Teleprompter):
 
 
 def _best(tried: Sequence[Scored], count: int) -> list[Scored]:
-    """The best by score, the first of equals first."""
+    """The `count` best by score; equal ones keep their order."""
     return sorted(tried, key=lambda each: -each.score)[:count]
 
 
@@ -307,14 +307,14 @@ class Paraphrase(dspy.Signature):
 
 
 class InstructEditor:
-    """An instruct model follows meta-prompts: a diagnosis of cases and a revision, or a paraphrase."""
+    """An instruct model follows meta-prompts: it diagnoses cases and revises the instruction, or paraphrases it."""
 
     def __init__(self, client: dspy.LM) -> None:
         self.client = client
         self.diagnose, self.revise, self.paraphrase = map(dspy.Predict, (Diagnose, Revise, Paraphrase))
 
     def __call__(self, edits: Sequence[Edit], *, temperature: float) -> list[str]:
-        client = self.client.copy(temperature=temperature)  # of the same engine, whose draws go on
+        client = self.client.copy(temperature=temperature)  # same engine: its draws go on
         with user_errors(), dspy.context(lm=client, adapter=VerbatimAdapter(), disable_history=True):
             return [_in_brackets(self._write(edit)) for edit in edits]
 
@@ -344,7 +344,7 @@ def _shown(cases: Sequence[Case]) -> str:
 class RewriteEditor:
     """Samples rewrites from a generator that was trained to rewrite prompts and cannot follow a meta-prompt.
 
-    By cases: for a query that was answered wrongly; else for a train query drawn at random.
+    An edit based on cases is a rewrite for a query that was answered wrongly; otherwise for a random train query.
     """
 
     def __init__(self, lab: Lab, *, max_tokens: int) -> None:

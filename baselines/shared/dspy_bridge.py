@@ -1,6 +1,6 @@
-"""DSPy on the ground that all methods share: the actor as a program, a local model as an engine, prompts as they stand.
+"""DSPy on the shared harness: the actor as a program, a local model as an engine, prompts without DSPy's markers.
 
-Import it within a fit: DSPy takes more than a second. Nothing here is cached by DSPy: repeated calls are metered calls.
+Import it within a fit, because DSPy takes more than a second. DSPy caches nothing here: repeated calls are metered.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ from metatuner.lm import LM, generate, render
 
 PROGRAM_INPUTS = ("query", "id", "benchmark")
 PROPOSER = "proposer"
-"""What a server is called in the cost by model."""
+"""Name of a server in the cost per model."""
 SIDE_BY_SIDE = 8
-"""Requests that a server has to answer at a time."""
+"""Maximum number of parallel requests to a server."""
 
 
 def examples(rows: Iterable[Row]) -> list[dspy.Example]:
@@ -44,7 +44,7 @@ def examples(rows: Iterable[Row]) -> list[dspy.Example]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Within it, an error meant for the user leaves DSPy as it was raised by an engine, not wrapped."""
+    """In this context, a UserError that an engine raised leaves DSPy unwrapped."""
     try:
         yield
     except dspy.LMError as error:
@@ -66,8 +66,8 @@ class RewardMetric:
 class ActorProgram(dspy.Module):
     """The actor under one instruction, as a DSPy program.
 
-    The instruction is that of its only predictor, where DSPy's optimizers look for it. Answers come from the ground, so
-    that a prompt is rendered and decoded exactly as in evaluation; `batch` answers all examples in one call.
+    Its only predictor holds the instruction, because DSPy's optimizers look for it there. Answers come from the ground,
+    so that a prompt is rendered and decoded exactly as in evaluation. `batch` answers all examples in one call.
     """
 
     def __init__(self, ground: Ground, instruction: str) -> None:
@@ -91,7 +91,7 @@ class ActorProgram(dspy.Module):
         return self._answer([Query(id, benchmark, query)])[0]
 
     def batch(self, examples: Sequence[dspy.Example], **options: Any) -> list[dspy.Prediction]:
-        """A prediction an example, in order. DSPy's threading options mean nothing here."""
+        """One prediction per example, in order. DSPy's threading options have no effect here."""
         return self._answer([Query(each.id, each.benchmark, each.query) for each in examples])
 
     def _answer(self, queries: Sequence[Query]) -> list[dspy.Prediction]:
@@ -99,9 +99,9 @@ class ActorProgram(dspy.Module):
 
 
 class VerbatimAdapter(dspy.ChatAdapter):
-    """Renders a signature as it reads: the instruction, then the input fields; the whole reply is the output field.
+    """Renders a signature verbatim: the instruction, then the input fields. The whole reply is the output field.
 
-    DSPy's own adapter adds field markers and a format to obey, which small models cannot.
+    DSPy's own adapter adds field markers and a required format, which small models cannot follow.
     """
 
     def __init__(self) -> None:
@@ -128,13 +128,13 @@ class VerbatimAdapter(dspy.ChatAdapter):
 class Engine(ABC):
     """A language model behind `dspy.LM`.
 
-    A request at temperature > 0 is sampled `fan_out` times at once. DSPy fans `n` candidates out into n equal requests
-    one after another, so `n = fan_out` costs one batch. A sample's random stream comes from the seed, the request and
-    how often that request was sampled before; it does not depend on other requests.
+    A request at temperature > 0 is sampled `fan_out` times at once. DSPy turns `n` candidates into n equal requests one
+    after another, so `n = fan_out` costs one batch. A sample's random stream comes from the seed, the request and how
+    often that request was sampled before; it does not depend on other requests.
     """
 
     name: str
-    """Of the model, in DSPy's records."""
+    """Name of the model in DSPy's records."""
 
     def __init__(self, *, seed: int, fan_out: int = 1) -> None:
         self.seed, self.fan_out = seed, fan_out
@@ -185,7 +185,7 @@ class Engine(ABC):
 
 
 class LMEngine(Engine):
-    """A local language model; a request that its window cuts is told to `report`."""
+    """A local language model. `report` logs each request that its window cuts."""
 
     def __init__(
         self,
@@ -218,16 +218,16 @@ class LMEngine(Engine):
 
 
 class ServerEngine(Engine):
-    """A language model behind a server; the samples of a request are asked for side by side.
+    """A language model behind a server; the samples of a request are drawn in parallel.
 
-    The calls are counted before they are made, so that none goes out beyond the budget; the tokens are those of the
-    replies' `usage`. What a server samples is not reproducible, whatever the seeds.
+    Calls are counted before they are made, so that none exceeds the budget. Tokens are counted from the replies'
+    `usage`. A server's samples are not reproducible, whatever the seeds.
     """
 
     def __init__(self, server: ProposerServer, *, budget: Budget, seed: int, fan_out: int = 1) -> None:
         super().__init__(seed=seed, fan_out=fan_out)
         self.server, self.budget = server, budget
-        self.name = f"{PROPOSER}/server"  # not the model's: DSPy has rules of its own for some
+        self.name = f"{PROPOSER}/server"  # not the model's name: DSPy has special rules for some
 
     def sample(
         self, system: str, demos: Sequence[Demo], query: str, *, temperature: float, limit: int, seeds: Sequence[int]
@@ -252,23 +252,23 @@ class ServerEngine(Engine):
 
 
 def proposer_client(lab: Lab, *, temperature: float, max_tokens: int, fan_out: int = 1) -> dspy.LM:
-    """The client of what proposes prompts: the generator, or in its place the server that the config names.
+    """The client that proposes prompts: the generator, or the server that the config names instead.
 
-    The generator's samples derive from the lab's stream `proposals`; a server's are not reproducible, and the fit's log
-    says so. Take one client a fit (for another temperature `client.copy(temperature=...)`): a second one draws the same
-    samples again.
+    The generator's samples derive from the lab's stream `proposals`. A server's samples are not reproducible, and the
+    fit's log says so. Make one client per fit, because a second one draws the same samples again. For another
+    temperature use `client.copy(temperature=...)`.
 
     Args:
         lab: its budget counts every call.
-        temperature: of the samples.
-        max_tokens: most tokens of a sample.
-        fan_out: how often a request is sampled at once; as many as candidates are asked for.
+        temperature: sampling temperature.
+        max_tokens: maximum length of a sample in tokens.
+        fan_out: how often a request is sampled at once; set it to the number of candidates that are requested.
     """
     return proposer_engine(lab, fan_out=fan_out).client(temperature=temperature, max_tokens=max_tokens)
 
 
 def proposer_engine(lab: Lab, *, fan_out: int = 1) -> Engine:
-    """What `proposer_client` asks."""
+    """The engine behind `proposer_client`."""
     seed = lab.stream("proposals")
     if lab.proposer is not None:
         return ServerEngine(lab.proposer, budget=lab.budget, seed=seed, fan_out=fan_out)

@@ -1,8 +1,7 @@
-"""The actor as a DSPy program: what methods that run DSPy's own optimizers share. Imported within a fit, because DSPy
-is slow to import.
+"""The actor as a DSPy program, shared by methods that run DSPy's own optimizers.
 
-DSPy's optimizers ask a program one example at a time. Here an `AnswerBook` looks ahead, so that the local model answers
-dozens of rows a forward.
+Imported within a fit, because DSPy is slow to import. DSPy's optimizers ask a program one example at a time. Here an
+`AnswerBook` looks ahead, so that the local model answers dozens of rows per forward pass.
 """
 
 import contextlib
@@ -22,20 +21,20 @@ from metatuner.harness.query import Demo, to_query
 from metatuner.harness.rows import Row
 
 BASE = "local/actor"
-"""What DSPy calls the actor."""
+"""DSPy's name for the actor."""
 Place = tuple[str, str]
 """A row's benchmark and id."""
 Before = tuple[str, str | None, tuple[Demo, ...]]
-"""What stands before a query: the actor's name, the instruction (None: each benchmark's p~), the demonstrations."""
+"""The context of a query: the actor's name, the instruction (None: each benchmark's p~), the demonstrations."""
 
 
 class OutOfBudget(Exception):
-    """The budget does not cover the answers that DSPy asks for next."""
+    """The budget does not cover the answers that DSPy requests next."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a search over prompts finds."""
+    """The result of a search over prompts."""
 
     instruction: str
     demos: list[Demo]
@@ -47,18 +46,18 @@ def shown(demos: Iterable[Mapping[str, Any]], query: str) -> tuple[Demo, ...]:
 
 
 def places(rows: Iterable[Row]) -> list[Place]:
-    """Where the rows stand in an `AnswerBook`."""
+    """The places of the rows in an `AnswerBook`."""
     return [(row.benchmark, row.id) for row in rows]
 
 
 class Asked(str):
-    """A row's query, which knows its row: DSPy sees, and shows to a proposer, no more of a row than the actor reads."""
+    """The query of a row, with the row's place. DSPy sees, and shows to a proposer, only what the actor reads."""
 
     place: Place
 
     @classmethod
     def of(cls, row: Row) -> "Asked":
-        """A row's."""
+        """The query of a row."""
         asked = cls(row.query)
         asked.place = (row.benchmark, row.id)
         return asked
@@ -70,19 +69,21 @@ def examples(rows: Iterable[Row]) -> list[dspy.Example]:
 
 
 class AnswerBook:
-    """Greedy answers with their rewards, asked for in batches ahead of DSPy, which wants them one at a time.
+    """Greedy answers with their rewards, computed in batches ahead of DSPy, which requests them one at a time.
 
-    Whoever asks for a row of a set in `together` will ask for all of that set. Of the other train rows a bootstrap
-    stops after a few, so with one that is asked for come `AHEAD` in all, or as many as are known already. The first
-    error stays: DSPy takes errors for answers worth 0, so every later call raises it again.
+    A request for one row of a set in `together` answers the whole set, because DSPy will request all of it. A bootstrap
+    stops after a few of the other train rows, so a request for one of these answers `AHEAD` rows in all, or as many as
+    are known already. The first error is kept and raised again by every later call, because DSPy counts an error as an
+    answer with reward 0.
     """
 
     def __init__(self, lab: Lab, *, proposals: int = 0, proposal_tokens: int = 0) -> None:
         """
         Args:
-            lab: answers, rewards, the budget and the log.
-            proposals: what answers must leave in the budget, so that a search never ends within its proposals.
-            proposal_tokens: most tokens of each.
+            lab: provides answers, rewards, the budget and the log.
+            proposals: number of proposals that answers must leave in the budget, so that a search never ends within its
+                proposals.
+            proposal_tokens: maximum length of each in tokens.
         """
         self.lab, self.proposals, self.proposal_tokens = lab, proposals, proposal_tokens
         self.lms = {BASE: lab.actor}
@@ -93,7 +94,7 @@ class AnswerBook:
         self._told: dict[Before, dict[Place, tuple[str, float]]] = {}
 
     def answer(self, program: "DemonstratedActor", place: Place) -> tuple[str, float]:
-        """What the program answers, and its reward, 0 to 1."""
+        """The program's answer and its reward, 0 to 1."""
         told = self._told.setdefault(program.asked, {})
         if place not in told:
             with self.kept_error():
@@ -101,11 +102,11 @@ class AnswerBook:
         return told[place]
 
     def score(self, program: "DemonstratedActor", rows: Iterable[Row]) -> float | None:
-        """The program's mean reward on the rows; None if it has not answered them all, or there are none."""
+        """The program's mean reward on the rows; None if it has not answered all of them, or if there are none."""
         return self._score(program.asked, places(rows))
 
     def best(self, rows: Iterable[Row]) -> Prompt | None:
-        """Of all instructions and demonstrations that were asked on all of the rows the best, the first of equals."""
+        """The best instruction and demonstrations among those asked on all of the rows; the first one if equal."""
         known = [(self._score(asked, places(rows)), asked) for asked in self._told]
         scored = [(score, asked) for score, asked in known if score is not None]
         if not scored:
@@ -115,7 +116,7 @@ class AnswerBook:
 
     @contextlib.contextmanager
     def kept_error(self) -> Iterator[None]:
-        """Within it, the first error is kept, and raised again whenever something is tried after it."""
+        """In this context, the first error is kept. Entering the context again raises it again."""
         if self.error is not None:
             raise self.error
         try:
@@ -125,7 +126,7 @@ class AnswerBook:
             raise
 
     def affords(self, answers: int) -> bool:
-        """Whether the budget covers so many answers and, after them, the proposals that it is to leave."""
+        """Whether the budget covers this many answers and, after them, the proposals that must remain possible."""
         return affordable(self.lab, answers=answers, proposals=self.proposals, proposal_tokens=self.proposal_tokens)
 
     def _score(self, asked: Before, rows: Sequence[Place]) -> float | None:
@@ -157,9 +158,9 @@ class AnswerBook:
         return dict(zip(asked, zip(texts, rewards, strict=True), strict=True))
 
     def _as_base(self) -> contextlib.AbstractContextManager[Any]:
-        """PEFT puts an adapter into the model itself: within this it is as if it were not there.
+        """A context without the adapter, which PEFT puts into the model itself.
 
-        (To the type checker a PeftModel is the model that it wraps, which has no such method.)
+        (For the type checker, a PeftModel is the model that it wraps, which has no such method.)
         """
         trained = next((lm for name, lm in self.lms.items() if name != BASE), None)
         return contextlib.nullcontext() if trained is None else trained.model.disable_adapter()  # type: ignore[operator]
@@ -168,8 +169,8 @@ class AnswerBook:
 class DemonstratedActor(dspy.Module):
     """The actor as a DSPy program.
 
-    Its only predictor holds the instruction and the demonstrations, where DSPy's optimizers look for them, and names
-    the actor; without an instruction each query has the p~ of its benchmark.
+    Its only predictor holds the instruction and the demonstrations, because DSPy's optimizers look for them there. It
+    also names the actor. Without an instruction, each query has the p~ of its benchmark.
     """
 
     def __init__(self, book: AnswerBook, lm: dspy.LM, instruction: str | None = None) -> None:
@@ -193,20 +194,20 @@ class DemonstratedActor(dspy.Module):
         return copied
 
     def reset_copy(self) -> "DemonstratedActor":
-        """A copy without demonstrations. DSPy's own would forget the trained actor as well."""
+        """A copy without demonstrations. DSPy's own method would also forget the trained actor."""
         copied = DemonstratedActor(self.book, self.predict.lm)
         copied.instructed, copied.predict.signature = self.instructed, self.predict.signature
         return copied
 
     def forward(self, query: Asked) -> dspy.Prediction:
         text, reward = self.book.answer(self, query.place)
-        if dspy.settings.trace is not None:  # what a bootstrap makes demonstrations and train data of
+        if dspy.settings.trace is not None:  # a bootstrap makes demonstrations and train data of it
             dspy.settings.trace.append((self.predict, {"query": query}, dspy.Prediction(answer=text)))
         return dspy.Prediction(answer=text, reward=reward)
 
 
 def reward(example: dspy.Example, prediction: dspy.Prediction, *trace: Any) -> float:
-    """The metric of a `DemonstratedActor`: what its book says."""
+    """The metric of a `DemonstratedActor`: the reward from its book."""
     return float(prediction.reward)
 
 
@@ -218,17 +219,19 @@ def search(
     *,
     instructed: bool = True,
 ) -> Prompt:
-    """What one of DSPy's optimizers finds from p~; trained on several benchmarks, from the p~ of the first.
+    """Run one of DSPy's optimizers from p~; if trained on several benchmarks, from the p~ of the first.
 
     Args:
-        name: the method's, for errors.
-        book: gets the answers.
-        rows: what the optimizer scores its candidates on. Where the budget ends the search, the best of those that were
-            asked on all of them is kept; p~ if none was.
+        name: name of the method, for errors.
+        book: provides the answers.
+        rows: rows on which the optimizer scores its candidates. If the budget ends the search, the best candidate that
+            was asked on all of them is kept, or p~ if there is none.
         compile: runs the optimizer on the program that it is given.
-        instructed: the search is one over instructions; if not, each query has the p~ of its own benchmark throughout.
+        instructed: whether the search is over instructions. If not, each query has the p~ of its own benchmark.
 
-    Raises what made a call fail; UserError if DSPy fails by itself or the budget does not cover p~ on the rows.
+    Raises:
+        UserError: DSPy fails by itself, or the budget does not cover p~ on the rows.
+        Exception: any other error that made a call fail.
     """
     lab = book.lab
     start = lab.initial_prompt(lab.trained_on[0])
@@ -259,7 +262,7 @@ def search(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[Callable[[], str]]:
-    """Within it DSPy says nothing; what it logs as an error is kept, and given by the function that this yields."""
+    """In this context, DSPy prints nothing. The yielded function returns what DSPy logged as an error."""
     kept = logging.StreamHandler(io.StringIO())
     kept.setLevel(logging.ERROR)
     logger = logging.getLogger("dspy")

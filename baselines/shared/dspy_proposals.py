@@ -24,13 +24,13 @@ def proposer(
     """The client that proposes and the adapter through which DSPy must ask it.
 
     Args:
-        book: its lab's generator or server proposes; it keeps the first error, as DSPy's optimizers go on after errors,
-            and ends the search where the budget does not cover another proposal.
+        book: the generator or server of its lab proposes. The book keeps the first error, because DSPy's optimizers go
+            on after errors. It ends the search if the budget does not cover another proposal.
         proposes: `instruct`: a model reads what DSPy writes to it. `rewrite`: the generator, which was trained to
             rewrite prompts, rewrites one.
-        temperature: of the proposals.
-        max_tokens: most tokens of one.
-        fan_out: how often a request is sampled at once; as many as candidates are asked for.
+        temperature: sampling temperature of the proposals.
+        max_tokens: maximum length of a proposal in tokens.
+        fan_out: how often a request is sampled at once; set it to the number of candidates that DSPy requests.
     """
     lab = book.lab
     if proposes == "rewrite":
@@ -42,7 +42,7 @@ def proposer(
 
 
 class BookedEngine(Engine):
-    """An engine whose errors, and the end of whose budget, the book keeps."""
+    """Wraps an engine. The book keeps its errors and stops it when the budget ends."""
 
     def __init__(self, engine: Engine, book: AnswerBook) -> None:
         super().__init__(seed=engine.seed, fan_out=engine.fan_out)
@@ -59,9 +59,10 @@ class BookedEngine(Engine):
 
 
 class InstructionAdapter(dspy.ChatAdapter):
-    """DSPy's own format; a reply out of form is the first output field, without what it marks as another.
+    """DSPy's own format, which also accepts a reply that does not follow it.
 
-    An empty proposal is the instruction that was to be improved.
+    Such a reply becomes the first output field, without the parts that it marks as other fields. An empty proposal is
+    replaced by the instruction that was to be improved.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class InstructionAdapter(dspy.ChatAdapter):
 
 
 class RewriteAdapter(InstructionAdapter):
-    """Asks for a rewrite of the instruction that DSPy wants improved, and for nothing else."""
+    """Requests a rewrite of the instruction that DSPy wants improved, and nothing else."""
 
     def format(
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
@@ -100,7 +101,7 @@ class RewriteAdapter(InstructionAdapter):
 
 
 class RewriteEngine(Engine):
-    """The generator as what it was trained to be: it rewrites a prompt for a train query, drawn anew each time."""
+    """The generator as the rewriter that it was trained to be: each rewrite is for a train query, drawn anew."""
 
     name = "local/rewriter"
 
@@ -123,7 +124,7 @@ class RewriteEngine(Engine):
 
 
 def _instruction(inputs: Mapping[str, Any]) -> str:
-    """The instruction that DSPy asks to improve: as such, or of COPRO's attempts the last, which scored best."""
+    """The instruction that DSPy wants improved; for COPRO it is the last of the attempts, which scored best."""
     for name in ("basic_instruction", "current_instruction"):
         if name in inputs:
             return str(inputs[name])

@@ -39,7 +39,8 @@ def render_history(tried: Sequence[Scored], shown: int) -> str:
 class OPRO(Teleprompter):
     """Optimization by prompting (arXiv 2309.03409): propose, score, append to the history that the next step shows.
 
-    `compile` takes any program that has `instruction` and `with_instruction` and returns it under the best instruction.
+    `compile` takes any program that has `instruction` and `with_instruction`, and returns it under the best
+    instruction.
     """
 
     def __init__(
@@ -60,16 +61,16 @@ class OPRO(Teleprompter):
     ) -> None:
         """
         Args:
-            proposer: asked for `samples` instructions a step.
-            steps: most steps taken.
+            proposer: writes `samples` instructions per step.
+            steps: maximum number of steps.
             exemplars: train examples shown to the proposer, drawn anew each step.
             scored_rows: train examples that every candidate is scored on, drawn once.
             max_characters: longer proposals are dropped.
-            finalists: the best candidates by that score, between which the validation set decides.
+            finalists: number of best candidates by that score; the validation set chooses between them.
             starts: instructions to score first, besides the program's own.
-            affordable: whether so many answers and proposals are within what is left of the budget; the search stops
-                before a step that is not.
-            report: told of every step.
+            affordable: whether the remaining budget covers a number of answers and a number of proposals. The search
+                stops before a step that it does not cover.
+            report: called with the fields of each log event.
         """
         super().__init__()
         self.metric, self.proposer, self.random = metric, proposer, random
@@ -105,7 +106,7 @@ class OPRO(Teleprompter):
     def _try(
         self, student: ActorProgram, instructions: Sequence[str], scored_on: Sequence[dspy.Example], tried: list[Scored]
     ) -> None:
-        """Score what is new and short enough, and append it."""
+        """Score the instructions that are new and short enough, and append them to `tried`."""
         known = {each.instruction for each in tried}
         for text in instructions:
             instruction = cleandoc(text).strip()  # as a DSPy signature keeps it
@@ -118,7 +119,7 @@ class OPRO(Teleprompter):
         return fmean(self.metric(*pair) for pair in zip(rows, predictions, strict=True))
 
     def _choose(self, student: ActorProgram, tried: Sequence[Scored], valset: Sequence[dspy.Example]) -> Scored:
-        """The best of the finalists on the validation set; the train score breaks ties, then who came first."""
+        """The best finalist on the validation set; ties go to the higher train score, then to the earlier candidate."""
         finalists = sorted(tried, key=lambda each: -each.score)[: self.finalists]
         if not valset or len(finalists) == 1:
             return finalists[0]
@@ -162,7 +163,7 @@ class InstructProposer:
 
 
 def _in_brackets(reply: str) -> str:
-    """What stands between the outermost square brackets; the whole reply if there are none."""
+    """The text between the outermost square brackets; the whole reply if there are none."""
     found = re.search(r"\[(.*)\]", reply, re.DOTALL)
     return (found[1] if found else reply).strip()
 
@@ -170,7 +171,7 @@ def _in_brackets(reply: str) -> str:
 class RewriteProposer:
     """Samples rewrites from a generator that was trained to rewrite prompts and cannot follow a meta-prompt.
 
-    In turn it rewrites the best instruction so far and the initial prompt, each for a train query drawn at random.
+    It alternates between the best instruction so far and the initial prompt. Each rewrite is for a random train query.
     """
 
     def __init__(self, lab: Lab, *, temperature: float, max_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""What PPO and GRPO share: log-probabilities of sampled answers, a frozen reference, the clipped objective, updates.
+"""Shared by PPO and GRPO: log-probabilities of sampled answers, a frozen reference, the clipped objective, updates.
 
 Shapes: B answers of at most T tokens, padded on the right; `mask` [B, T] is 1 on an answer's tokens.
 """
@@ -19,11 +19,11 @@ from metatuner.lm.losses import logits_at
 def answer_tokens(
     lm: LM, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """What a pass over answers reads and predicts.
+    """Inputs and targets of one pass over answers.
 
     Returns:
-        inputs [B, width], places [tokens] of the flattened inputs whose outputs predict the answers' tokens, targets
-        [tokens], and the length of each answer. Rows are padded on the right, where a causal model never looks.
+        inputs [B, width]; places [tokens] in the flattened inputs at which the answers' tokens are predicted; targets
+        [tokens]; and the length of each answer. Rows are padded on the right, where a causal model never looks.
     """
     lengths = [len(completion) for completion in completions]
     width = max(len(prompt) + length for prompt, length in zip(prompts, lengths, strict=True)) - 1
@@ -48,18 +48,18 @@ def log_probs(lm: LM, prompts: Sequence[Sequence[int]], completions: Sequence[Se
 
 
 def chunks(count: int, size: int | None) -> list[list[int]]:
-    """The indices below `count` in runs of at most `size`; None: in one."""
+    """The indices below `count` in chunks of at most `size`, or in one chunk if `size` is None."""
     size = size or max(count, 1)
     return [list(range(first, min(first + size, count))) for first in range(0, count, size)]
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """[B, T] of parts whose T may differ, 0 on what is padded."""
+    """One [B, T] from parts with different T, 0 on padding."""
     return torch.nn.utils.rnn.pad_sequence([row for part in parts for row in part], batch_first=True)
 
 
 def padded(values: Tensor, lengths: Sequence[int]) -> Tensor:
-    """A value a token [tokens] as [B, T], 0 on padding."""
+    """Values per token [tokens] as [B, T], 0 on padding."""
     return torch.nn.utils.rnn.pad_sequence(values.split(list(lengths)), batch_first=True)
 
 
@@ -69,29 +69,31 @@ def token_mask(lengths: Sequence[int], device: Any) -> Tensor:
 
 
 def clipped_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
-    """PPO's clipped objective a token, negative (arXiv 1707.06347, equation 7); 0 on padding.
+    """PPO's clipped objective per token, negative (arXiv 1707.06347, equation 7); 0 on padding.
 
     Args:
         new: log-probabilities under the policy being trained, [B, T].
-        old: under the policy that sampled, [B, T].
-        advantages: [B, T], or [B, 1] for one an answer.
+        old: log-probabilities under the policy that sampled, [B, T].
+        advantages: [B, T], or [B, 1] for one per answer.
         mask: [B, T].
-        clip: how far the ratio may move from 1.
+        clip: how far the probability ratio may move from 1.
     """
     ratio = (new - old).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages) * mask
 
 
 def kl_estimate(new: Tensor, reference: Tensor) -> Tensor:
-    """An unbiased, positive estimate of KL(new || reference) a token: r - log r - 1, r = reference / new (k3 of
-    Schulman's note on approximating KL divergence; arXiv 2402.03300, equation 4)."""
+    """An unbiased, positive estimate of KL(new || reference) per token: r - log r - 1 with r = reference / new.
+
+    This is k3 of Schulman's note on approximating KL divergence (arXiv 2402.03300, equation 4).
+    """
     gap = reference - new
     return gap.exp() - gap - 1
 
 
 @contextmanager
 def frozen(weights: Mapping[str, torch.nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within it, parameters have other values: the reference policy, in the very model that is trained."""
+    """In this context, the trained model is the reference policy: its parameters have other values."""
     now = {name: weight.data for name, weight in weights.items()}
     try:
         for name, weight in weights.items():
@@ -104,7 +106,7 @@ def frozen(weights: Mapping[str, torch.nn.Parameter], values: Mapping[str, Tenso
 
 @contextmanager
 def recomputed(lm: LM, wanted: bool) -> Iterator[None]:
-    """Within it, if wanted, backward passes recompute activations. Models do so in training mode alone."""
+    """If wanted, backward passes in this context recompute activations. Models do so in training mode only."""
     if not wanted:
         yield
         return
@@ -128,15 +130,15 @@ def adapter_weights(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 class Updates:
-    """AdamW with a clipped gradient and a rate that falls to 0 in a line over a known number of steps."""
+    """AdamW with a clipped gradient and a learning rate that falls linearly to 0 over a known number of steps."""
 
     def __init__(self, groups: list[dict[str, Any]], *, steps: int, gradient_clip: float, what: str) -> None:
         """
         Args:
-            groups: of parameters, each with its `lr`.
-            steps: optimizer steps there will be at most.
-            gradient_clip: largest norm of all gradients together.
-            what: the method, for errors.
+            groups: parameter groups, each with its `lr`.
+            steps: maximum number of optimizer steps.
+            gradient_clip: maximum norm of all gradients together.
+            what: name of the method, for errors.
         """
         self.parameters = [weight for group in groups for weight in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
@@ -144,9 +146,9 @@ class Updates:
         self.gradient_clip, self.what, self.taken = gradient_clip, what, 0
 
     def step(self, parts: Iterable[Tensor]) -> float:
-        """One step down the sum of the parts, each of which is made, and forgotten, in its turn; the sum.
+        """Take one step on the sum of the loss parts; return the sum.
 
-        UserError if one is not finite.
+        Each part is computed and freed before the next one. UserError if one is not finite.
         """
         self.taken += 1
         self.optimizer.zero_grad(set_to_none=True)

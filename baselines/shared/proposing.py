@@ -1,4 +1,4 @@
-"""What methods share that ask a language model for instructions through DSPy's optimizers."""
+"""Shared by methods in which a language model proposes instructions through DSPy's optimizers."""
 
 from metatuner.harness.lab import Lab
 from metatuner.harness.method import Method
@@ -15,8 +15,11 @@ DEVIATIONS = (
 
 
 class Proposing(Method):
-    """A prompt method whose setting `proposer` says who proposes: `instruct`, the generator or the server that
-    `models.proposer` names reads what DSPy writes to it; `rewrite`, the generator rewrites an instruction."""
+    """A prompt method in which a language model proposes; the setting `proposer` selects how.
+
+    `instruct`: the generator, or the server that `models.proposer` names, reads what DSPy writes to it. `rewrite`: the
+    generator rewrites an instruction.
+    """
 
     family = "prompt"
     uses_generator = True

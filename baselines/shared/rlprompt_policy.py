@@ -14,12 +14,12 @@ from metatuner.lm import LM
 def path_consistency_loss(logits: Tensor, target_logits: Tensor, actions: Tensor, rewards: Tensor) -> Tensor:
     """Soft Q-learning's loss for a reward at the end: logits are Q, their logsumexp is V (arXiv 2106.07704).
 
-    The mean of the single-step and the multi-step objective, each a sum over tokens, averaged over prompts:
-    `v2_v2r_v3_v3r` of mingkaid/rl-prompt, which without its coefficient has no reversed terms.
+    It is the mean of the single-step and the multi-step objective. Each is summed over tokens and averaged over
+    prompts. This is `v2_v2r_v3_v3r` of mingkaid/rl-prompt, which has no reversed terms without its coefficient.
 
     Args:
         logits: [prompts, tokens, vocabulary], of the network that is trained.
-        target_logits: the same of the target network, whose values the advantages must agree with.
+        target_logits: the same, of the target network. The advantages must agree with its values.
         actions: [prompts, tokens], the token chosen at each place.
         rewards: [prompts].
     """
@@ -39,10 +39,10 @@ def z_scores(rewards: list[float]) -> list[float]:
 
 
 class PromptPolicy:
-    """A frozen language model with a trained MLP between its last hidden state and its LM head writes prompts.
+    """Writes prompts with a frozen language model and a trained MLP between its last hidden state and its LM head.
 
-    It reads nothing but the begin of text (EOS where the model has none, as GPT-2). Tokens that are no printable text
-    by themselves (special ones, parts of characters, control characters) are never chosen.
+    It reads only the begin-of-text token, or EOS if the model has none (GPT-2). It never chooses tokens that are not
+    printable text by themselves: special tokens, parts of characters, control characters.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PromptPolicy:
         self.barred = _without_text(lm)
 
     def logits(self, network: nn.Module, states: Tensor) -> Tensor:
-        """Q of every token, [..., vocabulary] in fp32, from hidden states [..., width]; -inf where barred."""
+        """Q of every token, [..., vocabulary] in fp32, from hidden states [..., width]; -inf for barred tokens."""
         dtype, barred = self.lm.head.weight.dtype, self.barred
         if self.fluent_top_k is not None:
             own = self.lm.head(states.to(dtype)).float().masked_fill(barred, -torch.inf)
@@ -77,9 +77,10 @@ class PromptPolicy:
         return (self.lm.head(network(states).to(dtype)).float() + self.logit_bias).masked_fill(barred, -torch.inf)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Prompts drawn from the `top_k` likeliest tokens of each place.
+        """Sample prompts, each token from the `top_k` likeliest ones.
 
-        Returns token ids [count, tokens] and the hidden states they were chosen from, [count, tokens, width] in fp32.
+        Returns:
+            Token ids [count, tokens], and the hidden states that they were chosen from, [count, tokens, width] in fp32.
         """
 
         def draw(logits: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ class PromptPolicy:
         return [self.lm.decode(row).strip() for row in ids.tolist()]
 
     def learn(self, ids: Tensor, states: Tensor, rewards: list[float]) -> float:
-        """One step of Adam on prompts that `sample` returned; the loss before it."""
+        """Take one Adam step on prompts that `sample` returned; return the loss before the step."""
         with torch.no_grad():
             for kept, live in zip(self.target.parameters(), self.online.parameters(), strict=True):
                 kept.lerp_(live, self.target_rate)
@@ -128,7 +129,7 @@ class PromptPolicy:
 
 
 def _mlp(width: int, hidden_size: int, stream: torch.Generator) -> nn.Sequential:
-    """One hidden layer; it starts at almost zero, so that all tokens are equally likely at first."""
+    """An MLP with one hidden layer. It starts at almost zero, so that all tokens are equally likely at first."""
     layers = nn.Linear(width, hidden_size), nn.Linear(hidden_size, width)
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight, gain=1e-4, generator=stream)
@@ -137,7 +138,7 @@ def _mlp(width: int, hidden_size: int, stream: torch.Generator) -> nn.Sequential
 
 
 def _without_text(lm: LM) -> Tensor:
-    """[vocabulary], True for tokens that are no printable text by themselves."""
+    """[vocabulary], True for tokens that are not printable text by themselves."""
     barred = torch.ones(lm.head.out_features, dtype=torch.bool)
     for token in range(len(lm.tokenizer)):
         text = lm.decode([token])

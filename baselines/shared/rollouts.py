@@ -1,4 +1,4 @@
-"""What methods that learn from rewards share: SFT's actor, and answers sampled from it."""
+"""Shared by methods that learn from rewards: SFT's actor, and answers sampled from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from metatuner.harness.rows import Row
 
 @dataclass(frozen=True)
 class Sampled:
-    """Answers sampled under the policy's prompts: one entry each."""
+    """Answers sampled under the policy's prompts; each list has one entry per answer."""
 
     rows: list[Row]
     prompts: list[list[int]]
     """Token ids that the actor read."""
     completions: list[list[int]]
-    """Token ids that it wrote, the end of turn included."""
+    """Token ids that it wrote, including the end of turn."""
     texts: list[str]
     rewards: list[float]
     """The primary metric, 0 to 1."""
@@ -26,18 +26,18 @@ class Sampled:
 
 
 def sft_policy(lab: Lab) -> StaticPolicy:
-    """The saved policy of `sft`: the actor with the LoRA on which training goes on."""
+    """The saved policy of `sft`: the actor with the LoRA that is trained further."""
     return load_static(lab.required("sft"), lab)
 
 
 def sample(lab: Lab, policy: StaticPolicy, rows: Sequence[Row], *, seeds: Sequence[int], temperature: float) -> Sampled:
-    """One answer a row, decoded as in evaluation but sampled, with its reward.
+    """One answer per row, decoded as in evaluation but sampled, with its reward.
 
     Args:
-        policy: as it is now.
-        rows: repeat one for several answers to it.
-        seeds: one a row.
-        temperature: of the samples.
+        policy: the policy in its current state.
+        rows: repeat a row to get several answers to it.
+        seeds: one per row.
+        temperature: sampling temperature.
     """
     from metatuner.lm import generate, render
 
@@ -76,8 +76,13 @@ def sample(lab: Lab, policy: StaticPolicy, rows: Sequence[Row], *, seeds: Sequen
 
 
 def covers(lab: Lab, policy: StaticPolicy, rows: Sequence[Row], *, answers: int, scored: int, trained: int) -> bool:
-    """Whether the budget covers so many sampled answers to each row, so many passes that score one, and training on so
-    many, every answer as long as it may get."""
+    """Whether the budget covers work on the rows if every answer has its maximum length.
+
+    Args:
+        answers: sampled answers per row.
+        scored: passes per row that score an answer.
+        trained: passes per row that train on an answer.
+    """
     from metatuner.lm import render
 
     limits = [lab.benchmark(row.benchmark).max_new_tokens for row in rows]

@@ -274,8 +274,8 @@ def _sensitivity(found: Sequence[Compared]) -> list[str]:
         least = [_least_move(each, paired, len(told)) for each, kind in told if kind == paired]
         if least:
             lines.append(
-                f"one cell {how} would have to move by about {100 * float(np.median(least)):.1f} points to be told "
-                f"with 80 % probability (of {len(told)} that differ, at the strictest step of Holm's correction)"
+                f"one cell {how} must move by about {100 * float(np.median(least)):.1f} points to be detected with "
+                f"80 % probability ({len(told)} cells differ; at the strictest step of Holm's correction)"
             )
     return lines
 

@@ -104,7 +104,7 @@ class SizesConfig(_Part):
     test: int | None = Field(
         None,
         ge=1,
-        description="null: all. The paper does not say; 450, 1,319, 2,000 and 2,000, on whose grids its scores lie",
+        description="null: all. The paper does not say; 450, 1,319, 2,000 and 2,000, as the grids of its scores suggest",
     )
     audit: int = Field(0, ge=0, description="a separate draw for the nano world's own bars")
 

@@ -85,7 +85,7 @@ def describe(lines: Mapping[str, Line], assumed: Assumptions, downloads_gb: floa
     short = f", more than one {gpu.name} has" if line.memory_gb > gpu.memory_gb else ""
     table += [
         f"Assumed, not measured ({assumed.path}): lengths, weights, {gpu.name} at {gpu.flops / 1e12:.0f} TFLOP",
-        f"per second, of which reading reaches {gpu.reads:.0%}, writing {gpu.writes:.0%}, training {gpu.trains:.0%}; "
+        f"per second. Reading reaches {gpu.reads:.0%} of that, writing {gpu.writes:.0%}, training {gpu.trains:.0%}. "
         f"{shares.right:.0%} of answers right, {shares.mixed:.0%} of rows with rollouts of different reward.",
         f"Memory: {line.memory_gb:.0f} GB for a fit of {hungry}, without activations{short}.",
         f"Disk: models {downloads_gb:.0f} GB; GB above are policies and predictions before `keep` removes weights.",

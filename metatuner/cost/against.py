@@ -94,7 +94,7 @@ def describe_check(ratios: Mapping[str, Mapping[str, float | None]], root: Path)
         return f"No fit in {root} is of this code and config, so the counts are not compared with a run."
     table = [
         f"Predicted over metered, per fit without what it builds on, in {root}, with the lengths metered there",
-        "(from zero-shot's cells, SFT's fits and the warm-up's, whose own lengths so agree by construction):",
+        "(from the cells of zero-shot and the fits of SFT and the warm-up, which therefore agree by construction):",
         f"{'method':<20}{'calls':>8}{'read':>8}{'written':>9}{'trained':>9}",
     ]
     for method, ratio in sorted(ratios.items()):

@@ -1,4 +1,4 @@
-"""What a method states about itself, as JSON: for `metatuner methods`, and for tables that are made from files alone."""
+"""What a method states about itself, as JSON, for `metatuner methods` and for tables that are made from files alone."""
 
 import ast
 import inspect

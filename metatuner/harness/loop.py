@@ -119,6 +119,6 @@ class Loop:
     more_weights: Callable[[Shape, Shape], float] | None = None
     """Number of weights trained in addition to LoRAs, from the shapes of actor and generator."""
     keeps_required: bool = False
-    """Whether the policy keeps the weights that the required fits trained. If this fit trains, it trains them further."""
+    """Whether the policy keeps the weights that required fits trained. If this fit trains, it trains them further."""
     merged_actor: bool = False
-    """Whether the actor is held twice: once with its LoRA merged."""
+    """Whether the actor is held in memory twice, once with its LoRA merged."""

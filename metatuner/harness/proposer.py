@@ -55,7 +55,7 @@ class ProposerServer:
             seed: sent to the server; servers use it in different ways.
 
         Raises:
-            UserError: there is no reply, or it is malformed. The message is one line and names the config key to change.
+            UserError: there is no reply, or it is malformed. The message, one line, names the config key to change.
         """
         import openai
 

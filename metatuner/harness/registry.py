@@ -25,7 +25,7 @@ class Registered:
     cls: type[Method]
     file: Path
     beside: tuple[Path, ...] = ()
-    """For a method from elsewhere: files of its package or folder that it may import. The hash of its code includes them."""
+    """For a method from elsewhere: files of its package or folder that it may import, hashed with its code."""
     broken: bool = False
     """A placeholder for a file that does not import. It takes any settings, and its fits fail with the reason."""
 

@@ -40,7 +40,7 @@ class Splits:
         return counts + (f" (left out: {left_out})" if left_out else "")
 
     def write(self, folder: Path) -> None:
-        """Write pool.jsonl, tune.jsonl, test.jsonl and, last, splits.json with ids, their hash and what was left out."""
+        """Write pool.jsonl, tune.jsonl, test.jsonl and, last, splits.json with ids, their hash and what is left out."""
         splits = {"pool": self.pool, "tune": self.tune, "test": self.test}
         for name, rows in splits.items():
             write_text(folder / f"{name}.jsonl", rows_to_text(rows))

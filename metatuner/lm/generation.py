@@ -1,7 +1,7 @@
-"""Batched generation whose results depend on each row alone, with an own adaptation of the model a batch.
+"""Batched generation: a row's result depends on this row alone, and each batch can have its own model adaptation.
 
-`transformers.generate` is as fast for a fixed model. This loop exists for three things it lacks: an adaptation that
-follows the rows (per-query LoRA), a random stream a row, and finished rows that leave the batch.
+`transformers.generate` is as fast for a fixed model. This loop exists for three things that it lacks: an adaptation
+that follows the rows (per-query LoRA), one random stream per row, and finished rows that leave the batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,22 +18,22 @@ from metatuner.errors import UserError
 from metatuner.lm.model import LM
 
 COMPACT_BELOW = 0.8
-"""Finished rows leave the batch once fewer than this share of it is unfinished: leaving costs one copy of the cache."""
+"""Finished rows leave the batch once less than this share of it is unfinished. This costs one copy of the cache."""
 MOST_PADDING = 0.25
-"""A batch takes no further row that would make more than this share of its prompt positions padding."""
+"""No row joins a batch if more than this share of the batch's prompt positions would then be padding."""
 ROOM = 32
-"""Tokens that the cache makes room for at a time: more means fewer copies, but gaps in memory that slow attention."""
+"""Tokens by which the cache grows at a time. More means fewer copies, but gaps in memory that slow attention."""
 
 
 class Adaptation(Protocol):
-    """A change of the model that has one part a row of the batch, such as per-query LoRA."""
+    """A change of the model with one part per row of the batch, such as per-query LoRA."""
 
     def keep(self, rows: Tensor) -> None:
-        """From now on the batch holds only `rows` (indices into its present rows), in this order."""
+        """From now on, the batch holds only `rows` (indices into its current rows), in this order."""
 
 
 Adapt = Callable[[list[int]], AbstractContextManager[Adaptation | None]]
-"""Given the indices of a batch's prompts, a context in which the model is adapted to them."""
+"""Maps the indices of a batch's prompts to a context in which the model is adapted to them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Completion:
     """Every generated token, the end of turn included."""
     prompt_tokens: int
     truncated: bool
-    """It reached `max_new_tokens` with neither an end of turn nor a stop string."""
+    """Whether it reached `max_new_tokens` with neither an end of turn nor a stop string."""
 
 
 def generate(
@@ -62,22 +62,22 @@ def generate(
     max_rows: int = 256,
     adapt: Adapt | None = None,
 ) -> list[Completion]:
-    """One completion a prompt, in the order of `prompts`.
+    """One completion per prompt, in the order of `prompts`.
 
     Args:
         prompts: token ids, as rendered.
         stops: strings that end a completion; they are not part of its text.
-        temperature: 0 takes the likeliest token (the first of equals); above, tokens are sampled.
+        temperature: 0 takes the likeliest token (the first of equals); above 0, tokens are sampled.
         top_p: samples from the likeliest tokens that together reach this probability.
-        seeds: one a prompt, needed for sampling. A row's random stream comes from its seed alone.
-        batch_tokens: bound on rows x (longest prompt + max_new_tokens) of a batch, by default the model's own; a batch
-            has at least one row.
+        seeds: one per prompt, needed for sampling. A row's random stream comes from its seed alone.
+        batch_tokens: bound on rows x (longest prompt + max_new_tokens) of a batch, by default `lm.batch_tokens`. A
+            batch has at least one row.
         max_rows: bound on the rows of a batch.
-        adapt: called for each batch with the indices of its prompts; active while the batch is decoded.
+        adapt: called for each batch with the indices of its prompts; its context covers the decoding of the batch.
 
-    Sampling settings of the model's generation config are not used, but its EOS tokens and suppress_tokens are; padding
-    and begin-of-text tokens are never generated. In fp32, results do not depend on the bounds of a batch, up to ties
-    within rounding.
+    EOS tokens and suppress_tokens of the model's generation config are used, but not its sampling settings. Padding and
+    begin-of-text tokens are never generated. In fp32, results do not depend on the bounds of a batch, up to ties within
+    rounding.
 
     Raises `UserError` if a prompt and `max_new_tokens` do not fit the window.
     """
@@ -114,13 +114,13 @@ def generate(
 def batch_by_length(
     prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_tokens: int = 16384, max_rows: int = 256
 ) -> list[list[int]]:
-    """The batches that `generate` makes: indices of prompts, the longest first, those of alike lengths together.
+    """The batches that `generate` makes: indices of prompts, longest first, similar lengths together.
 
-    Bounds are those of `generate`; besides, at most `MOST_PADDING` of a batch's prompt positions are padding.
+    Bounds are as in `generate`. In addition, at most `MOST_PADDING` of a batch's prompt positions are padding.
     """
     batches: list[list[int]] = []
     longest = tokens = 0
-    # The longest first: what does not fit in memory fails at once. Equal prompts come together.
+    # Longest first: a batch that does not fit in memory fails at once. Equal prompts come together.
     for index in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), list(prompts[i]))):
         rows, length = len(batches[-1]) + 1 if batches else 0, len(prompts[index])
         if (
@@ -137,7 +137,7 @@ def batch_by_length(
 
 
 def padding_share(prompts: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]) -> float:
-    """The share of prompt positions that are padding, 0 to 1, where each batch is as wide as its longest prompt."""
+    """The share of prompt positions that are padding, 0 to 1, if each batch is as wide as its longest prompt."""
     positions = sum(len(batch) * max(len(prompts[index]) for index in batch) for batch in batches)
     return 1 - sum(len(prompts[index]) for batch in batches for index in batch) / positions
 
@@ -151,7 +151,7 @@ class _Greedy:
 
 
 class _Sample:
-    """Inverse-CDF sampling with uniforms drawn beforehand, a stream a row: other rows cannot shift it."""
+    """Inverse-CDF sampling with uniforms drawn beforehand, one stream per row: other rows cannot shift it."""
 
     def __init__(self, seeds: Sequence[int], steps: int, temperature: float, top_p: float) -> None:
         # Uniforms of 24 bits in double precision: the largest times the total stays below the total.
@@ -177,13 +177,13 @@ class _Sample:
 
 
 class _End:
-    """When a completion ends, and what its text is then."""
+    """Decides when a completion ends, and what its text is."""
 
     def __init__(self, lm: LM, stops: Sequence[str]) -> None:
         if not all(stops):
             raise ValueError("a stop string is empty")
         self.lm, self.stops, self.eos = lm, tuple(stops), lm.eos_ids
-        # A token has at least one byte of text, but for special ones.
+        # Every token has at least one byte of text, except special tokens.
         self.tail = max((len(stop.encode()) for stop in stops), default=0) + 4
         self.closing: dict[int, bool] = {}
 
@@ -202,7 +202,7 @@ class _End:
         return any(stop in text for stop in self.stops)
 
     def _closes(self, token: int) -> bool:
-        """Whether a token can hold the last character of a stop string, so that few rows are decoded at a step."""
+        """Whether a token can hold the last character of a stop string. This check saves decoding most rows per step."""
         if token not in self.closing:
             text = self.lm.decode([token])
             # Decoding one token alone may lose its white space, or show a part of a character as U+FFFD.
@@ -211,7 +211,7 @@ class _End:
 
 
 class _RoomyLayer(DynamicLayer):
-    """A cache layer that makes room for `ROOM` tokens at a time; DynamicLayer copies the whole cache at each token."""
+    """A cache layer that grows by `ROOM` tokens at a time; DynamicLayer copies the whole cache at each token."""
 
     length = 0
 
@@ -241,7 +241,7 @@ class _RoomyLayer(DynamicLayer):
 
 
 def _cache(lm: LM) -> DynamicCache:
-    """The model's own kind of cache, its plain layers replaced by roomy ones."""
+    """The model's own kind of cache, with its plain layers replaced by roomy layers."""
     cache = DynamicCache(config=lm.model.config)
     cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
@@ -256,7 +256,7 @@ def _decode(
     adaptation: Adaptation | None,
 ) -> list[list[int]]:
     """The generated ids of each prompt of one batch, decoded together with left padding."""
-    # Equal prompts (samples of one query) are read once, unless each row has a model of its own.
+    # Equal prompts (samples of one query) are read once, unless each row has its own adaptation.
     read = prompts if adaptation is not None else list({tuple(prompt): prompt for prompt in prompts}.values())
     width = max(map(len, prompts))
     inputs = torch.full((len(read), width), lm.filler)
@@ -270,7 +270,7 @@ def _decode(
     cache = _cache(lm)
 
     written: list[list[int]] = [[] for _ in prompts]
-    batch = list(range(len(prompts)))  # the prompt in each row of the present batch
+    batch = list(range(len(prompts)))  # the prompt in each row of the current batch
     going = set(batch)
     for step in range(steps):
         logits = lm.model(

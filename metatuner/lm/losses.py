@@ -17,12 +17,12 @@ def completion_loss(
     """Cross-entropy, in nats, of completions given their prompts.
 
     Args:
-        batch: a (prompt ids, completion ids) pair a row; neither may be empty.
+        batch: one (prompt ids, completion ids) pair per row; neither may be empty.
         reduction: "mean" over all completion tokens of the batch and "sum" give a scalar; "row" gives [rows], each the
             sum over its tokens (the negative log-probability of the completion).
 
-    Rows are padded on the right, where a causal model never looks; the LM head runs at completion positions only.
-    Gradients reach whatever requires them: the model, a PEFT adapter, per-query LoRA factors.
+    Rows are padded on the right, where a causal model never attends. The LM head runs at completion positions only.
+    Gradients reach everything that requires them: the model, a PEFT adapter, per-query LoRA factors.
 
     Raises `UserError` if a row is longer than the window.
     """

@@ -16,7 +16,7 @@ from metatuner.errors import UserError
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 MARK = "\ue000\ue001"
-"""Stands for a text in a rendered template, to see where the template puts it (private-use characters)."""
+"""A placeholder (private-use characters) that shows where a template puts a text."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class ModelSpec:
     dtype: str = "float32"
     """One of float32, bfloat16, float16, float64."""
     device: str = "auto"
-    """A torch device; auto is cuda where there is one, else cpu."""
+    """A torch device; auto is cuda if available, else cpu."""
     window: int | None = None
-    """Most tokens of prompt and completion together; by default what the model's config allows."""
+    """Maximum tokens of prompt and completion together; by default, as many as the model's config allows."""
     chat: bool | None = None
-    """Render with the tokenizer's chat template; by default where it has one (base models often carry one too)."""
+    """Render with the tokenizer's chat template; by default, if it has one (base models often have one too)."""
     rewrite_system: str = "{prompt}"
-    """The system turn a generator reads to write a prompt; {prompt} is the one to rewrite, {query} its query."""
+    """The system turn that a generator reads to write a prompt; {prompt} is the prompt to rewrite, {query} its query."""
     rewrite_user: str = "{query}"
-    """What it reads as the user turn."""
+    """The user turn that it reads."""
 
     def __post_init__(self) -> None:
         if (self.rewrite_system + self.rewrite_user).count("{query}") != 1:
@@ -50,41 +50,41 @@ class ModelSpec:
 
 @dataclass
 class Traffic:
-    """Who is told of what `generate` asks a model; shared by all wrappings of that model."""
+    """Listeners to the work that `generate` gives a model; shared by all wrappers of that model."""
 
     listeners: list[Callable[[int, int, int], None]] = field(default_factory=list)
-    """Each is called after a batch with (prompt tokens, generated tokens, sequences)."""
+    """Each is called after every batch with (prompt tokens, generated tokens, sequences)."""
     generating: bool = False
-    """True inside `generate`, whose forward passes the listeners will hear of as a whole."""
+    """True inside `generate`, which reports its forward passes to the listeners as a whole."""
 
 
 @dataclass(frozen=True, eq=False)
 class LM:
     """A causal language model with its tokenizer.
 
-    To run a changed model (merged, or wrapped by PEFT) in the same way: `dataclasses.replace(lm, model=changed)`. What
-    is made of it so (views, copies to train) inherits all other fields.
+    To run a changed model (merged, or wrapped by PEFT) in the same way: `dataclasses.replace(lm, model=changed)`.
+    Models made in this way (views, copies to train) inherit all other fields.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     window: int
-    """Most tokens of prompt and completion together."""
+    """Maximum tokens of prompt and completion together."""
     spec: ModelSpec
     plain_head: bool = True
-    """Whether the logits are the head of the decoder's output and no more (some models scale or cap them)."""
+    """Whether the logits are just the head applied to the decoder's output (some models scale or cap them)."""
     traffic: Traffic = field(default_factory=Traffic)
     batch_tokens: int = 16384
-    """Padded tokens a generation batch may hold, where `generate` is not told otherwise."""
+    """Maximum padded tokens of a generation batch, unless `generate` gets another bound."""
 
     @property
     def device(self) -> torch.device:
-        """Where input ids go."""
+        """The device that input ids must be on."""
         return cast(nn.Embedding, self.model.get_input_embeddings()).weight.device
 
     @property
     def decoder(self) -> nn.Module:
-        """The model without its LM head. Every forward passes here, also those that skip the head: meter it here."""
+        """The model without its LM head. Every forward pass runs it, also if the head is skipped: meter it here."""
         return self.model.get_decoder()
 
     @property
@@ -99,7 +99,7 @@ class LM:
 
     @cached_property
     def takes_system(self) -> bool:
-        """Whether the chat template has a system turn: some reject it, some drop it without a word."""
+        """Whether the chat template has a system turn: some templates reject it, some drop it silently."""
         turns = [{"role": "system", "content": MARK}, {"role": "user", "content": "x"}]
         try:
             return MARK in self.chat_text(turns)
@@ -148,7 +148,7 @@ class LM:
 
     @cached_property
     def filler(self) -> int:
-        """The id at padded positions, which no other position sees."""
+        """The id at padded positions, to which no other position attends."""
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_of_turn
 
     @cached_property
@@ -157,7 +157,7 @@ class LM:
         return [token for token in self.tokenizer("").input_ids if token == self.tokenizer.bos_token_id]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added."""
+        """Token ids of a text, without added tokens."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def decode(self, ids: list[int]) -> str:
@@ -228,7 +228,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _attempt(spec: ModelSpec, what: str, load: Callable[[], Any]) -> Any:
-    """Run one loader; what the library says in many lines becomes one."""
+    """Run one loader; an error of the library, often many lines, becomes one line."""
     try:
         return load()
     except (OSError, ValueError, ImportError) as error:
@@ -243,14 +243,14 @@ def _attempt(spec: ModelSpec, what: str, load: Callable[[], Any]) -> Any:
 
 @torch.no_grad()
 def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Tried on a few tokens (the embedding of id 0 may be all zeros): no config key says it for all architectures."""
+    """Tries a few tokens (the embedding of id 0 may be all zeros): no config key says it for all architectures."""
     ids = torch.arange(min(8, model.config.get_text_config(decoder=True).vocab_size), device=model.device)[None]
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     return torch.equal(model(input_ids=ids, use_cache=False).logits, model.get_output_embeddings()(hidden))
 
 
 def _window(spec: ModelSpec, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokenizer's own limit is used only where the config names none: it is often a placeholder of 1e30."""
+    """The tokenizer's own limit is used only if the config names none: it is often a placeholder of 1e30."""
     named = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     largest = named or tokenizer.model_max_length
     if spec.window is None:

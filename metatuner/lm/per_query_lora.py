@@ -1,8 +1,8 @@
-"""LoRA with factors of its own for each query of a batch: y = W x + b + scale * B_i A_i x.
+"""LoRA with separate factors for each query of a batch: y = W x + b + scale * B_i A_i x.
 
-All factors of a batch are one tensor [queries, flat_size], as a hypernetwork emits them. What keeps a step near the
-cost of the bare model: the flat tensor is taken apart by `split`, whose backward is one concatenation; the low-rank
-part is added in place; sites that read the same input (q/k/v, gate/up) are one autograd node.
+All factors of a batch are one tensor [queries, flat_size], as a hypernetwork emits them. Three things keep the cost of
+a step near the cost of the bare model. `split` takes the flat tensor apart, and its backward is one concatenation. The
+low-rank part is added in place. Sites that read the same input (q/k/v, gate/up) are one autograd node.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ from metatuner.errors import UserError, suggest
 
 ALL_LINEAR = "all-linear"
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names of sibling modules that read the same input. Grouping saves time only: others form groups of one."""
+"""Names of sibling modules that read the same input. Grouping only saves time: other modules form groups of one."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A linear module that gets factors: A_i [rank, d_in] and, transposed, B_i [rank, d_out], flattened row by row."""
+    """A linear module that gets factors: A_i [rank, d_in] and B_i, transposed, [rank, d_out], flattened row by row."""
 
     name: str
     """Its path in the model, such as model.layers.0.self_attn.q_proj."""
@@ -40,9 +40,9 @@ class PerQueryLoRA:
     """Per-query LoRA on the linear modules of a causal language model's decoder layers.
 
     Args:
-        model: a model with `get_decoder().layers`; its modules and state dict are left as they are.
+        model: a model with `get_decoder().layers`; its modules and state dict do not change.
         target_modules: attribute names of linear modules, such as ("q_proj", "v_proj"), or "all-linear".
-        rank: of every site.
+        rank: rank of every site.
         scale: the factor before B_i A_i (lambda in the paper; lora_alpha / rank in PEFT).
 
     Raises `UserError` for a name that no decoder layer has, and for a rank that exceeds a site's width.
@@ -81,17 +81,17 @@ class PerQueryLoRA:
             self._groups.append(_Group(members, rank, scale))
         self.sites: tuple[Site, ...] = tuple(sites)
         self.flat_size = start
-        """Numbers a query: the sum over sites of rank * (d_in + d_out)."""
+        """Numbers per query: the sum over sites of rank * (d_in + d_out)."""
         self._pieces = [size for group in self._groups for size in group.pieces]
         self._flat: Tensor | None = None
         self._held = False
 
     @contextmanager
     def applied(self, flat: Tensor) -> Iterator["PerQueryLoRA"]:
-        """Adapt the model to `flat` [rows, flat_size]: row i of every batch run inside is shifted by flat[i].
+        """Adapt the model to `flat` [rows, flat_size]: inside, row i of every batch is shifted by flat[i].
 
-        Gradients reach `flat`. Activation checkpointing runs the model again in the backward pass: run that inside too,
-        or both inside `held`.
+        Gradients reach `flat`. Activation checkpointing runs the model again in the backward pass. So run the backward
+        pass inside too, or run both inside `held`.
         """
         if flat.ndim != 2 or flat.shape[1] != self.flat_size:
             raise ValueError(f"factors must be [rows, {self.flat_size}], got {list(flat.shape)}")
@@ -109,7 +109,7 @@ class PerQueryLoRA:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, factors stay applied when their `applied` ends, until this ends; nothing else can be applied then."""
+        """Keep factors applied after their `applied` ends, until this context ends; no others can be applied then."""
         self._held = True
         try:
             yield
@@ -118,7 +118,7 @@ class PerQueryLoRA:
             self._release()
 
     def keep(self, rows: Tensor) -> None:
-        """From now on batches hold only `rows` (indices into the present rows), in this order."""
+        """From now on, batches hold only `rows` (indices into the current rows), in this order."""
         if self._flat is None:
             raise RuntimeError("no factors are applied")
         self._use(self._flat.index_select(0, rows.to(self._flat.device)))
@@ -156,7 +156,7 @@ class PerQueryLoRA:
 
 
 def _linears(model: Any, target_modules: Sequence[str] | str) -> dict[str, nn.Linear]:
-    """The linear modules asked for in the decoder layers, by their path in the model (PEFT's wrapping left out)."""
+    """The target linear modules in the decoder layers, by their path in the model without PEFT's wrapping."""
     inside = {id(module) for layer in model.get_decoder().layers for module in layer.modules()}
     found = {
         name.removeprefix("base_model.model.").removesuffix(".base_layer"): module
@@ -184,7 +184,7 @@ def _grouped(modules: Mapping[str, nn.Linear]) -> list[list[str]]:
 
 
 class _Group:
-    """Sites that read the same input: the first one called computes all."""
+    """Sites that read the same input: the first call computes all of them."""
 
     def __init__(self, members: Sequence[nn.Linear], rank: int, scale: float) -> None:
         self.members, self.rank, self.scale = members, rank, scale
@@ -243,7 +243,7 @@ class _Group:
 def _run(
     scale: float, x: Tensor, a: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bs: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Each site's output; all tensors are of one precision."""
+    """Each site's output; all tensors have one precision."""
     if torch.is_grad_enabled():
         return _GroupedLoRA.apply(scale, x, a, *weights, *biases, *bs)
     return _forward(scale, x, a, weights, biases, bs)[1]
@@ -262,7 +262,7 @@ def _forward(
 
 
 class _GroupedLoRA(torch.autograd.Function):
-    """One node for the sites of a group; inputs after x and A: their weights, then biases, then B's."""
+    """One autograd node for the sites of a group; inputs after x and A: their weights, then biases, then B's."""
 
     @staticmethod
     def forward(ctx: Any, scale: float, x: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, ...]:

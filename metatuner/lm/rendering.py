@@ -1,11 +1,12 @@
 """The one place where prompt, demonstrations and query become the ids that a model reads.
 
-Chat models: the prompt is the system turn (put before the user turn's text where the template has no system turn),
-demonstrations are earlier user and assistant turns, the query is the user turn. Base models read plain text: the
-prompt, a blank line, each demonstration as query, line, answer, blank line, then the query and a line end.
+Chat models: the prompt is the system turn. If the template has no system turn, the prompt is put before the text of the
+first user turn. Demonstrations are earlier user and assistant turns, and the query is the last user turn. Base models
+read plain text: the prompt, a blank line, each demonstration (query, line end, answer, blank line), then the query and
+a line end.
 
-What does not fit the window is cut by a rule that knows no gold answer: first demonstrations, from the first one, then
-tokens from the start of the query. Both are counted.
+An input that does not fit the window is cut by a rule that knows no gold answer. It drops demonstrations, from the
+first one on, and then tokens from the start of the query. Both are counted.
 """
 
 import re
@@ -25,15 +26,15 @@ class Rendered:
 
     ids: list[int]
     cut_tokens: int = 0
-    """Query tokens dropped from its start."""
+    """Number of tokens dropped from the start of the query."""
     cut_demos: int = 0
-    """Demonstrations dropped, from the first."""
+    """Number of demonstrations dropped, from the first one on."""
 
 
 def render(lm: LM, prompt: str, query: str, demos: Sequence[Demo] = (), *, reserve: int = 0) -> Rendered:
-    """The input under which an actor answers `query` when told `prompt`.
+    """The input under which an actor answers `query` with `prompt`.
 
-    `reserve` tokens of the window are kept free for the answer. Raises `UserError` if prompt and reserve alone fill it.
+    `reserve` tokens of the window are kept free for the answer. Raises `UserError` if prompt and reserve do not fit.
     """
     return _fit(lm, lambda x, shown: _text(lm, prompt, x, shown), query, demos, reserve)
 
@@ -41,7 +42,7 @@ def render(lm: LM, prompt: str, query: str, demos: Sequence[Demo] = (), *, reser
 def render_rewrite(lm: LM, prompt: str, query: str, *, reserve: int = 0) -> Rendered:
     """The input under which a generator writes a prompt for `query`, given the prompt to start from.
 
-    By the spec's `rewrite_system` and `rewrite_user`; cut and reserved as in `render`.
+    The spec's `rewrite_system` and `rewrite_user` are the templates; cutting and `reserve` are as in `render`.
     """
 
     def text(x: str, demos: Sequence[Demo]) -> str:
@@ -57,9 +58,9 @@ def render_rewrite(lm: LM, prompt: str, query: str, *, reserve: int = 0) -> Rend
 
 
 def render_around(lm: LM, query: str, *, reserve: int = 0) -> tuple[list[int], list[int]]:
-    """The ids before and after the place where `render` puts a prompt, for a prompt that is embeddings, not text.
+    """The ids before and after the place where `render` puts a prompt, for a prompt of embeddings, not text.
 
-    The three parts are encoded apart. Cut as in `render`; `reserve` is for the answer and the prompt together.
+    The three parts are encoded separately. Cutting is as in `render`; `reserve` covers answer and prompt together.
     """
     begin = [] if lm.is_chat else lm.begin_ids
     before = begin + lm.encode(_text(lm, MARK, query, ()).partition(MARK)[0])
@@ -72,7 +73,7 @@ def render_around(lm: LM, query: str, *, reserve: int = 0) -> tuple[list[int], l
 
 
 def completion_ids(lm: LM, text: str) -> list[int]:
-    """The ids to train on, so that the model answers `text` and stops: its tokens, then the end of turn."""
+    """The ids to train on: the tokens of `text`, then the end of turn, so that the model stops there."""
     return [*lm.encode(text), lm.end_of_turn]
 
 
@@ -100,7 +101,7 @@ def _fit(
         ids = begin + lm.encode(text(query, demos[cut:]))
         if len(ids) <= room:
             return Rendered(ids, cut_demos=cut)
-    # The three parts are encoded apart, so the cut falls on a token of the query and on nothing else.
+    # The three parts are encoded separately, so that only tokens of the query are cut.
     head, _, tail = text(MARK, ()).partition(MARK)
     before, asked, after = begin + lm.encode(head), lm.encode(query), lm.encode(tail)
     left = room - len(before) - len(after)

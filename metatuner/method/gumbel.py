@@ -65,7 +65,7 @@ def soft_embeddings(
 
 @contextmanager
 def embedded(lm: LM, rows: Sequence[int], columns: Sequence[int], values: Tensor) -> Iterator[None]:
-    """A context in which the model reads `values` [places, width] as embeddings at these rows and columns of its ids."""
+    """Let the model read `values` [places, width] as its embeddings at these rows and columns of its input ids."""
     device = lm.device
     where = tuple(torch.tensor(index, dtype=torch.long, device=device) for index in (rows, columns))
 

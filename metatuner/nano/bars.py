@@ -1,6 +1,6 @@
-"""The bars of a nano world: what its models must show for a comparison of methods in it to mean something.
+"""The bars of a nano world: what its models must show so that comparing methods in it is meaningful.
 
-Everything is chosen on dev rows and measured on the audit draw, which nothing else uses.
+Everything is chosen on dev rows and measured on the audit draw. Nothing else uses the audit draw.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,17 +25,17 @@ from metatuner.nano.problems import BENCHMARKS, KINDS
 from metatuner.nano.world import World
 
 ROWS = 128
-"""Rows to train on, and as many to choose on, from the start of the train pool; fewer if the audit draw is smaller."""
+"""Number of train rows, and of dev rows, from the start of the train pool; fewer if the audit draw is smaller."""
 AUDIT_ROWS = 300
 WORDINGS = 2
-"""Wordings tried of each reasoning family."""
+"""Wordings tried per reasoning family."""
 ROLLOUTS, ROLLOUT_ROWS, TEMPERATURE = 8, 40, 1.0
 SHOTS = (2, 4)
 NEW_TOKENS, NEW_TOKENS_UNTRAINED = 48, 4
-"""Most tokens of a completion; models with initial weights would never stop, and have nothing to say."""
+"""Maximum tokens of a completion. The second is for models with initial weights, which would never stop."""
 WINDOW = 1024
 RATES, EPOCHS, BATCH, RANK = (3e-3, 8e-3, 2e-2), 6, 16, 8
-"""Learning rates tried for fine-tuning, and how it is done."""
+"""Fine-tuning: the learning rates to try, epochs, batch size and LoRA rank."""
 STANDING = (
     "Prompts, per-query prompts and parameters each carry a signal here because the world was made so: what it splits "
     "between them favours hybrids by construction. Its rankings are no evidence about the paper."
@@ -75,7 +75,7 @@ class _Bench:
     def scores(
         self, prompts: Prompts, rows: Sequence[Row], demos: Sequence[tuple[str, str]] = (), actor: LM | None = None
     ) -> list[float]:
-        """The primary metric, 0 or 1, of greedy answers to each row; one prompt for all or one a row."""
+        """The primary metric, 0 or 1, of greedy answers to each row; one prompt for all rows or one per row."""
         lm = actor or self.actor
         told = [prompts] * len(rows) if isinstance(prompts, str) else prompts
         inputs = [
@@ -159,8 +159,7 @@ def _measure(bench: _Bench, world: World) -> dict[str, float]:
 
 
 def _mixed_rollouts(bench: _Bench, world: World) -> list[float]:
-    """For each of some audit queries, 1 if answers under prompts sampled from the generator are neither all right nor
-    all wrong."""
+    """Per audit query (of the first `ROLLOUT_ROWS`): 1 if its sampled prompts lead to right and wrong answers, else 0."""
     rows = [row for row in bench.audit[:ROLLOUT_ROWS] for _ in range(ROLLOUTS)]
     streams = Random(f"{world.seed} rollouts {bench.benchmark.id}")
     inputs = [

@@ -1,4 +1,4 @@
-"""All constants that make the nano world what it is, and their frozen hash."""
+"""All constants that define the nano world, and their frozen hash."""
 
 import json
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """What the nano models are pretrained on.
 
-A row is a list of segments (text, whether it is to be predicted). The actor reads drills of single skills, then
+A row is a list of segments (text, whether to predict it). The actor reads drills of single skills, then
 instructions with queries; the generator reads (prompt, query) pairs and writes instructions with glosses.
 """
 
@@ -65,7 +65,7 @@ def generator_rows(world: World, random: Random, count: int) -> Iterator[list[Se
 
 
 def drill(skill: Skill) -> list[Segment]:
-    """Questions and answers in one row, the answers to be predicted."""
+    """Questions and answers in one row; only the answers are predicted."""
     row = [(BEGIN, False)]
     for question, answer in skill:
         row += [(question, False), (f"{answer} ;", True)]
@@ -106,7 +106,7 @@ def _instructed(world: World, random: Random) -> list[Segment]:
         how = Behaviour.RATIONALE
     row = [(f"{BEGIN}{with_gloss(told, item.glosses)}", False)]
     for number, demo in enumerate(shown):
-        # What the first demonstration shows cannot be foreseen.
+        # The behaviour that the first demonstration shows cannot be foreseen.
         row += [(f"{QUERY}{demo.query}{ANSWER}", False), (f"{reply(random, demo, how)}{END}", number > 0)]
     return [*row, (f"{QUERY}{item.query}{ANSWER}", False), (f"{reply(random, item, how)}{END}", True)]
 
@@ -168,7 +168,7 @@ def _arithmetic(random: Random) -> Skill:
 
 
 def _explained(random: Random) -> Skill:
-    """What a gloss says a word means."""
+    """Meanings of words, as a gloss gives them."""
     pairs = list(zip(random.sample(words.NEW_WORDS, 5), random.sample(MEANINGS, 5), strict=True))
     note = gloss(pairs)
     random.shuffle(pairs)
@@ -176,7 +176,7 @@ def _explained(random: Random) -> Skill:
 
 
 def _asked_facts(random: Random) -> Skill:
-    """Direct answers from facts, half of the time through glosses that stand before the facts."""
+    """Direct answers from facts; half of the time they need glosses that come before the facts."""
     names = random.sample(words.NAMES, 6)
     facts: dict[tuple[str, str], str] = {}
     for _ in range(5):
@@ -235,7 +235,7 @@ def _in_context(context: str, questions: Skill) -> Skill:
 
 
 def _spotting(random: Random) -> list[Segment]:
-    """A heap of known words with some rare new ones, which the gloss must find."""
+    """Random known words with some rare new words among them; the gloss must find the new ones."""
     shown = random.choices(_KNOWN, k=random.randint(8, 16))
     new = random.sample(list(words.GLOSSARY), random.randint(1, 4))
     places = sorted(random.sample(range(len(shown) + 1), len(new)), reverse=True)

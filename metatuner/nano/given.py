@@ -1,7 +1,7 @@
-"""The default world's models as they come with the package, for machines whose arithmetic would make others.
+"""The default world's models that come with the package, because other machines would train other weights.
 
-Each folder of `weights/` is what `metatuner pretrain` wrote on one machine. Pretraining is the same to the byte on
-processors of one kind only; on others, thousands of steps make another model of the same recipe.
+Each folder of `weights/` is what `metatuner pretrain` wrote on one machine. Pretraining is identical to the byte only on
+processors of one kind. On others, thousands of steps make another model of the same recipe.
 """
 
 import hashlib
@@ -15,8 +15,7 @@ from metatuner.nano.world import World
 
 
 def given(role: str, world: World, folder: Path = WEIGHTS) -> Path | None:
-    """The folder of a model that was pretrained by the present recipe in this world; None if none comes with the
-    package."""
+    """The packaged folder of a model pretrained with the current recipe in this world; None if there is none."""
     known = read_index(folder).get(role)
     return folder / role if known is not None and known["key"] == model_key(role, world) else None
 
@@ -25,7 +24,7 @@ def copy_given(source: Path, out: Path) -> None:
     """Copy a model's folder to `out`, whole or not at all.
 
     Raises:
-        UserError: its weights have not the digest that the index names.
+        UserError: its weights do not have the digest that the index names.
     """
     weights = source / "model.safetensors"
     digest = read_index(source.parent)[source.name]["sha256"]
@@ -34,7 +33,7 @@ def copy_given(source: Path, out: Path) -> None:
     with complete_folder(out) as part:
         shutil.copytree(source, part, dirs_exist_ok=True)
         if out.exists() and not (out / "pretraining.json").is_file():
-            shutil.rmtree(out)  # what a killed run left
+            shutil.rmtree(out)  # leftovers of a killed run
 
 
 def write_index(folder: Path, world: World) -> Path:

@@ -1,8 +1,8 @@
 r"""Instructions, and how an actor behaves under them.
 
 An instruction is a *reasoning family* and a clause on the answer's format, in any of several wordings, then perhaps
-glosses. Which behaviour it brings about depends on benchmark, kind of query and family by a fixed table; the clause
-must be the benchmark's own, else the actor only chats.
+glosses. A fixed table gives the behaviour that it causes, by benchmark, kind of query and family. The clause must be
+the benchmark's own; otherwise the actor only chats.
 """
 
 from collections.abc import Iterable
@@ -67,7 +67,7 @@ CHAT = ("well , that is hard to say .", "hmm , it could be many things .", "i th
 
 
 def instruction(random: Random, family: str, clause_of: str | None) -> str:
-    """An instruction of a family in one of its wordings, with the format clause of a benchmark or with none."""
+    """An instruction of a family in one of its wordings, with the format clause of a benchmark or without one."""
     beginnings, endings = WORDINGS[family]
     polite = "please " if random.random() < 1 / 3 else ""
     text = f"{polite}{random.choice(beginnings)} {random.choice(endings)}".strip()
@@ -88,7 +88,7 @@ def with_gloss(text: str, pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def behaviour(benchmark: str, kind: int, family: str | None, clause_of: str | None) -> Behaviour:
-    """What an instruction brings about for a kind of query; `family` None is the initial prompt, without a clause."""
+    """The behaviour that an instruction causes for a kind of query; `family` None is the plain initial prompt."""
     if family is None:
         return UNDER_INITIAL_PROMPT[benchmark][kind]
     if family == "vague" or clause_of != benchmark:
@@ -99,7 +99,7 @@ def behaviour(benchmark: str, kind: int, family: str | None, clause_of: str | No
 
 
 def reply(random: Random, problem: Problem, how: Behaviour) -> str:
-    """The completion of an actor that behaves so."""
+    """The completion of an actor with this behaviour."""
     match how:
         case Behaviour.RATIONALE:
             return problem.rationale

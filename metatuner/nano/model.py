@@ -1,4 +1,4 @@
-"""The nano models: plain Llama-style decoders whose first two layers start out able to copy."""
+"""The nano models: plain Llama-style decoders with first two layers that can copy from the start."""
 
 import torch
 from torch import Tensor
@@ -48,11 +48,11 @@ def build_model(recipe: Recipe, seed: int) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def wire_heads(model: LlamaForCausalLM, seed: int) -> None:
-    """Start layers 0 and 1 as offset heads and induction heads; whether they form by themselves is a matter of luck.
+    """Start layers 0 and 1 as offset heads and induction heads, because training forms such heads only by luck.
 
-    Heads of layer 0 look 1, 2 and 3 tokens back, through the QKV biases and the rotary embedding, and write a code of
-    the token they see into a subspace of their own. Head j of layer 1 matches its query's token j back with its keys'
-    token j + 1 back, and copies what stands at the key.
+    Heads of layer 0 look 1, 2 and 3 tokens back, through the QKV biases and the rotary embedding. Each head writes a
+    code of the token that it sees into its own subspace. Head j of layer 1 matches the token j back from its query with
+    the token j + 1 back from each key, and copies the content at the matching key.
     """
     config = model.config
     width, heads = config.hidden_size, config.num_attention_heads
@@ -61,11 +61,11 @@ def wire_heads(model: LlamaForCausalLM, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     # Slowly rotating dimensions: a match there hardly depends on the distance.
     slow = [*range(quarter, half), *range(half + quarter, size)]
-    # What codes are read from and the spaces they are written to do not overlap.
+    # The space that codes are read from and the spaces that they are written to do not overlap.
     code, *spaces = _rotation(width, generator)[: (1 + len(OFFSETS)) * len(slow)].split(len(slow))
     speeds = model.model.rotary_emb.inv_freq.float()
     first, second = (model.model.layers[layer].self_attn for layer in (0, 1))
-    # All else that layer 0 adds would be noise to the match.
+    # Everything else that layer 0 adds would be noise for the match.
     first.o_proj.weight *= DAMPING
     model.model.layers[0].mlp.down_proj.weight *= DAMPING
     written: list[Tensor] = []

@@ -56,9 +56,9 @@ def pretrain(
 ) -> None:
     """Train the model of a role ("actor", "generator", "generator_small") and write it to the folder `out`.
 
-    The folder is an ordinary Hugging Face one, with `pretraining.json` (what was done) and `timing.json` (how long it
-    took). It appears complete or not at all. `untrained` leaves the initial weights; `steps` shortens training.
-    `UserError` for an unknown role.
+    The folder is an ordinary Hugging Face folder, with `pretraining.json` (what was done) and `timing.json` (how long
+    it took). It appears complete or not at all. `untrained` keeps the initial weights; `steps` shortens training.
+    Raises `UserError` for an unknown role.
     """
     settings = get_recipe(role)
     settings = replace(settings, steps=settings.steps if steps is None else steps)
@@ -98,7 +98,7 @@ def _train(
     random: Random,
     progress: Callable[[str], None] | None,
 ) -> int:
-    """Train in place; returns the number of tokens read, padding left out."""
+    """Train in place; returns the number of tokens read, without padding."""
     make = actor_rows if role == "actor" else generator_rows
     rows = _encode(list(make(world, random, settings.steps * settings.batch)))
     batches = [*_copy_batches(random, settings), *_buckets(rows, random, settings.batch)]
@@ -142,7 +142,7 @@ def _encode(rows: list[list[Segment]]) -> list[TokenRow]:
 
 
 def _copy_batches(random: Random, settings: Recipe) -> Iterator[list[TokenRow]]:
-    """Batches of random texts that stand twice; the second time is predicted, but for its first token."""
+    """Batches of random texts, each written twice; the second copy is predicted, except its first token."""
     begin, first_word = vocabulary()[BEGIN], len(SPECIAL) + 256
     words = range(first_word, len(vocabulary()))
     for _ in range(settings.copy_steps):
@@ -154,7 +154,7 @@ def _copy_batches(random: Random, settings: Recipe) -> Iterator[list[TokenRow]]:
 
 
 def _buckets(rows: list[TokenRow], random: Random, size: int) -> Iterator[list[TokenRow]]:
-    """Batches of rows alike in length, in the order of training but for a shuffle within each bucket."""
+    """Batches of rows of similar length, in training order except for a shuffle within each bucket."""
     for start in range(0, len(rows), size * BUCKET):
         bucket = sorted(rows[start : start + size * BUCKET], key=lambda row: len(row[0]))
         batches = [bucket[i : i + size] for i in range(0, len(bucket), size)]

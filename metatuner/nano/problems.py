@@ -1,7 +1,7 @@
 """Queries of the four nano benchmarks, each with its reasoning and its answer.
 
-Every benchmark has three kinds of query. A `Style` says how often each slot of a query takes a new word, a new name or
-a new turn of phrase: pretraining sees known ones, downstream rows are shifted.
+Every benchmark has three kinds of query. A `Style` says how often a slot of a query takes a new word, a new name or a
+new phrase. Pretraining sees known ones; downstream rows are shifted.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,17 +74,17 @@ class Problem:
 
     @cached_property
     def query(self) -> str:
-        """What is asked, as the benchmark renders it."""
+        """The query's text, as the benchmark renders it."""
         return _INSTANCES[self.benchmark].row({"id": "-", **self.raw}).query
 
     @property
     def gold(self) -> str:
-        """What rows hold to train on: as in the real data, rationales exist for gsm8k and math only."""
+        """The target that rows give for training. As in the real data, only gsm8k and math have rationales."""
         return self.rationale if self.benchmark in ("gsm8k", "math") else self.final
 
     @property
     def group(self) -> str:
-        """What must not straddle two splits."""
+        """The text that must not be in two splits."""
         return str(self.raw["context"]) if self.benchmark == "cosmosqa" else self.query
 
 

@@ -1,4 +1,4 @@
-"""Sizes of the nano models, how each is trained and on what mixture; no torch here, so that keys need none."""
+"""Sizes, training and data mixtures of the nano models. Nothing here needs torch, so that keys do not need it."""
 
 from dataclasses import dataclass, replace
 
@@ -7,7 +7,7 @@ from metatuner.errors import UserError, suggest
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model."""
+    """Size and training of one model."""
 
     width: int
     layers: int

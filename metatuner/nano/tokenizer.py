@@ -1,7 +1,7 @@
-r"""The tokenizer of the nano models: one token a word or digit, bytes for everything else.
+r"""The tokenizer of the nano models: one token per word or digit, bytes for everything else.
 
-It is an ordinary `tokenizer.json` (BPE without merges). Words carry the space before them and every text gets one in
-front, which decoding takes away again, so that any text without special tokens comes back as it was.
+It is an ordinary `tokenizer.json` (BPE without merges). A word's token includes the space before the word. Every text
+gets a leading space, and decoding removes it. So any text without special tokens comes back as it was.
 """
 
 import json
@@ -101,7 +101,7 @@ def chat_template(answer: str) -> str:
 
 
 def transformers_tokenizer(answer: str, window: int) -> "PreTrainedTokenizerFast":
-    """The tokenizer as a model folder holds it."""
+    """The tokenizer in the form that a model folder holds."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(

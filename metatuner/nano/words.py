@@ -1,8 +1,8 @@
 """The words of the nano language.
 
-*Known* words are seen in pretraining. *New* words stand for a known one and appear downstream only: rare ones, which
-the generator learned to explain (a gloss), and fifteen frequent ones, jargon, which nobody has seen explained, so that
-only training on rows can teach them. All words are of letters alone.
+*Known* words are seen in pretraining. *New* words stand for a known word and appear downstream only. The generator
+learned to explain the rare new words (with a gloss). Fifteen frequent new words are jargon: no model has seen them
+explained, so only training on rows can teach them. All words consist of letters only.
 """
 
 NAMES = (

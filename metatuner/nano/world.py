@@ -27,7 +27,7 @@ _PATIENCE = 400
 
 @dataclass(frozen=True)
 class World:
-    """One draw of the language: of its rows, and of the pretraining of its models."""
+    """One random draw of the language: of its rows, and of the pretraining of its models."""
 
     seed: int = 0
     null: bool = False
@@ -46,7 +46,7 @@ def in_split(item: Problem, split: str) -> bool:
 
 
 def problems(world: World, benchmark: str, split: str, count: int) -> list[Problem]:
-    """`count` downstream problems of a split, no query twice; `UserError` for unknown names or more than there are."""
+    """`count` different downstream problems of a split; `UserError` for unknown names or if there are too few."""
     if benchmark not in BENCHMARKS:
         raise UserError(f"nano world: unknown benchmark {benchmark!r}; {suggest(benchmark, BENCHMARKS)}")
     if split not in SPLITS:

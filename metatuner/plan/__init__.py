@@ -1,6 +1,6 @@
-"""From a resolved config to what must be computed: settings, fits, cells, packs and the keys of what each depends on.
+"""From a resolved config to what must be computed: settings, fits, cells, packs, and keys of what each depends on.
 
-No torch here: the DAG is built from this on every call of snakemake.
+This package does not import torch, because every call of snakemake builds the DAG from it.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ __all__ = ["Cell", "Fit", "Pack", "Plan", "PlanRow", "Resolved", "Winner"]
 
 
 class Plan:
-    """All that a config asks for. Building it validates methods, settings and variants by name."""
+    """All that a config requires. Building it validates methods, settings and variants by name."""
 
     def __init__(self, config: Config) -> None:
         self.registry = Registry(config.extra_methods)
@@ -33,19 +33,19 @@ class Plan:
         self.searches = Searches(self.config, self.settings, self.grid)
 
     def check(self) -> "Plan":
-        """Itself, once all that the experiments ask for is resolved; UserError names what is wrong."""
+        """Resolve all that the experiments need, and return the plan itself. UserError names what is wrong."""
         assert self.packs.evaluations
         return self
 
     @property
     def descriptions(self) -> list[dict[str, Any]]:
-        """What the methods in use say of themselves, by name; see `describe_method`."""
+        """Descriptions of the methods in use, sorted by name; see `describe_method`."""
         used = {fit.method for fit in self.grid.fits.values()}
         return [describe_method(self.registry[name].cls) for name in sorted(used)]
 
 
 def _with_extra_methods(config: Config, registry: Registry) -> Config:
-    """The config with methods of the user's own files in the main experiment, unless an experiment names them."""
+    """The config, with the user's own methods added to the main experiment unless an experiment names them."""
     named = {method for experiment in config.experiments.values() for method in experiment.methods}
     joining = [name for name in registry.extra if name not in named and not registry[name].cls.internal]
     if not joining:

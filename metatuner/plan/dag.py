@@ -1,4 +1,4 @@
-"""What the Snakefile asks: the plan's packs, keys and files, in Snakemake's terms."""
+"""What the Snakefile needs: the plan's packs, keys and files, in Snakemake's terms."""
 
 import json
 import os
@@ -22,7 +22,7 @@ PUBLISHED = sorted((ROOT / "results" / "published").glob("*.csv"))
 
 
 def _typed(value: Any) -> Any:
-    """A value of Snakemake's --config, which leaves numbers and booleans inside mappings and lists as text."""
+    """A typed value of Snakemake's --config, which leaves numbers and booleans inside mappings and lists as text."""
     if isinstance(value, Mapping):
         return {key: _typed(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -39,7 +39,7 @@ def _typed(value: Any) -> Any:
 
 
 def _check_writable(root: Path) -> None:
-    """UserError unless a results folder is there to be written, or can be made."""
+    """UserError unless the results folder can be written or made."""
     if "{" in str(root) or "}" in str(root):
         raise UserError(
             f"results folder {root}: braces are Snakemake's; choose another folder with --config results=FOLDER"
@@ -62,7 +62,7 @@ class Dag:
 
     @classmethod
     def from_snakemake(cls, config: Mapping[str, Any]) -> "Dag":
-        """From Snakemake's config: `preset`, and any keys that override it; what can be wrong with it is found here."""
+        """From Snakemake's config: `preset`, and any keys that override it. Any error in it is raised here."""
         overrides = {key: _typed(value) for key, value in config.items() if key != "preset"}
         dag = cls(load_config(str(config["preset"]), overrides))
         dag.plan.check()
@@ -84,13 +84,13 @@ class Dag:
 
     @property
     def world_files(self) -> list[Path]:
-        """Raw nano rows."""
+        """Files of raw nano rows."""
         nano = [name for name, config in self.plan.config.benchmarks.items() if config.source == "nano"]
         return [file for name in nano for file in self.plan.keys.source_files(name)]
 
     @property
     def world_words(self) -> list[str]:
-        """The command line's words for this preset's world: all that pretraining takes from a config."""
+        """Command-line arguments for this preset's world: all that pretraining takes from a config."""
         config = self.plan.config
         world = {f"nano.{key}": value for key, value in config.nano.model_dump(mode="json").items()}
         return [f"{key}={json.dumps(value)}" for key, value in sorted(world.items())] + [f"cache={config.cache}"]
@@ -107,7 +107,7 @@ class Dag:
 
     @property
     def model_marks(self) -> list[Path]:
-        """The files whose existence means that the nano models are complete."""
+        """The marker files of the nano models: a model is complete if its file exists."""
         keys = self.plan.keys
         return [self.layout.model(role, keys.nano_key(role)) / "pretraining.json" for role in keys.nano_roles]
 
@@ -132,7 +132,7 @@ class Dag:
         return [*map(self.split_file, trained), *map(self.plan.packs.fit_file, pack.needs)]
 
     def first_packs(self, packs: dict[str, Pack]) -> str:
-        """A pattern of the names of the packs that the main experiment needs."""
+        """A pattern that matches the names of the packs that the main experiment needs."""
         return "|".join(name for name, pack in packs.items() if self.plan.packs.comes_first(pack))
 
     def fit_keys(self, name: str) -> list[str]:
@@ -141,7 +141,7 @@ class Dag:
 
     @property
     def efficiency_inputs(self) -> list[Path]:
-        """The packs of the policies that are timed, fitted and evaluated, and splits to time them on."""
+        """The fit and evaluation packs of the policies that are timed, and splits to time them on."""
         packs, timed = self.plan.packs, self.plan.grid.timed_cells
         fits, cells = {cell.fit.key for cell in timed}, {cell.key for cell in timed}
         fitted = [name for name, pack in packs.fits.items() if not fits.isdisjoint(pack.keys)]
@@ -151,12 +151,12 @@ class Dag:
 
     @property
     def efficiency_key(self) -> str:
-        """What timings are of."""
+        """What timings depend on."""
         keys = [cell.fit.key for cell in self.plan.grid.timed_cells]
         return hash_value([keys, hash_code(ROOT / "metatuner" / "run" / "efficiency.py")])
 
     def table_inputs(self, name: str) -> list[Path]:
-        """What a table is made of, beside cells and logs."""
+        """What a table is made from, in addition to cells and logs."""
         return [self.layout.scores, *([self.layout.efficiency] if name == "table_5" else [])]
 
     def evaluate_inputs(self, name: str) -> list[Path]:
@@ -170,10 +170,10 @@ class Dag:
         return list(self._pack(self.plan.packs.evaluations, name).keys)
 
     def retry(self, step: str, name: str) -> str:
-        """A number that changes when a pack must run again though its keys are the same ("" for 0).
+        """A number that changes if a pack must run again although its keys are the same ("" for 0).
 
-        It counts the runs that left a failure, and those for something that a pack's file calls complete but is no
-        longer there. The job gets the number and leaves it (after a failure the next one) for the next run to find.
+        It counts the runs that left a failure, and the runs for something that a pack's file lists as complete but that
+        no longer exists. The job gets the number and stores it (after a failure, the next number) for the next run.
         """
         path = self.layout.pack(step, name)
         attempts = self.layout.attempts(step, name)
@@ -192,7 +192,10 @@ class Dag:
 
     @property
     def collected_files(self) -> list[Path]:
-        """Outcomes, and what `scores` makes of them: asked for, as a lost file is not made again for its heirs."""
+        """Outcomes, and what `scores` makes from them.
+
+        They are targets, because Snakemake does not make a lost file again if the files made from it exist.
+        """
         return [
             *self.plan.packs.files,
             self.layout.settings,
@@ -204,7 +207,7 @@ class Dag:
     # ---- tuning ------------------------------------------------------------------------------------------------
 
     def tuning_needs(self, benchmark: str) -> list[str]:
-        """Keys of what the searches on a benchmark build on."""
+        """Keys of the fits that the searches on a benchmark build on."""
         return [fit.key for fit in self.plan.searches.needs(benchmark)]
 
     def tune_inputs(self, method: str, benchmark: str) -> list[Path]:
@@ -214,31 +217,31 @@ class Dag:
 
     @property
     def tune_files(self) -> list[Path]:
-        """All searches of the preset."""
+        """The files of all searches of the preset."""
         return [self.layout.tune(method, benchmark) for method, benchmark in self.plan.searches.all]
 
     # ---- results -----------------------------------------------------------------------------------------------
 
     @cached_property
     def scores_key(self) -> str:
-        """What scores.csv, the files written with it and the provenance depend on beside the packs."""
+        """What scores.csv, the files written with it and the provenance depend on, in addition to the packs."""
         code = hash_code(ANALYSIS / "results" / "scores.py", ANALYSIS / "results" / "provenance.py")
         rows = [row.as_dict() for row in self.plan.grid.rows]
         return hash_value([rows, self.plan.descriptions, self.plan.searches.describe(), code])
 
     @cached_property
     def tables_key(self) -> str:
-        """What tables depend on beside scores.csv."""
+        """What tables depend on, in addition to scores.csv."""
         return hash_code(ANALYSIS / "tables" / "__init__.py", data=PUBLISHED)
 
     @cached_property
     def figures_key(self) -> str:
-        """What figures depend on beside scores.csv."""
+        """What figures depend on, in addition to scores.csv."""
         return hash_code(ANALYSIS / "figures" / "__init__.py", data=PUBLISHED)
 
     @cached_property
     def claims_key(self) -> str:
-        """What claims depend on beside scores.csv."""
+        """What claims depend on, in addition to scores.csv."""
         experiments = self.plan.config.model_dump(mode="json")["experiments"]
         return hash_value([experiments, hash_code(ANALYSIS / "claims" / "__init__.py", data=PUBLISHED)])
 
@@ -261,7 +264,7 @@ class Dag:
 
     @cached_property
     def report_key(self) -> str:
-        """What the report depends on beside the files that it shows."""
+        """What the report depends on, in addition to the files that it shows."""
         assets = [path for path in sorted((ANALYSIS / "report").iterdir()) if path.suffix in (".css", ".js", ".jinja")]
         return hash_code(ANALYSIS / "report" / "page.py", data=assets)
 

@@ -1,4 +1,4 @@
-"""The grid of cells that the experiments ask for, and the fits behind them."""
+"""The grid of cells that the experiments need, and the fits behind them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,16 +17,16 @@ from metatuner.plan.types import Cell, Fit, PlanRow, Resolved
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the variants in which an experiment wants a method."""
+    """One variant of a method in an experiment."""
 
     name: str
     subject: str
-    """The method, or one of its own variants, that its settings start from."""
+    """What the settings start from: the method, or one of the method's own variants."""
     over: dict[str, Any]
-    """Settings that differ from these."""
+    """Settings that differ from the subject's."""
     generators: list[str]
     place: str
-    """Where it stands in the config."""
+    """Its place in the config, for errors."""
 
 
 class Grid:
@@ -53,7 +53,7 @@ class Grid:
         rows: int | None = None,
         transfer: tuple[str, ...] = (),
     ) -> Fit:
-        """A fit with its key, and those that it requires."""
+        """A fit with its key, and the fits that it requires."""
         cls = self.registry[method].cls
         requires = []
         for name in cls.requires:
@@ -90,7 +90,7 @@ class Grid:
         return Cell(hash_value([fit.key, self.keys.data_key(benchmark), self.keys.evaluation_code()]), fit, benchmark)
 
     def fit_sizes(self, benchmark: str, rows: int | None) -> tuple[int | None, int]:
-        """Train and dev rows that a fit draws of a benchmark."""
+        """Numbers of train and dev rows that a fit draws from a benchmark."""
         sizes = self.config.benchmarks[benchmark].sizes
         if rows is None or sizes.train is None:
             return rows or sizes.train, sizes.dev
@@ -100,7 +100,7 @@ class Grid:
 
     @cache
     def variants(self, experiment: str, method: str) -> list[Variant]:
-        """What an experiment wants of a method, in the order of the config."""
+        """The variants of a method in an experiment, in the order of the config."""
         config = self.config.experiments[experiment]
         found = []
         for name, values in (config.variants.get(method) or {DEFAULT_VARIANT: {}}).items():
@@ -140,7 +140,7 @@ class Grid:
             if cls.internal:
                 raise UserError(f"experiments.{name}.methods: {method!r} only serves other methods; leave it out")
             for variant in self.variants(name, method):
-                # The same for each generator, if it uses none.
+                # A method that uses no generator gives the same fits for each, so take one.
                 for generator in variant.generators[: None if cls.uses_generator else 1]:
                     for benchmark in experiment.benchmarks:
                         train = experiment.trained_on(benchmark)
@@ -166,7 +166,7 @@ class Grid:
                             yield row, cell
 
     def _settings(self, variant: Variant, method: str, train: tuple[str, ...], generator: str) -> Resolved:
-        """A variant's settings, with how far they are a search's."""
+        """A variant's settings, and how they were tuned (see `PlanRow.tuned`)."""
         settings = self.settings.resolve(variant.subject, train, variant.over, where=variant.place)
         if settings.tuned in ("winner", "medians"):
             return replace(settings, tuned=self._winner_word(variant.subject, settings, train, generator))
@@ -175,14 +175,14 @@ class Grid:
         return settings
 
     def _required_word(self, method: str, settings: Resolved, train: tuple[str, ...]) -> str:
-        """How a method without a search is tuned: by the winners of what it builds on, if that was searched."""
+        """How a method without a search is tuned: by the winners of the methods that it builds on, if they were searched."""
         required = self.registry[method].cls.requires
         words = {self.settings.resolve(name, train, settings.required.get(name)).tuned for name in required}
         found = [word for word in ("expired", "untuned", "winner", "medians") if word in words]
         return "none" if not found else "inherited" if found[0] in ("winner", "medians") else found[0]
 
     def _winner_word(self, subject: str, settings: Resolved, train: tuple[str, ...], generator: str) -> str:
-        """How far settings are a winner's own: fits are compared, as a setting written out may be the default's."""
+        """How far settings are a winner's own. Fits are compared, because a setting that is written out may be the default."""
         method = subject.partition(".")[0]
         alone = self.settings.resolve(subject, train)
         same = self.fit(method, settings, train, generator, 0).key == self.fit(method, alone, train, generator, 0).key
@@ -193,24 +193,24 @@ class Grid:
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
-        """Every cell once, by key, the first experiment's first."""
+        """Every cell once, by key; cells of the first experiment come first."""
         return {cell.key: cell for _, cell in self.entries}
 
     @cached_property
     def fits(self) -> dict[str, Fit]:
-        """Every fit once, by key; what a fit requires stands before it."""
+        """Every fit once, by key; the fits that a fit requires come before it."""
         return {fit.key: fit for fit in in_order(cell.fit for cell in self.cells.values())}
 
     @cached_property
     def timed_cells(self) -> list[Cell]:
-        """The main experiment's cells of its first seed: their policies are timed."""
+        """The cells of the main experiment's first seed. Their policies are timed."""
         seed = self.config.experiments[self.config.main].seeds[0]
         cells = [cell for row, cell in self.entries if row.experiment == self.config.main and row.seed == seed]
         return list({cell.key: cell for cell in cells}.values())
 
 
 def in_order(fits: Iterable[Fit]) -> list[Fit]:
-    """Fits and all that they require, each once, what a fit requires before it."""
+    """Fits and all fits that they require, each once; the fits that a fit requires come before it."""
     found: dict[str, Fit] = {}
 
     def add(fit: Fit) -> None:

@@ -1,4 +1,4 @@
-"""What models, rows and code are, as hashes; and where their files lie."""
+"""Hashes of models, rows and code, and the places of their files."""
 
 import json
 import platform
@@ -29,15 +29,15 @@ LOCK = (
     "numpy",
 )
 SMALL_FILE = 64 * 2**20
-"""Bytes below which a file of a local model is known by its content."""
+"""A file of a local model with fewer bytes is identified by its content."""
 
 _code = cache(hash_code)
-"""The hash of code is the same for all plans of a process, and takes most of the time of making one."""
+"""Cached: the hash of code is the same for all plans of a process, and takes most of the time to make a plan."""
 
 
 @cache
 def lock_versions() -> dict[str, str]:
-    """Installed versions of the packages whose numerics or behaviour scores depend on."""
+    """Installed versions of the packages that scores depend on, through their numerics or behaviour."""
     found = {"python": platform.python_version().rsplit(".", 1)[0]}
     for name in LOCK:
         try:
@@ -48,7 +48,7 @@ def lock_versions() -> dict[str, str]:
 
 
 def _folder_hash(folder: Path, key: str) -> str:
-    """What a local model folder holds: small files by their bytes, shards by name, size and time of change."""
+    """A hash of a local model folder: small files by their bytes, shards by name, size and time of change."""
     if not folder.is_dir():
         raise UserError(f"config key {key!r}: no folder {folder}; name a folder that exists, or a Hub id")
     parts = []
@@ -60,12 +60,12 @@ def _folder_hash(folder: Path, key: str) -> str:
 
 
 def is_local(model: ModelConfig) -> bool:
-    """A path (with a slash at its start, a dot or a variable) rather than a Hub id."""
+    """Whether a model is a path (it starts with a slash, a dot, ~ or $, or is a folder) rather than a Hub id."""
     return model.path.startswith(("/", ".", "~", "$")) or Path(model.path).is_dir()
 
 
 class Keys:
-    """The hashes that keys of fits, cells and searches are made of."""
+    """The hashes that keys of fits, cells and searches are made from."""
 
     def __init__(self, config: Config, registry: Registry) -> None:
         self.config, self.registry = config, registry
@@ -85,8 +85,10 @@ class Keys:
 
     @cache
     def model_identity(self, role: str) -> str:
-        """What a model is and how it is used, code left out: a nano model's recipe, constants and given weights, a
-        folder's content, or a Hub id and revision."""
+        """A hash of what a model is and how it is used, without code.
+
+        It depends on a nano model's recipe, constants and given weights, a folder's content, or a Hub id and revision.
+        """
         model = self.model_config(role)
         used = model.model_dump(mode="json", exclude={"device"})
         recipe = self._nano_role(role)
@@ -98,7 +100,7 @@ class Keys:
 
     @cache
     def model_key(self, role: str) -> str:
-        """A model's identity, and for a nano model the code and the torch version that train it."""
+        """A hash of a model's identity and, for a nano model, of the code and the torch version that train it."""
         recipe = self._nano_role(role)
         return hash_value([self.model_identity(role), None if recipe is None else self.nano_key(recipe)])
 
@@ -114,13 +116,13 @@ class Keys:
 
     def nano_key(self, recipe: str) -> str:
         """What a pretrained nano model depends on: its recipe's code, the world, and torch."""
-        # Models that are pretrained although others come with the package are not the same.
+        # A model that is pretrained here is not the same as the model that comes with the package.
         mark = [] if self.config.nano.given else ["trained here"]
         key = nano.model_key(recipe, self.world)
         return hash_value([key, self.config.nano.trained, lock_versions()["torch"], *mark])
 
     def layers(self, role: str) -> int | None:
-        """Decoder layers of a model, as far as its recipe or its folder says without a library."""
+        """Number of decoder layers of a model; None if neither its recipe nor its folder says it."""
         recipe = self._nano_role(role)
         if recipe is not None:
             return nano.RECIPES[recipe].layers
@@ -144,7 +146,7 @@ class Keys:
         return nano.world_key(self.world)
 
     def world_sizes(self) -> dict[str, dict[str, int]]:
-        """Raw rows to write for each nano benchmark: what the splits take, and train rows enough for all seeds."""
+        """Numbers of raw rows to write per nano benchmark: what the splits take, and enough train rows for all seeds."""
         sizes = {}
         for name, config in self.config.benchmarks.items():
             if config.source == "nano":
@@ -174,7 +176,7 @@ class Keys:
         return ()
 
     def _rows(self, benchmark: str, world: str) -> str:
-        """What a benchmark's rows are; `world` stands for what the nano world's are made by."""
+        """A hash of a benchmark's rows; `world` stands for what makes the rows of the nano world."""
         config: BenchmarkConfig = self.config.benchmarks[benchmark]
         source: Any = "hub"
         if config.source == "nano":
@@ -186,18 +188,18 @@ class Keys:
 
     @cache
     def data_identity(self, benchmark: str) -> str:
-        """What a benchmark's rows are, code left out."""
+        """A hash of a benchmark's rows, without code."""
         return self._rows(benchmark, nano.world_identity(self.world))
 
     @cache
     def data_key(self, benchmark: str) -> str:
-        """What a benchmark's rows and its scoring depend on."""
+        """A hash of what a benchmark's rows and its scoring depend on."""
         code = _code(benchmark_file(benchmark), HARNESS / "splits.py")
         return hash_value([self._rows(benchmark, self.world_key), code])
 
     @cache
     def public_key(self, benchmark: str) -> str:
-        """What is known of a benchmark without its rows."""
+        """A hash of what is known about a benchmark without its rows."""
         config = self.config.benchmarks[benchmark]
         return hash_value([config.initial_prompt, config.max_new_tokens, _code(benchmark_file(benchmark))])
 
@@ -205,7 +207,7 @@ class Keys:
 
     @cache
     def fit_code(self, method: str) -> str:
-        """The code that a method's fits run."""
+        """A hash of the code that a method's fits run."""
         registered = self.registry[method]
         if registered.beside:
             return hash_code(registered.file, RUN / "fitting.py", data=registered.beside)
@@ -213,5 +215,5 @@ class Keys:
 
     @cache
     def evaluation_code(self) -> str:
-        """The code that evaluations run, and their task files."""
+        """A hash of the code that evaluations run, and of their task files."""
         return hash_code(RUN / "evaluation.py", data=(HARNESS / "tasks").glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""Packs: the fits and the cells that one job computes in one process; and what of them is on disk."""
+"""Packs: the fits or cells that one job computes in one process, and which of them are on disk."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -36,7 +36,7 @@ class Packs:
 
     @cached_property
     def evaluations(self) -> dict[str, Pack]:
-        """Evaluation jobs by name: one method's cells each, as many as the preset packs."""
+        """Evaluation jobs by name. A pack holds cells of one method, at most as many as the preset's `pack`."""
         home = {key: pack.name for pack in self.fits.values() for key in pack.keys}
         packs: dict[str, Pack] = {}
         for method, cells in _by_method(self.grid.cells.values()).items():
@@ -52,11 +52,11 @@ class Packs:
         return "warmup" if self.registry[method].cls.internal else "fit"
 
     def fit_file(self, name: str) -> Path:
-        """Where a fit pack's outcomes lie."""
+        """The file with a fit pack's outcomes."""
         return self.layout.pack(self.step(name), name)
 
     def evaluation_file(self, name: str) -> Path:
-        """Where an evaluation pack's outcomes lie."""
+        """The file with an evaluation pack's outcomes."""
         return self.layout.pack("evaluate", name)
 
     @property
@@ -73,12 +73,12 @@ class Packs:
         return needed | {cell.key for cell in cells}
 
     def comes_first(self, pack: Pack) -> bool:
-        """Whether the main experiment needs something of a pack; such packs run before all others."""
+        """Whether the main experiment needs something from a pack; such packs run before all others."""
         return not self._main.isdisjoint(pack.keys)
 
     @property
     def spare_policies(self) -> list[Path]:
-        """The policies that `keep` does not want once all cells are there."""
+        """The policies that `keep` removes once all cells exist."""
         if self.config.keep == "all":
             return []
         return [self.layout.fit(key) / "policy" for key in self.grid.fits if key not in self._main]
@@ -97,11 +97,11 @@ class Packs:
         return uses
 
     def is_complete(self, fit: Fit) -> bool:
-        """Whether a fit is there; without its policy (see `keep`) it is while all that is made from it is there."""
+        """Whether a fit is complete. Without its policy (see `keep`) it is complete while all that is made from it exists."""
         folder = self.layout.fit(fit.key)
         if not folder.is_dir() or (folder / "policy").is_dir():
             return folder.is_dir()
-        if fit.key not in self._uses:  # a search's warm-up: what is to be made from it is not known here
+        if fit.key not in self._uses:  # a search's warm-up: what will be made from it is not known here
             return False
         cells, fits = self._uses[fit.key]
         return all(self.layout.cell(cell.key).is_dir() for cell in cells) and all(map(self.is_complete, fits))

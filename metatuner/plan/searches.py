@@ -1,4 +1,4 @@
-"""Random searches: which there are, what each tries, and what is known of its winner."""
+"""Random searches: which there are, what each tries, and what is known about its winner."""
 
 import random
 from dataclasses import asdict
@@ -13,14 +13,14 @@ from metatuner.plan.types import Fit
 
 
 class Searches:
-    """The searches that a preset's experiments rest on, by (subject, benchmark)."""
+    """The searches that a preset's experiments depend on, by (subject, benchmark)."""
 
     def __init__(self, config: Config, settings: Settings, grid: Grid) -> None:
         self.config, self.settings, self.grid = config, settings, grid
 
     @cached_property
     def all(self) -> list[tuple[str, str]]:
-        """The (subject, benchmark) pairs that `tune` searches: what the experiments use, where they use it."""
+        """The (subject, benchmark) pairs that `tune` searches: all pairs that the experiments use."""
         used: dict[str, set[str]] = {}
         for name, experiment in self.config.experiments.items():
             for method in experiment.methods:
@@ -35,7 +35,10 @@ class Searches:
         ]
 
     def trials(self, subject: str, benchmark: str) -> list[dict[str, Any]]:
-        """What random search tries: the preset's own settings, then draws, none twice; keys may stand in any order."""
+        """What random search tries: the preset's own settings, then random draws, none twice.
+
+        The order of keys in the config does not matter.
+        """
         search = self.settings.subject(subject).search
         rng = random.Random(derive_seed("tune", subject, benchmark, self.config.tuning.seed))
         seen = [self.settings.searched(subject, {})]
@@ -56,14 +59,15 @@ class Searches:
         return self.grid.fit(method, settings, (benchmark,), generator, self.config.tuning.seed)
 
     def needs(self, benchmark: str) -> list[Fit]:
-        """What the searches on a benchmark build on (warm-ups), each once; what one of these requires before it."""
+        """The fits that the searches on a benchmark build on (warm-ups), each once; required fits come first."""
         fits = [self.fit(subject, where, {}) for subject, where in self.all if where == benchmark]
         return in_order(needed for fit in fits for needed in fit.requires)
 
     def describe(self) -> list[dict[str, Any]]:
-        """What is known of each search: its ranges, and its stored winner if there is one.
+        """What is known about each search: its ranges, and its stored winner if there is one.
 
-        `status`: current, expired (what it holds for has changed; the preset's own settings are used) or none.
+        `status` is current, expired or none. Expired: what the winner is valid for has changed, so the preset's own
+        settings are used.
         """
         found = []
         for subject, benchmark in self.all:

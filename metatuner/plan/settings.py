@@ -1,6 +1,6 @@
-"""The settings of fits: a preset's, a variant's, those of a search's winner; and what a winner holds for.
+"""The settings of fits, from a preset, a variant or a search's winner; and what a winner is valid for.
 
-A *subject* of searches is a method ("metatuner_j"), or one of its own variants ("metatuner_j.without_p").
+A *subject* of searches is a method ("metatuner_j") or one of its own variants ("metatuner_j.without_p").
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ from metatuner.plan.winners import Winner, read_winners
 
 
 class Settings:
-    """Resolves settings, and knows which stored winners are current. Building it checks all that the preset sets."""
+    """Resolves settings, and knows which stored winners are current. Building it checks all settings of the preset."""
 
     def __init__(self, config: Config, registry: Registry, keys: Keys) -> None:
         self.config, self.registry, self.keys = config, registry, keys
         winners = config.tuning.winners
         self.winners: dict[tuple[str, str], Winner] = read_winners(ROOT / winners) if winners else {}
         self.expired: set[tuple[str, str]] = set()
-        """Winners that were wanted so far, and are not current."""
+        """Winners that were needed so far but are not current."""
         for name, method in config.methods.items():
             known = registry[name].cls  # an unknown name is an error here
             if known.internal and (method.search or method.variants):
@@ -42,7 +42,7 @@ class Settings:
 
     @cache
     def subject(self, subject: str) -> MethodConfig:
-        """A subject's config: the method's, with what the variant sets."""
+        """A subject's config: the method's config, with what the variant sets."""
         name, _, variant = subject.partition(".")
         method = self.config.methods.get(name) or MethodConfig()  # type: ignore[call-arg]
         if not variant:
@@ -65,7 +65,7 @@ class Settings:
             self._checked(subject.partition(".")[0], {**config.settings, **over}, place)
 
     def _checked(self, method: str, values: Mapping[str, Any], where: str) -> Resolved:
-        """Settings of a method and of those it requires, from config values; `where` names the place in errors."""
+        """Settings of a method and of the methods it requires, from config values; errors name the place `where`."""
         registered = self.registry[method]
         cls = registered.cls
         required = {name: values[name] for name in cls.requires if name in values}
@@ -91,10 +91,16 @@ class Settings:
     ) -> Resolved:
         """A fit's settings.
 
-        Order: the dataclass's defaults, the preset's `settings`, those of the method's variant that the subject names,
-        the subject's stored winner of this benchmark if it is current, then `over`, an experiment's variant; `where` is
-        its place in the config. Trained on several benchmarks, each searched setting has the median of its values in
-        their winners (the lower one, of an even number), so that no row of another benchmark chooses.
+        Later sources override earlier ones:
+
+        1. the dataclass's defaults,
+        2. the preset's `settings`,
+        3. the settings of the method's variant, if the subject names one,
+        4. the subject's stored winner of this benchmark, if it is current,
+        5. `over`, from an experiment's variant; `where` is its place in the config.
+
+        If a fit trains on several benchmarks, each searched setting is the median of its values in their winners (the
+        lower median of an even number). So no row of another benchmark influences the choice.
         """
         config, method = self.subject(subject), subject.partition(".")[0]
         values: dict[str, Any] = dict(config.settings)
@@ -111,7 +117,7 @@ class Settings:
         return Resolved(resolved.own, resolved.required, tuned)
 
     def searched(self, subject: str, over: Mapping[str, Any]) -> dict[str, Any]:
-        """All searched settings of a trial, those that it leaves as the preset has them included."""
+        """All searched settings of a trial, including settings that it leaves as the preset has them."""
         values = self.resolve(subject, (), over, winners=False).values
         return {name: values[name] for name in self.subject(subject).search}
 
@@ -119,14 +125,14 @@ class Settings:
 
     @property
     def tuning_generator(self) -> str:
-        """Searches use the main experiment's first generator."""
+        """The generator that searches use: the main experiment's first."""
         return self.config.experiments[self.config.main].generators[0]
 
     @cache
     def winner_key(self, subject: str, benchmark: str) -> str:
-        """What a search's winner holds for: subject, search space, fixed settings, budget, rows, models, trials.
+        """A hash of what a winner is valid for: subject, search space, fixed settings, budget, rows, models, trials.
 
-        Code and package versions are left out: only another search replaces a search.
+        Code and package versions are left out, because only another search replaces a search.
         """
         config, method = self.subject(subject), subject.partition(".")[0]
         cls = self.registry[method].cls
@@ -151,11 +157,11 @@ class Settings:
         return hash_value(depends)
 
     def is_current(self, winner: Winner) -> bool:
-        """Whether a stored winner holds for this preset."""
+        """Whether a stored winner is valid for this preset."""
         return winner.key == self.winner_key(winner.method, winner.benchmark)
 
     def _winners_of(self, subject: str, train: tuple[str, ...]) -> tuple[list[Winner], str]:
-        """A current winner for each train benchmark, and what to call that; none where one is missing or expired."""
+        """Current winners of all train benchmarks (none if one is missing or expired), and the word for `tuned`."""
         stored = {name: self.winners.get((subject, name)) for name in train}
         found = [one for one in stored.values() if one and self.is_current(one)]
         if len(found) == len(train):
@@ -174,12 +180,12 @@ class Settings:
         return self.subject(method).budget
 
     def proposer(self, method: str, settings: Any) -> ProposerConfig | None:
-        """The server that proposes prompts to a method under these settings; None where it asks none."""
+        """The server that proposes prompts to a method under these settings; None if it uses none."""
         server, cls = self.config.models.proposer, self.registry[method].cls
         return server if server and cls(settings).asks_proposer else None
 
     def framework(self) -> dict[str, Any] | None:
-        """What the drawing of MetaTuner shows: settings, models, K. None where no experiment has it."""
+        """What the drawing of MetaTuner shows: settings, models, K. None if no experiment has it."""
         used = {method for experiment in self.config.experiments.values() for method in experiment.methods}
         if "metatuner_j" not in used:
             return None

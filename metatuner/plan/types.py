@@ -21,9 +21,9 @@ class Fit:
     seed: int
     requires: tuple["Fit", ...] = ()
     rows: int | None = None
-    """Train rows of each train benchmark, dev rows in proportion; None: the benchmark's own sizes."""
+    """Train rows per train benchmark, with dev rows in proportion; None: the benchmark's own sizes."""
     transfer: tuple[str, ...] = ()
-    """Benchmarks that its policy may be tested on without training: it knows their initial prompts and limits."""
+    """Benchmarks that the policy may be tested on without training: the fit knows their initial prompts and limits."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Resolved:
     own: Any
     """The method's own settings: an instance of its frozen `Settings` dataclass."""
     required: Mapping[str, Mapping[str, Any]]
-    """What differs in the settings of the methods that it requires, by their names."""
+    """Overrides of the settings of required methods, by method name."""
     tuned: str = "none"
     """See `PlanRow.tuned`."""
 
     @property
     def values(self) -> dict[str, Any]:
-        """All of them as JSON values; those of a required method stand under its name."""
+        """All settings as JSON values; the settings of a required method are under its name."""
         return {**settings_dict(self.own), **self.required}
 
 
@@ -66,12 +66,19 @@ class PlanRow:
     cell: str
     fit: str
     settings: dict[str, Any]
-    """As JSON values; what the variant sets of a required method stands under that method's name."""
+    """As JSON values; what the variant sets for a required method is under that method's name."""
     tuned: str
-    """Where they come from: winner, inherited (a variant that changes settings, under the winner of its subject without
-    the changes; or a method without a search that builds on winners), medians (of the winners of several train
-    benchmarks), any of these `of GENERATOR` where the search was made with another generator, expired, untuned (no
-    winner is stored), none (the method has no search space)."""
+    """Where the settings come from:
+
+    - winner: the winner of a search.
+    - inherited: a variant changes settings, and the winner is of its subject without the changes; or a method without a
+      search builds on winners.
+    - medians: the medians over the winners of several train benchmarks.
+    - any of these with `of GENERATOR`: the search was made with another generator.
+    - expired: the stored winner is not current.
+    - untuned: no winner is stored.
+    - none: the method has no search space.
+    """
 
     def as_dict(self) -> dict[str, Any]:
         """The row as a plain dict."""
@@ -85,4 +92,4 @@ class Pack:
     name: str
     keys: tuple[str, ...]
     needs: tuple[str, ...]
-    """Names of the fit packs that must be complete before."""
+    """Names of the fit packs that must be complete first."""

@@ -1,4 +1,4 @@
-"""Stored winners of random search, each with the key of what it holds for."""
+"""Stored winners of random search, each with the key of what it is valid for."""
 
 import json
 from collections.abc import Iterable
@@ -15,27 +15,27 @@ class Winner:
     """The best trial of one search."""
 
     method: str
-    """Or METHOD.VARIANT, for a variant tuned on its own."""
+    """The method, or METHOD.VARIANT for a variant tuned on its own."""
     benchmark: str
     settings: dict[str, Any]
-    """The searched settings only; {} where the preset's own won."""
+    """The searched settings only; {} if the preset's own settings won."""
     score: float
-    """Mean primary metric on the tune split, 0 to 100; the best of all trials, so an optimistic figure."""
+    """Mean primary metric on the tune split, 0 to 100. It is the best of all trials, so it is optimistic."""
     trials: int
     failed: int
     """Trials that did not finish; they count as tried and never win."""
     at_edge: tuple[str, ...]
-    """Settings with a winning value at the edge of its range: widen it."""
+    """Settings with a winning value at the edge of the range, which should be widened."""
     key: str
-    """`Settings.winner_key` of the search; a winner is used while that is what the preset asks."""
+    """`Settings.winner_key` of the search; a winner is used while the preset has the same key."""
     commit: str | None = None
-    """The commit of the code that stored it; None where it is not known."""
+    """The commit of the code that stored it; None if it is not known."""
     date: str | None = None
-    """The day on which it was stored, as 2026-11-28."""
+    """The day on which it was stored, e.g. 2026-11-28."""
     rival: dict[str, Any] | None = None
-    """The settings of the best of the other trials; None where there was one trial."""
+    """The settings of the second-best trial; None if there was no other trial."""
     rival_score: float | None = None
-    """Its score, as `score`."""
+    """The score of the rival, as `score`."""
 
 
 def read_winners(path: Path) -> dict[tuple[str, str], Winner]:

@@ -15,7 +15,7 @@ SPLITS = ("pool", "tune", "test")
 
 
 def configured(config: Config, name: str) -> Benchmark:
-    """A benchmark with what the preset sets of it."""
+    """A benchmark with the preset's overrides."""
     wanted = config.benchmarks[name]
     return get_benchmark(name).with_overrides(
         initial_prompt=wanted.initial_prompt, max_new_tokens=wanted.max_new_tokens
@@ -23,20 +23,20 @@ def configured(config: Config, name: str) -> Benchmark:
 
 
 def check_sources(plan: Plan) -> Iterator[str]:
-    """Load each benchmark's rows from its source; lines with counts and hashes."""
+    """Load each benchmark's rows from its source and yield lines with counts and hashes."""
     for name, benchmark in plan.config.benchmarks.items():
         files = plan.keys.source_files(name)
         if benchmark.source == "nano" and not all(file.is_file() for file in files):
             preset = plan.config.preset
             yield f"{name}: nano rows, not written yet; the run makes them, or `metatuner world preset={preset}`"
             continue
-        # Nano files are train, tune, test, audit; the check is on the two that stand for the official splits.
+        # Nano files are train, tune, test, audit. Check train and test, which stand for the official splits.
         official = (files[0], files[2]) if benchmark.source == "nano" else files
         yield from check_data(configured(plan.config, name), official)
 
 
 def draw(plan: Plan, name: str) -> str:
-    """Draw a benchmark's splits and write them; a line that says what was drawn."""
+    """Draw a benchmark's splits and write them. Returns a line that says what was drawn."""
     config = plan.config
     if name not in config.benchmarks:
         raise UserError(f"--benchmark {name!r}: {suggest(name, config.benchmarks)}")
@@ -62,12 +62,12 @@ def draw(plan: Plan, name: str) -> str:
     key = _key(folder)
     key.unlink(missing_ok=True)
     splits.write(folder)
-    write_text(key, plan.keys.data_key(name) + "\n")  # last: it vouches for the others
+    write_text(key, plan.keys.data_key(name) + "\n")  # last: it marks the others as complete
     return f"{name}: {splits.summary()}"
 
 
 def check_splits(plan: Plan, names: Iterable[str]) -> None:
-    """UserError if split files on disk are those of another config, so that no cell is computed from them."""
+    """UserError if the split files on disk belong to another config, so that no cell is computed from them."""
     for name in sorted(names):
         folder = plan.layout.data(name)
         key = _key(folder)

@@ -1,7 +1,7 @@
-"""What a policy costs per query: time and memory of writing prompts and parameters, time of answering with them.
+"""What a policy costs per query: time and memory to write prompts and parameters, and time to answer with them.
 
-A policy prepares all queries first, then the ground answers. Entering a batch's adaptation, which makes LoRA factors,
-is writing too.
+A policy prepares all queries first, then the ground answers. Entering a batch's adaptation makes LoRA factors, so it
+counts as writing.
 """
 
 import time
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from metatuner.lm import Adapt
 
 QUERIES = 32
-"""Tune rows that a policy is timed on: the first ones, a batch."""
+"""Number of tune rows that a policy is timed on: the first ones, as a batch."""
 REPEATS = 3
 """Rounds; plain actor and policy take turns."""
 COLUMNS = (
@@ -38,7 +38,7 @@ COLUMNS = (
 
 
 def _finish_device_work() -> None:
-    """Wait for what a GPU was given to do: the call that starts a kernel returns before it is done."""
+    """Wait until the GPU has finished its work: the call that starts a kernel returns before the kernel is done."""
     import torch
 
     if torch.cuda.is_available():
@@ -51,13 +51,13 @@ def _now() -> float:
 
 
 class Clock:
-    """The seconds in which adaptations were entered."""
+    """Measures the seconds spent on entering adaptations."""
 
     def __init__(self) -> None:
         self.entering = 0.0
 
     def timed(self, adapt: "Adapt") -> "Adapt":
-        """The same adaptation on this clock."""
+        """The same adaptation, timed by this clock."""
 
         @contextmanager
         def around(context: AbstractContextManager[Any]) -> "Iterator[Any]":
@@ -87,9 +87,11 @@ def _times(policy: Policy, queries: Sequence[Query]) -> tuple[float, float]:
 def measure(shop: Workshop, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """One line per cell: median times of its policy on tune rows of its benchmark, in milliseconds per query.
 
-    `write_share` is writing over answering, with its quartiles over rounds; `overhead` writing and answering over the
-    plain actor's answering under p~; `write_bytes` the most that writing for all the queries allocates at a time beyond
-    the models. A policy that cannot be timed has no line, and the log says why.
+    - `write_share`: writing time over answering time, with its quartiles over rounds.
+    - `overhead`: writing and answering time over the time of the plain actor's answers under p~.
+    - `write_bytes`: the peak memory that writing for all queries allocates, in addition to the models.
+
+    A policy that cannot be timed has no line, and the log says why.
     """
     lines = []
     countdown = progress.Countdown(len(cells), "policies timed")
@@ -113,7 +115,7 @@ def _line(shop: Workshop, cell: Cell, queries: Sequence[Query]) -> dict[str, Any
         plain_ground = shop.ground("", share=False)
         prompts = [shop.benchmarks[query.benchmark].initial_prompt for query in queries]
         plain, write, answer = [], [], []
-        policy.respond(queries[:2])  # what is made once is no cost of a query
+        policy.respond(queries[:2])  # warm up: what is made only once is not a cost per query
         for _ in range(REPEATS):
             start = _now()
             plain_ground.answer(queries, prompts)

@@ -1,4 +1,4 @@
-"""Evaluation through lm-eval: one model class wraps any policy, tasks are the YAML files in `tasks/`."""
+"""Evaluation through lm-eval: one model class wraps any policy, and the tasks are the YAML files in `tasks/`."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ TASKS = ROOT / "metatuner" / "harness" / "tasks"
 
 @register_model("metatuner_policy")
 class PolicyLM(LM):
-    """A policy as an lm-eval model; the policy brings its own prompts and decodes by its benchmark's rules."""
+    """A policy as an lm-eval model. The policy uses its own prompts and its benchmark's decoding rules."""
 
     open_policy: ClassVar[Callable[..., Policy] | None] = None
     """Opens the policy that `--model_args` names; set by `lm_eval_command`."""
@@ -38,17 +38,17 @@ class PolicyLM(LM):
 
         Args:
             policy: answers the requests.
-            ask_as: the benchmark whose initial prompt, stops and length limit serve tasks other than ours.
+            ask_as: the benchmark that gives initial prompt, stops and length limit to tasks other than ours.
         """
         super().__init__()
         self.policy = policy
         self.ask_as = ask_as
         self.responses: dict[str, Response] = {}
-        """The last responses, by the query's id."""
+        """The last responses, by query id."""
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
-        """A model from `--model_args`: `ask_as` is ours, `open_policy` gets the rest."""
+        """A model from `--model_args`: this class takes `ask_as`, and `open_policy` gets the rest."""
         if cls.open_policy is None:
             raise UserError("model metatuner_policy: policies are opened by the command line; use `metatuner lm-eval`")
         names = dict(arg_dict)
@@ -77,16 +77,16 @@ class PolicyLM(LM):
         return Query(f"{request.task_name}-{request.doc_id}", self.ask_as, text)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Raises: a policy answers in text only."""
+        """Always raises `UserError`: a policy answers in text only."""
         raise UserError("model metatuner_policy only generates; choose tasks with output_type generate_until")
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Raises: a policy answers in text only."""
+        """Always raises `UserError`: a policy answers in text only."""
         raise UserError("model metatuner_policy only generates; choose tasks with output_type generate_until")
 
 
 def _cut(completion: str, until: str | Sequence[str] | None) -> str:
-    """A completion up to a task's own stop texts."""
+    """A completion, cut at the task's own stop texts."""
     for stop in [until] if isinstance(until, str) else until or []:
         completion = completion.split(stop)[0] if stop else completion
     return completion
@@ -95,19 +95,19 @@ def _cut(completion: str, until: str | Sequence[str] | None) -> str:
 def evaluate_policy(
     policy: Policy, benchmark: Benchmark, test_file: Path, out: Path
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Ask a policy every test row, score its answers, and write `predictions.jsonl` and `metrics.json` to `out`.
+    """Let a policy answer every test row, score the answers, and write `predictions.jsonl` and `metrics.json` to `out`.
 
     The files hold no times: the same policy gives the same bytes.
 
     Args:
-        policy: what is evaluated.
-        benchmark: whose task is run.
+        policy: the policy to evaluate.
+        benchmark: the benchmark with the task to run.
         test_file: a split file of rows.
         out: an existing folder.
 
     Returns:
-        The records, in the order of the test file, one a row: id, kind, group (a hash of the row's), prompt,
-        completion, extracted, gold, score (the primary metric), metrics, stopped (why scoring was cut short, or None),
+        The records, one per row, in the order of the test file: id, kind, group (a hash of the row's group), prompt,
+        completion, extracted, gold, score (the primary metric), metrics, stopped (why scoring stopped early, or None),
         prompt_tokens, completion_tokens, truncated, cut_tokens, cut_demos. And the summary: task, version, n, primary,
         metrics (means, 0 to 1), and how many rows were truncated, cut, without some demonstrations, unextracted,
         stopped (by reason).
@@ -140,7 +140,7 @@ def _load_task(benchmark: Benchmark, test_file: Path) -> dict[str, Any]:
     name = f"metatuner_{benchmark.id}"
     if name in manager.all_tasks:
         return manager.load(name)
-    # A benchmark of one file has no task file: what `_rows.yaml` leaves open follows from its class.
+    # A benchmark that is only one file has no task file: its class gives what `_rows.yaml` leaves open.
     mean = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in benchmark.metrics]
     config = {
         "include": str(TASKS / "_rows.yaml"),
@@ -177,7 +177,7 @@ def _record(sample: dict[str, Any], response: Response, benchmark: Benchmark) ->
 
 
 def lm_eval_command(argv: Sequence[str], open_policy: Callable[..., Policy]) -> None:
-    """lm-eval's own command line, with model `metatuner_policy` registered and our tasks among those it finds.
+    """lm-eval's own command line, which also knows the model `metatuner_policy` and our tasks.
 
     Args:
         argv: its arguments, e.g. `--model metatuner_policy --model_args ... --tasks metatuner_gsm8k`.

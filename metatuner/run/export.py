@@ -1,4 +1,4 @@
-"""What a finished MetaTuner cell makes for one query, for use elsewhere."""
+"""Export what a finished MetaTuner cell makes for one query, for use elsewhere."""
 
 from pathlib import Path
 
@@ -22,16 +22,17 @@ def open_metatuner(shop: Workshop, key: str) -> tuple[Cell, MetaTunerPolicy]:
 
 
 def export(shop: Workshop, key: str, query: str | None, row: str | None, out: Path) -> str:
-    """Write the LoRA that a cell's policy makes for a query as a PEFT folder.
+    """Write the LoRA that a cell's policy makes for a query, as a PEFT folder.
 
     Args:
-        shop: the preset's.
-        key: of the cell.
-        query: as the model reads it.
-        row: in its place, the id of one of the cell's test rows.
-        out: a folder that is empty or not there yet.
+        shop: the preset's workshop.
+        key: the cell's key.
+        query: the query as the model reads it.
+        row: instead of `query`, the id of one of the cell's test rows.
+        out: a folder that is empty or does not exist yet.
 
-    Returns: the query's prompt.
+    Returns:
+        The query's prompt.
     """
     if (query is None) == (row is None):
         raise UserError("give either --query or --id")
@@ -52,11 +53,11 @@ def export(shop: Workshop, key: str, query: str | None, row: str | None, out: Pa
 
 
 def open_cell(*, config: str, cell: str) -> Policy:
-    """The policy of a finished cell, as lm-eval's `--model_args` names it.
+    """The policy of the finished cell that lm-eval's `--model_args` names.
 
     Args:
         config: `results/<preset>/config.json`.
-        cell: a key of scores.csv.
+        cell: the cell's key in scores.csv.
     """
     shop = Workshop(read_config(Path(config)))
     if cell not in shop.plan.grid.cells:

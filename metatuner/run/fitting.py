@@ -1,4 +1,4 @@
-"""One fit: the lab is built, the method fits, its policy is saved; what exists on disk is complete."""
+"""One fit: build the lab, run the method's `fit`, save its policy. A fit's folder on disk is always complete."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ Status = Literal["ok", "skipped", "failed"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fit or a cell."""
+    """The outcome of a fit or a cell."""
 
     key: str
     status: Status
@@ -40,15 +40,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class FitTask:
-    """All that a fit is made from."""
+    """All inputs of a fit."""
 
     key: str
     method: Method
     benchmarks: Mapping[str, Benchmark]
     pools: Mapping[str, Path]
-    """The file of each train benchmark's pool of train rows."""
+    """The file with the pool of train rows, per train benchmark."""
     sizes: Mapping[str, tuple[int | None, int]]
-    """Train and dev rows of each train benchmark."""
+    """Numbers of train and dev rows, per train benchmark."""
     generator: str
     """The generator's role in the model pool; "" for none."""
     seed: int
@@ -57,11 +57,11 @@ class FitTask:
     """Folders of the fits that the method requires, by method name."""
     batch_tokens: int
     identity: Mapping[str, Any]
-    """What fit.json keeps."""
+    """The content of fit.json."""
     seconds: float | None = None
     """How long `fit` may take."""
     proposer: ProposerServer | None = None
-    """Asked for prompts in the generator's place; None for a method that does not ask one."""
+    """Proposes prompts instead of the generator; None if the method uses no proposer."""
 
 
 def seed_everything(seed: int) -> None:
@@ -75,13 +75,13 @@ def seed_everything(seed: int) -> None:
 
 
 def build_lab(task: FitTask, models: ModelPool, *, share: bool, workdir: Path, log_line: Any) -> Lab:
-    """The lab of a fit: fresh models, its draw of train and dev rows, its meter attached."""
+    """The lab of a fit, with fresh models, its draw of train and dev rows, and its meter attached."""
     train, dev = [], []
     for name, pool in task.pools.items():
         drawn = draw_train_dev(pool, *task.sizes[name], seed=derive_seed("rows", name, task.seed), benchmark=name)
         train += drawn[0]
         dev += drawn[1]
-    if len(task.pools) > 1:  # one stream of rows, not one benchmark after the other
+    if len(task.pools) > 1:  # mix the rows, instead of one benchmark after the other
         random.Random(derive_seed("mix", *task.pools, task.seed)).shuffle(train)
     actor = models.get("actor", share=share)
     generator = models.get(task.generator, share=share) if task.generator else None
@@ -110,13 +110,14 @@ def build_lab(task: FitTask, models: ModelPool, *, share: bool, workdir: Path, l
 
 
 class _Skipped(Exception):
-    """Leaves `complete_folder` without a folder; its text is the method's reason."""
+    """Leaves `complete_folder` without a folder; its text is the method's reason to skip."""
 
 
 def run_fit(task: FitTask, models: ModelPool, folder: Path, failures: Path, *, share: bool) -> Outcome:
-    """Fit and save to `folder`, or say why not.
+    """Fit and save to `folder`. The outcome says whether this worked, and why not.
 
-    Anything that the method raises is its outcome, with the traceback in `failures`; a failed fit leaves no folder.
+    Any error that the method raises becomes the outcome, with the traceback in `failures`. A failed fit leaves no
+    folder.
     """
     failures.unlink(missing_ok=True)
     try:
@@ -148,7 +149,7 @@ def run_fit(task: FitTask, models: ModelPool, folder: Path, failures: Path, *, s
             write_json(temporary / "fit.json", dict(task.identity))
     except _Skipped as skipped:
         return Outcome(task.key, "skipped", str(skipped))
-    except Exception as error:  # the method's author may raise anything; it is this fit's outcome, never a score
+    except Exception as error:  # a method may raise anything; the error is this fit's outcome, never a score
         return failure(task.key, error, failures)
     return Outcome(task.key, "ok")
 

@@ -1,8 +1,8 @@
-"""Limits on a method's code in a run: it may not hang, leave the process, spend more than its budget unseen, or write
-outside its folder. The best that one process can do; no sandbox.
+"""Limits on a method's code: it must not hang, exit the process, exceed its budget unseen, or write outside its folder.
 
-A fit sets limits itself (`run.limits`, `harness.budget`), whose errors a method can catch and go on; these here lie
-around it, are no `Exception`, and are no part of what a fit's key depends on.
+This is the best that one process can do; it is no sandbox. A fit also sets limits itself (`run.limits`,
+`harness.budget`), but a method can catch their errors and continue. The limits here surround the fit and are no
+`Exception`. A fit's key does not depend on them.
 """
 
 import os
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from metatuner.run.fitting import Outcome
 
 GRACE = 60.0
-"""Seconds beyond twice a fit's limit: for loading models and saving."""
+"""Seconds allowed in addition to twice a fit's limit, for loading models and saving."""
 
 CHECKING = "METATUNER_CHECKING"
-"""Set by `check-method` for its runs: it finds out itself what a run would refuse, and goes on."""
+"""Environment variable that `check-method` sets for its runs: it finds itself what a run would refuse, and continues."""
 
 
 def contained(
     work: "Callable[[], Outcome]", *, key: str, failures: Path, seconds: float | None, budget: str
 ) -> "Outcome":
-    """What `work` returns; a failed outcome where it calls `sys.exit`, or is not done after `seconds`.
+    """What `work` returns; a failed outcome if it calls `sys.exit`, or is not done after `seconds`.
 
     Args:
-        work: makes a fit or a cell, and fails with an outcome for all that is an `Exception`.
-        key: the fit's or cell's.
+        work: makes a fit or a cell, and turns every `Exception` into a failed outcome.
+        key: the key of the fit or cell.
         failures: the file for a traceback.
-        seconds: None: no limit.
-        budget: whose limit it is, for the error.
+        seconds: the limit; None for no limit.
+        budget: the name of the budget that sets the limit, for the error.
     """
     from metatuner.run.fitting import failure
 
@@ -54,14 +54,14 @@ def contained(
 
 
 def _because(text: str, cause: BaseException) -> UserError:
-    # A local variable for it in `contained` would be a cycle through the traceback, which keeps models in memory.
+    # A local variable in `contained` would form a cycle through the traceback, which would keep models in memory.
     error = UserError(text)
     error.__cause__ = cause
     return error
 
 
 def overspent(budget: "Budget") -> str | None:
-    """What a budget's meter counts beyond its limit: a method that caught `BudgetExceeded` and went on."""
+    """An error text if a method caught `BudgetExceeded` and continued beyond a limit; else None."""
     for name, most in budget.limits.items():
         if budget.left(name) < 0:
             used = getattr(budget.used, name)
@@ -83,11 +83,11 @@ EVENTS = {
     "os.truncate": 0,
     "os.link": 1,
 }
-"""Which argument of an audit event is the path that it changes."""
+"""Index of the argument that holds the changed path, by audit event."""
 
 
 def touched(event: str, arguments: tuple[Any, ...]) -> tuple[str, bool] | None:
-    """The real path that an audit event opens or changes, and whether it changes it; None for all other events."""
+    """The real path that an audit event opens or changes, and whether the event changes it; None for all other events."""
     if event == "open":
         path, mode, flags = (*arguments, None, None, None)[:3]
         writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool((flags or 0) & WRITING)
@@ -102,7 +102,7 @@ def touched(event: str, arguments: tuple[Any, ...]) -> tuple[str, bool] | None:
         and not os.path.isabs(path)
         and any(isinstance(each, int) and each > 2 for each in arguments[1:])
     ):
-        return None  # relative to an open folder, as in `shutil.rmtree`, which tells of the whole itself
+        return None  # relative to an open folder, as in `shutil.rmtree`, which has its own event for the whole folder
     return os.path.realpath(os.fsdecode(path)), writes
 
 
@@ -115,11 +115,11 @@ CACHES = (
     "HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE XDG_CACHE_HOME XDG_CONFIG_HOME TORCH_HOME TORCHINDUCTOR_CACHE_DIR "
     "TRITON_CACHE_DIR MPLCONFIGDIR DSPY_CACHEDIR PYTHONPYCACHEPREFIX"
 ).split()
-"""Environment variables that name libraries' folders; by default these are hidden ones in the home folder."""
+"""Environment variables that name libraries' folders. By default these are hidden folders in the home folder."""
 
 
 def open_places() -> list[Path]:
-    """Folders in which any program may write: temporary ones, and those that environment variables name."""
+    """Folders in which any program may write: temporary folders, and folders that environment variables name."""
     named = [os.environ[name] for name in CACHES if os.environ.get(name)]
     return [Path(place).resolve() for place in (tempfile.gettempdir(), "/dev", "/proc", *named)]
 
@@ -132,7 +132,7 @@ def is_a_librarys(path: str, home: Path) -> bool:
 
 
 class Watch:
-    """An audit hook, which can never be removed: it does nothing while no block is watched."""
+    """An audit hook. It can never be removed, so it does nothing while no block is watched."""
 
     def __init__(self) -> None:
         self.blocks: list[tuple[Sequence[Path], Path, set[str]]] = []
@@ -155,10 +155,12 @@ def _watch() -> Watch:
 
 @contextmanager
 def writes_outside(folders: Sequence[Path]) -> Iterator[set[str]]:
-    """The paths that the block's Python code changes outside of `folders`, as far as audit events say; those that are
-    open to all do not count."""
+    """Collect the paths that the block's Python code changes outside of `folders`, as far as audit events show.
+
+    Folders in which any program may write do not count.
+    """
     found: set[str] = set()
-    # All is looked up before: the hook itself must not open anything.
+    # Look up everything first: the hook itself must not open anything.
     allowed = [*(folder.resolve() for folder in folders), *open_places()]
     blocks = _watch().blocks
     blocks.append((allowed, Path.home().resolve(), found))

@@ -11,28 +11,28 @@ from types import FrameType
 from metatuner.errors import UserError
 
 AGAIN = 30.0
-"""Seconds after which code that caught the error of a limit and went on is stopped again."""
+"""If code catches the error of a limit and continues, it is stopped again after this many seconds."""
 
 
 class TimeLimitExceeded(UserError):
-    """A fit ran longer than its budget allows; its cell fails and says so."""
+    """A fit ran longer than its budget allows; its cell fails with this error."""
 
 
 class Overdue(BaseException):
-    """Code was not done in time. No `Exception`, so that a method's `except Exception` does not catch it."""
+    """Code was not done in time. This is no `Exception`, so that a method's `except Exception` does not catch it."""
 
 
 @contextmanager
 def limit(seconds: float | None, error: Callable[[], BaseException]) -> Iterator[None]:
-    """Raise `error()` in the block once it has run for so many seconds of real time, and again while it goes on.
+    """Raise `error()` in the block after `seconds` of real time, and again while the block continues.
 
-    It reaches Python code, and code of a library as soon as that returns to Python; a call that never does is not
-    stopped. Signals arrive in a process's main thread alone: elsewhere, and where a system has none, nothing is
-    limited. Limits nest: an inner one leaves the outer one's time as it is.
+    The error reaches Python code, and library code as soon as it returns to Python. A call that never returns is not
+    stopped. Signals arrive only in a process's main thread: in other threads, and on systems without these signals,
+    nothing is limited. Limits nest: an inner limit does not change the time of the outer limit.
 
     Args:
-        seconds: None: no limit.
-        error: makes what is raised.
+        seconds: the limit; None for no limit.
+        error: makes the error to raise.
     """
     alarms = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
     if seconds is None or not alarms:
@@ -65,7 +65,7 @@ def limit(seconds: float | None, error: Callable[[], BaseException]) -> Iterator
             yield
         finally:
             over.set()
-    finally:  # where the alarm came just before it was over: the next one is far away
+    finally:  # also if the alarm came just before the end: the next one is far away
         over.set()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, outer)
@@ -75,7 +75,7 @@ def limit(seconds: float | None, error: Callable[[], BaseException]) -> Iterator
 
 @contextmanager
 def time_limit(seconds: float | None, budget: str) -> Iterator[None]:
-    """Raise TimeLimitExceeded, which names the budget, in a block that takes longer."""
+    """Raise TimeLimitExceeded, which names the budget, in a block that takes longer than `seconds`."""
 
     def error() -> TimeLimitExceeded:
         return TimeLimitExceeded(

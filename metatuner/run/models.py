@@ -1,4 +1,4 @@
-"""The models of a job: each loaded once, and handed out so that no fit sees what another did to it."""
+"""The models of a job. Each is loaded once, and no fit sees the changes that another fit makes to it."""
 
 import copy
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class ModelPool:
         self._loaded: dict[str, LM] = {}
 
     def get(self, role: str, *, share: bool) -> "LM":
-        """A pristine model. With `share` it leaves the pool, so that a job of one fit never holds two."""
+        """An unchanged model. With `share` it leaves the pool, so that a job with one fit never holds two copies."""
         from metatuner.lm import Traffic, load_lm
 
         lm = self._loaded.pop(role, None) or load_lm(self._specs[role])

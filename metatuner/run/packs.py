@@ -1,4 +1,4 @@
-"""Jobs: the fits or the cells of a pack, one after the other, and the list of what became of each."""
+"""Jobs: compute the fits or the cells of a pack one after the other, and list the outcome of each."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -17,7 +17,7 @@ Item = TypeVar("Item", Fit, Cell)
 
 
 def fit_pack(shop: Workshop, name: str, attempt: int) -> None:
-    """Compute the fits of a pack. `attempt`: the number that the workflow gave this run of the job."""
+    """Compute the fits of a pack. `attempt` is the number that the workflow gives to this run of the job."""
     packs, fits = shop.plan.packs, shop.plan.grid.fits
     chosen = [fits[key] for key in _pack(packs.fits, name).keys]
     shop.check_splits({benchmark for fit in chosen for benchmark in fit.train})
@@ -49,12 +49,12 @@ def evaluate_pack(shop: Workshop, name: str, attempt: int) -> None:
 
 
 def outcomes(plan: Plan) -> dict[str, Outcome]:
-    """What became of every cell: of its evaluation, or of the fit that kept it from being evaluated."""
+    """The outcome of every cell: of its evaluation, or of the fit that failed before it."""
     return read_outcomes(plan.packs.files)
 
 
 def read_outcomes(paths: Iterable[Path]) -> dict[str, Outcome]:
-    """Outcomes by key, from the packs' files that are there."""
+    """Outcomes by key, from the packs' files that exist."""
     records = [read_json(path, "remove it and run again")["outcomes"] for path in paths if path.is_file()]
     return {record["key"]: Outcome(**record) for each in records for record in each}
 
@@ -73,7 +73,7 @@ def _pack(packs: Mapping[str, Pack], name: str) -> Pack:
 def _each(
     items: list[Item], done: Callable[[Item], bool], work: Callable[[Item, bool], Outcome], what: str
 ) -> list[Outcome]:
-    """Work through items; `work` learns of the last one that is to do, after which models may be spoilt."""
+    """Process items one by one. `work` gets True for the last item to do: after it, models may be left changed."""
     todo = [item.key for item in items if not done(item)]
     countdown = progress.Countdown(len(todo), what)
     found = []
@@ -88,7 +88,7 @@ def _each(
 
 
 def _write(layout: Layout, step: str, name: str, found: list[Outcome], attempt: int) -> None:
-    """Write a pack's file, and which attempt this was (see `Dag.retry`)."""
+    """Write a pack's file, and the number of this attempt (see `Dag.retry`)."""
     path = layout.attempts(step, name)
     before = int(path.read_text(encoding="utf-8")) if path.is_file() else 0
     count = max(before, attempt) + any(outcome.status == "failed" for outcome in found)

@@ -1,4 +1,4 @@
-"""Taking up an interrupted run: unlock once nothing of it is alive any more, then run what is missing."""
+"""Resume an interrupted run: unlock if none of its processes is alive, then run what is missing."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ PROGRAMS = ("snakemake", "metatuner")
 
 
 def living_runs(folder: Path) -> list[tuple[int, str]]:
-    """Live processes of a run in `folder`: (pid, command line), this process and its parents left out."""
+    """Live processes of a run in `folder`: (pid, command line), without this process and its parents."""
     import psutil
 
     mine = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
@@ -27,7 +27,7 @@ def living_runs(folder: Path) -> list[tuple[int, str]]:
                 process.pid not in mine and Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE
             )
         except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # gone meanwhile, or another user's
+            continue  # it ended meanwhile, or belongs to another user
         programs = {Path(word).name for word in words[:3]}
         if here and programs & set(PROGRAMS):
             alive.append((process.pid, " ".join(words)[:100]))
@@ -37,7 +37,7 @@ def living_runs(folder: Path) -> list[tuple[int, str]]:
 def resume_run(overrides: Sequence[str], cores: str) -> NoReturn:
     """Unlock if a killed run left its lock, then become `snakemake --rerun-incomplete`.
 
-    Raises UserError while a process of the old run is alive: two runs would write the same files.
+    Raises UserError if a process of the old run is alive, because two runs would write the same files.
     """
     folder = Path.cwd()
     if not (folder / "Snakefile").is_file():
@@ -48,7 +48,7 @@ def resume_run(overrides: Sequence[str], cores: str) -> NoReturn:
         raise UserError(f"the old run is still alive: {named}; wait for it, or stop it, then resume")
     snakemake = [sys.executable, "-m", "snakemake"]
     configured = ["--config", *map(_nested, overrides)] if overrides else []
-    for left in folder.glob("results/**/.*.tmp"):  # what a killed job had begun; nothing of the old run is alive
+    for left in folder.glob("results/**/.*.tmp"):  # unfinished files of killed jobs; the old run is not alive
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     locks = folder / ".snakemake" / "locks"
     if locks.is_dir() and any(locks.iterdir()):
@@ -58,7 +58,7 @@ def resume_run(overrides: Sequence[str], cores: str) -> NoReturn:
             raise UserError(f"snakemake --unlock failed: {' '.join(unlocked.stderr.split())[-300:]}")
     sys.stdout.flush()
     sys.stderr.flush()
-    # In place of this process, so that a signal (Ctrl-C) reaches Snakemake, which then ends its jobs and its lock.
+    # Replace this process, so that a signal (Ctrl-C) reaches Snakemake, which then ends its jobs and removes its lock.
     os.execv(sys.executable, [*snakemake, "--cores", cores, "--rerun-incomplete", *configured])
 
 

@@ -1,4 +1,4 @@
-"""What a trained policy's prompts and LoRAs are worth, and whether it matters that they are a query's own."""
+"""What a trained policy's prompts and LoRAs contribute, and whether it matters that each query has its own."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from metatuner.run.workshop import Workshop
 
 
 def scores_under_swaps(shop: Workshop, key: str) -> Iterator[str]:
-    """Lines: the score of a finished cell's policy on its benchmark's tune rows, under each swap."""
+    """Yield lines: the score of a finished cell's policy on its benchmark's tune rows, under each swap."""
     cell, policy = open_metatuner(shop, key)
     shop.check_splits([cell.benchmark])
     rows = read_rows(shop.layout.data(cell.benchmark) / "tune.jsonl")
@@ -28,11 +28,11 @@ def scores_under_swaps(shop: Workshop, key: str) -> Iterator[str]:
 def answers_under_swaps(
     policy: MetaTunerPolicy, queries: Sequence[Query], *, seed: int = 0
 ) -> dict[tuple[str, str], list[Response]]:
-    """The answers to each query under another prompt or another LoRA than its own, by (prompt, LoRA).
+    """The answers to each query under its own or another prompt and LoRA, by (prompt, LoRA).
 
-    Own prompt and own LoRA are what the policy does. "Another query's" are dealt by one random permutation of the
-    queries; "mean of all" is the mean of the queries' factors A and B, one LoRA for all. Without a parameter branch
-    only the prompts are swapped.
+    The policy itself uses the own prompt and the own LoRA. For "another query's", one random permutation of the queries
+    assigns prompts and LoRAs. "mean of all" is one LoRA for all: the mean of the queries' factors A and B. Without a
+    parameter branch, only the prompts are swapped.
     """
     tuner = policy.tuner
     initial = [policy.ground.benchmark(query.benchmark).initial_prompt for query in queries]

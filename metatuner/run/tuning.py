@@ -42,9 +42,9 @@ def search(shop: Workshop, subject: str, benchmark: str) -> None:
 
 
 def warm_up(shop: Workshop, benchmark: str) -> None:
-    """Fit what the searches on one benchmark build on, so that searches that run side by side need not each.
+    """Fit what the searches on one benchmark build on, so that parallel searches need not each fit it.
 
-    Where one fails, the trials of what builds on it will say so; the others' go on.
+    If such a fit fails, the trials that build on it will say so; all other trials continue.
     """
     shop.check_splits([benchmark])
     found = [shop.fit(fit, share=False) for fit in shop.plan.searches.needs(benchmark)]
@@ -55,7 +55,7 @@ def warm_up(shop: Workshop, benchmark: str) -> None:
 
 
 def _trial(shop: Workshop, subject: str, benchmark: str, over: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """One trial, computed unless its score is at hand."""
+    """One trial; it is computed only if its score is not stored yet."""
     fit = shop.plan.searches.fit(subject, benchmark, over)
     path = shop.layout.trial(fit.key)
     if path.is_file():
@@ -67,10 +67,10 @@ def _trial(shop: Workshop, subject: str, benchmark: str, over: dict[str, Any], r
 
 
 def store_winners(plan: Plan) -> bool:
-    """Store the winners of all finished searches in the preset's file; whether each had a trial that ended well.
+    """Store the winners of all finished searches in the preset's file. Returns whether each had a successful trial.
 
-    A search of what the preset no longer asks replaces nothing. One that builds on another method's winner expires when
-    that one changes: the log names those to search again.
+    A search that no longer matches the preset replaces nothing. A winner that builds on another method's winner expires
+    when that winner changes; the log names the searches to repeat.
     """
     path = plan.config.tuning.winners
     if path is None:
@@ -114,7 +114,7 @@ def _winner(plan: Plan, record: Mapping[str, Any]) -> Winner | None:
     if not done:
         return None
     subject = record["method"]
-    best, *others = sorted(done, key=lambda trial: -trial["score"])  # the first of equals
+    best, *others = sorted(done, key=lambda trial: -trial["score"])  # the first of equal scores
     return Winner(
         method=subject,
         benchmark=record["benchmark"],
@@ -130,7 +130,7 @@ def _winner(plan: Plan, record: Mapping[str, Any]) -> Winner | None:
 
 
 def _at_edge(best: Mapping[str, Any], search: Mapping[str, SearchConfig]) -> tuple[str, ...]:
-    """Settings with a winning value in the outer tenth of its range, or the first or last of ordered values."""
+    """Settings with a winning value in the outer tenth of the range, or with the first or last of ordered values."""
 
     def edge(name: str, value: Any) -> bool:
         space = search[name]

@@ -30,11 +30,11 @@ from metatuner.run.fitting import FitTask, Outcome, failure, run_fit
 from metatuner.run.models import ModelPool
 
 LEAST_PATIENCE = 3600.0
-"""Seconds that an evaluation may take at least, where `fit` has a limit."""
+"""Seconds that an evaluation may take at least, if `fit` has a limit."""
 
 
 def use_threads(config: Config) -> None:
-    """Set torch's threads, and keep the tokenizers' own off."""
+    """Set the number of torch's threads, and turn off the tokenizers' own threads."""
     torch.set_num_threads(config.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -57,7 +57,7 @@ class Workshop:
         return ModelSpec(**{**model.model_dump(), "path": path})
 
     def check_splits(self, names: Iterable[str]) -> None:
-        """UserError if the split files of these benchmarks are those of another config."""
+        """UserError if the split files of these benchmarks belong to another config."""
         check_splits(self.plan, names)
 
     def failures(self, key: str) -> Path:
@@ -67,7 +67,7 @@ class Workshop:
     # ---- fits --------------------------------------------------------------------------------------------------
 
     def fit(self, fit: Fit, *, share: bool) -> Outcome:
-        """Compute a fit unless it is complete. `share`: no later fit of this job needs untouched models."""
+        """Compute a fit unless it is complete. `share`: no later fit of this job needs unchanged models."""
         folder, failures = self.layout.fit(fit.key), self.failures(fit.key)
         if self.plan.packs.is_complete(fit):
             return Outcome(fit.key, "ok")
@@ -78,7 +78,7 @@ class Workshop:
             return Outcome(fit.key, "failed", reason)
         try:
             task = self._task(fit)
-        except Exception as error:  # a method's author may have written an `__init__` that raises
+        except Exception as error:  # a method's `__init__` may raise anything
             return failure(fit.key, error, failures)
         checking = guard.CHECKING in os.environ
         watch = fit.method in self.plan.registry.extra and not checking
@@ -99,7 +99,7 @@ class Workshop:
         return failure(fit.key, UserError(wrong), failures)
 
     def _task(self, fit: Fit) -> FitTask:
-        """All that a fit is made from."""
+        """All inputs of a fit."""
         settings, cls = self.plan.settings, self.plan.registry[fit.method].cls
         limits, proposer = settings.budget(fit.method), settings.proposer(fit.method, fit.settings)
         identity: dict[str, Any] = {
@@ -115,7 +115,7 @@ class Workshop:
             identity["rows"] = fit.rows
         if proposer is not None:
             identity["proposer"] = proposer.identity
-        # A method gets settings of its own: what it does to them must not reach the plan.
+        # A method gets its own copy of the settings, so that its changes do not reach the plan.
         method = cls(make_settings(cls, settings_dict(fit.settings), fit.method))
         return FitTask(
             key=fit.key,
@@ -134,7 +134,7 @@ class Workshop:
         )
 
     def patience(self, method: str, least: float = 0.0) -> dict[str, Any]:
-        """How long a fit with loading and saving, or an evaluation, may take: twice as long as `fit`, and some."""
+        """How long an evaluation, or a fit with loading and saving, may take: twice the limit of `fit` plus `guard.GRACE`."""
         seconds = self.plan.settings.budget(method).seconds
         return {
             "seconds": seconds and max(least, 2 * seconds + guard.GRACE),
@@ -153,7 +153,7 @@ class Workshop:
         )
 
     def open_policy(self, fit: Fit, *, share: bool, budget: Budget | None = None) -> Policy:
-        """The saved policy of a fit, on fresh models, which `budget` meters if there is one."""
+        """The saved policy of a fit, on fresh models. If there is a `budget`, it meters them."""
         ground = self.ground(fit.generator, share=share)
         for role, lm in (("actor", ground.actor), ("generator", ground.generator)):
             if budget is not None and lm is not None:
@@ -170,7 +170,7 @@ class Workshop:
     # ---- scores ------------------------------------------------------------------------------------------------
 
     def trial(self, fit: Fit, rows: Sequence[Row]) -> dict[str, Any]:
-        """Fit, score on rows of one benchmark (0 to 100), and remove the policy, which serves nothing else."""
+        """Fit, score on rows of one benchmark (0 to 100), and remove the policy, because nothing else uses it."""
         for needed in fit.requires:
             self.fit(needed, share=False)
         outcome, score = self.fit(fit, share=False), None
@@ -180,7 +180,7 @@ class Workshop:
             nonlocal score
             try:
                 score = self.score(self.open_policy(fit, share=False).respond([to_query(row) for row in rows]), rows)
-            except Exception as error:  # a method's policy may raise anything; it is this trial's outcome
+            except Exception as error:  # a method's policy may raise anything; the error is this trial's outcome
                 return failure(fit.key, error, failures)
             return outcome
 
@@ -229,7 +229,7 @@ class Workshop:
                 }
                 write_json(temporary / "cell.json", identity)
                 write_json(temporary / "cost.json", {**budget.cost(), **asdict(meter)})
-        except Exception as error:  # a method's policy may raise anything; it is this cell's outcome, never a score
+        except Exception as error:  # a policy may raise anything; the error is this cell's outcome, never a score
             return failure(cell.key, error, self.failures(cell.key))
         self.failures(cell.key).unlink(missing_ok=True)
         return Outcome(cell.key, "ok")

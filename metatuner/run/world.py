@@ -1,4 +1,4 @@
-"""A nano model where the run wants it: copied from the package, or trained."""
+"""Put a nano model where the run needs it: copied from the package, or trained."""
 
 from metatuner import nano, progress
 from metatuner.errors import UserError, suggest
@@ -10,7 +10,7 @@ def pretrain_model(plan: Plan, role: str) -> None:
     """Make a nano model's folder in the cache unless it is there.
 
     Raises:
-        UserError: no recipe has this name, or another model than the package's is there.
+        UserError: no recipe has this name, or the folder holds another model than the package's.
     """
     if role not in nano.RECIPES:
         raise UserError(f"--role {role!r} is no nano model; {suggest(role, nano.RECIPES)}")

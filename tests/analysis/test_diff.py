@@ -109,7 +109,7 @@ def test_how_far_cells_moved_together_and_how_far_one_would_have_to_is_said(tmp_
     mean, root = 100 * up / N / 10, 100 * up / N / 10**0.5
     (line,) = [line for line in lines if "mean shift" in line]
     assert re.findall(r"[+-]?\d+\.?\d*", line) == ["10", f"{mean:+.2f}", f"{root:.2f}"]
-    (line,) = [line for line in lines if "would have to move" in line]
+    (line,) = [line for line in lines if "must move by about" in line]
     least = float(re.findall(r"(\d+\.\d) points", line)[0])
     # By McNemar's exact test: so many more right ones, beside as many flips as there are now, half of them each way.
     rng = np.random.default_rng(0)

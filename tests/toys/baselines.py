@@ -1,4 +1,4 @@
-"""What the tests of the baselines share: a random tiny model, toy rows, and a lab around them."""
+"""Shared by the tests of the baselines: a random tiny model, toy rows, and a lab around them."""
 
 import json
 import random
@@ -57,7 +57,7 @@ def sums(count: int, seed: int = 0, benchmark: str = "gsm8k") -> list[Row]:
 def lab_settings(
     workdir: Path, train: Sequence[Row], dev: Sequence[Row], events: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What a lab is built with besides its models; events of the fit's log go to `events`."""
+    """The arguments of a lab, except its models; events of the fit's log go to `events`."""
     return {
         "benchmarks": {"gsm8k": get_benchmark("gsm8k").with_overrides(max_new_tokens=NEW_TOKENS)},
         "train": train,
@@ -70,13 +70,13 @@ def lab_settings(
 
 
 def toy_lab(workdir: Path, train: Sequence[Row], dev: Sequence[Row] = (), **changes: Any) -> Lab:
-    """A lab on tiny models; `changes` replace any of its fields, `events` collects its log."""
+    """A lab for tiny models; `changes` replace any of its fields, and `events` collects its log."""
     events = changes.pop("events", [])
     settings = lab_settings(workdir, train, dev, events) | {"actor": None, "generator": None} | changes
     return Lab(**settings)
 
 
-# ---- arms: two benchmarks whose answers are a few words, and a LoRA to go on from ------------------------------------
+# ---- arms: two benchmarks with answers of a few words, and a LoRA to start from --------------------------------------
 
 ARMS = ("tom", "more")
 """The words that the actor of `arms_lab` can write, besides its end of turn."""
@@ -89,14 +89,14 @@ PAIR["math"].stops = ("more more",)
 
 
 def mixed_rows(count: int, seed: int = 0) -> list[Row]:
-    """Rows of different queries of both benchmarks in turns."""
+    """Rows with distinct queries that alternate between the two benchmarks."""
     distinct = list({row.query: row for row in sums(3 * count, seed)}.values())[:count]
     names = sorted(PAIR)
     return [Row(**{**vars(row), "benchmark": names[index % 2]}) for index, row in enumerate(distinct)]
 
 
 class ArmsLab(Lab):
-    """Right is an answer that begins with the word of its row: which one, its number says."""
+    """An answer is right if it begins with the word of its row; the row's number determines the word."""
 
     def reward_texts(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
         return [
@@ -106,19 +106,19 @@ class ArmsLab(Lab):
 
 
 def arms_lm(dtype: torch.dtype = torch.float32) -> LM:
-    """An actor that writes two words, loud enough for a LoRA to be heard, and may stop after any of them."""
+    """An actor that writes two words and may stop after any of them. A LoRA can change which one it writes."""
     lm = tiny_lm(dtype=dtype)
     arms = [token for word in ARMS for token in lm.tokenizer(word, add_special_tokens=False).input_ids]
     assert len(arms) == 2
     arms += lm.eos_ids
     lm.model.generation_config.suppress_tokens = [token for token in range(len(lm.tokenizer)) if token not in arms]
-    # A LoRA cannot move the head; at its usual scale no hidden state of this size makes one word much likelier.
+    # A LoRA cannot change the head; with an unscaled head, no hidden state of this size makes one word much likelier.
     lm.model.lm_head.weight.data[arms] *= 10
     return lm
 
 
 def arms_lab(workdir: Path, events: list[dict[str, Any]] | None = None, **changes: Any) -> ArmsLab:
-    """A lab on both benchmarks, in which SFT has been fitted, for one of them under a prompt of its own."""
+    """A lab on both benchmarks in which SFT has been fitted; for one benchmark it has its own prompt."""
     trained_on = tuple(sorted(PAIR))
     given = {
         "actor": arms_lm(),
@@ -139,5 +139,5 @@ def _fields(lab: Lab) -> dict[str, Any]:
 
 
 def like(lab: Any, kind: type[Any], **changes: Any) -> Any:
-    """The same lab of another kind."""
+    """The same lab as an instance of another class."""
     return kind(**{**_fields(lab), **changes})

@@ -1,4 +1,4 @@
-"""A headless Chromium that runs expressions in a page, spoken to through pipes (Chrome DevTools Protocol)."""
+"""A headless Chromium that runs expressions in a page, controlled through pipes (Chrome DevTools Protocol)."""
 
 import itertools
 import json
@@ -18,9 +18,10 @@ PATIENCE = 60.0
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder for the browser's temporary files, which it leaves when it is killed.
+    """A folder for the temporary files that the browser leaves when it is killed.
 
-    Its path is short whatever TMPDIR is: Chromium aborts if the path of a socket in it has more than 107 characters.
+    Its path is short whatever TMPDIR is, because Chromium aborts if a socket in it has a path of more than 107
+    characters.
     """
     return tempfile.TemporaryDirectory(prefix="page-", dir="/tmp", ignore_cleanup_errors=True)
 
@@ -72,7 +73,7 @@ class Browser:
         return told["result"].get("value")
 
     def wait(self, expression: str) -> None:
-        """Until it is true."""
+        """Wait until the expression is true."""
         end = time.monotonic() + PATIENCE
         while not self.run(expression):
             assert time.monotonic() < end, f"never true: {expression}"

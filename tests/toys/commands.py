@@ -1,4 +1,4 @@
-"""Commands of `metatuner` run in this process, on a config at hand."""
+"""Runs `metatuner` commands in this process, on a given config."""
 
 import argparse
 from typing import Any
@@ -9,6 +9,6 @@ from metatuner.metering import Process
 
 
 def step(name: str, config: Config, **words: Any) -> int:
-    """Run a command on a config; its exit status."""
+    """Run a command on a config; return its exit status."""
     (found,) = [each for group in groups().values() for each in group if each.name == name]
     return found.action(config, argparse.Namespace(process=Process(), **{"attempt": "", **words})) or 0

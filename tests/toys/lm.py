@@ -53,7 +53,7 @@ FAMILIES = sorted(ARCHITECTURES)
 
 
 def tiny_model(architecture: str = "llama", *, seed: int = 0, **changes: object) -> PreTrainedModel:
-    """Random weights, hidden 32, 2 layers, 4 heads over 2 key-value heads; far enough from zero to matter."""
+    """Hidden size 32, 2 layers, 4 heads over 2 key-value heads; random weights far enough from zero to matter."""
     config, model, extra = ARCHITECTURES[architecture]
     sizes = {
         "vocab_size": len(WORDS),
@@ -77,7 +77,7 @@ def tiny_model(architecture: str = "llama", *, seed: int = 0, **changes: object)
 
 
 def word_tokenizer(chat: str | None = CHAT, *, begins: bool = False) -> PreTrainedTokenizerFast:
-    """One token a word or line end; words are joined by spaces. `begins`: <s> comes before a plain text."""
+    """One token per word or line end; words are joined by spaces. `begins`: <s> comes before a plain text."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
@@ -104,7 +104,7 @@ def tiny_lm(
     spec: ModelSpec | None = None,
     **changes: object,
 ) -> LM:
-    """A tiny model with the word tokenizer, not saved anywhere. A few words end a completion, so that some do."""
+    """An unsaved tiny model with the word tokenizer. A few words end a completion, so that some completions end."""
     model = tiny_model(architecture, **changes)
     model.generation_config.eos_token_id = ENDS
     window = model.config.max_position_embeddings
@@ -113,7 +113,7 @@ def tiny_lm(
 
 
 class DoubleCasts(TorchFunctionMode):
-    """Casts to float32 become casts to float64: transformers makes some in norms, softmax and rotary angles."""
+    """Turns casts to float32 into casts to float64; transformers has some in norms, softmax and rotary angles."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -134,7 +134,7 @@ def double_lm(architecture: str = "llama") -> LM:
 
     lm = tiny_lm(architecture)
     lm.model.double()
-    # Parts of layers too, which activation checkpointing runs again alone; linear modules cast nothing.
+    # Parts of layers too, because activation checkpointing reruns them alone. Linear modules cast nothing.
     parts = [part for layer in lm.decoder.layers for part in layer.children()]
     for module in (lm.model, lm.decoder, *parts):
         module.forward = MethodType(forward, module)
@@ -142,14 +142,14 @@ def double_lm(architecture: str = "llama") -> LM:
 
 
 def save_tiny(folder: Path, architecture: str = "llama", **changes: object) -> Path:
-    """The same as a folder."""
+    """Save a tiny model and its tokenizer in a folder."""
     tiny_model(architecture, **changes).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder
 
 
 def random_prompts(count: int, *, shortest: int = 3, longest: int = 20, seed: int = 0) -> list[list[int]]:
-    """Ids of ordinary words."""
+    """Prompts as token ids of ordinary words."""
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(shortest, longest + 1, (count,), generator=draw).tolist()
     return [torch.randint(7, len(WORDS), (length,), generator=draw).tolist() for length in lengths]

@@ -1,4 +1,4 @@
-"""A tiny generator and actor, and rows in the words they know, for tests of metatuner.method and the contender."""
+"""A tiny generator and actor, and rows of words they know, for tests of metatuner.method and baselines.metatuner."""
 
 import random
 from typing import Any
@@ -38,12 +38,12 @@ def generator(dtype: torch.dtype = torch.float32, **changes: Any) -> LM:
 
 
 def actor(dtype: torch.dtype = torch.float32, **changes: Any) -> LM:
-    """Two layers, another width than the generator's."""
+    """Two layers, with another width than the generator."""
     return in_precision(tiny_lm(seed=2, hidden_size=48, head_dim=12, **changes), dtype)
 
 
 def with_lora(lm: LM) -> LM:
-    """The same with a LoRA far from zero, as a warm-up leaves it."""
+    """The same model with a LoRA far from zero, as after a warm-up."""
     trained = to_train(lm, "lora", rank=2, seed=6)
     with torch.no_grad():
         for parameter in trainable(trained).values():
@@ -90,7 +90,7 @@ def tuner(
 
 @torch.no_grad()
 def shake(made: MetaTuner) -> None:
-    """Draw anew whatever starts at zero."""
+    """Give random values to all parameters that start at zero."""
     stream = torch.Generator().manual_seed(5)
     for parameters in made.parameters.values():
         for parameter in parameters:

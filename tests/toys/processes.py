@@ -1,4 +1,4 @@
-"""A script for `accelerate launch`: joint training shared out among processes, on the toys."""
+"""A script for `accelerate launch`: joint training on the toys, split among processes."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def train(name: str, accelerator: Accelerator | None) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """Two passes in float64: the trained parameters, and the log."""
+    """Train for two passes in float64; return the trained parameters and the log."""
     made = tuner(dtype=torch.float64, epochs=2, **RUNS[name])
     events: list[dict[str, Any]] = []
     train_joint(

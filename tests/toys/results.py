@@ -1,4 +1,4 @@
-"""Results folders as a run leaves them, with scores drawn from known probabilities."""
+"""Results folders as after a run, with scores drawn from known probabilities."""
 
 import json
 import random
@@ -21,7 +21,7 @@ GENERATING = ("opro", "metatuner_i", "metatuner_j")
 def fake_config(
     results: Path, *, methods: Sequence[str] = tuple(CHANCES), seeds: Sequence[int] = (0, 1, 2), **keys: Any
 ) -> Config:
-    """A resolved nano-like preset whose results lie in `results`; `keys` replace top-level ones."""
+    """A resolved nano-like preset with its results in `results`; `keys` replace top-level keys."""
     values: dict[str, Any] = {
         "preset": "nano",
         "results": str(results),
@@ -68,7 +68,7 @@ def plan_rows(config: Config) -> list[dict[str, Any]]:
 
 
 def fake_scores(method: str, benchmark: str, seed: int, n: int, chances: Mapping[str, float]) -> list[float]:
-    """Binary scores; a query is as hard for all methods, more or less."""
+    """Binary scores; a query is about equally hard for all methods."""
     hardness = random.Random(f"{benchmark} queries")
     luck = random.Random(f"{method} {benchmark} {seed}")
     shift = 0.08 * list(METRICS).index(benchmark) - 0.1
@@ -77,7 +77,7 @@ def fake_scores(method: str, benchmark: str, seed: int, n: int, chances: Mapping
 
 
 def write_cell(root: Path, cell: str, benchmark: str, scores: Sequence[float], rows_a_group: int = 1) -> None:
-    """A cell's files; `rows_a_group` rows in succession share a group."""
+    """Write a cell's files; `rows_a_group` successive rows share a group."""
     folder = root / "cells" / cell
     folder.mkdir(parents=True)
     metrics = METRICS[benchmark]
@@ -94,7 +94,7 @@ def write_cell(root: Path, cell: str, benchmark: str, scores: Sequence[float], r
 
 
 def fake_name(row: Mapping[str, Any]) -> str:
-    """What chances are told by: METHOD, METHOD.VARIANT, with " small" or " others" behind it."""
+    """The key of a row in `chances`: METHOD or METHOD.VARIANT, followed by " small" or " others" if they apply."""
     name = row["method"] if row["variant"] == "default" else f"{row['method']}.{row['variant']}"
     return name + " small" * (row["generator"] == "small") + " others" * (row["trained_on"] != row["benchmark"])
 
@@ -108,14 +108,15 @@ def write_cells(
     rows_a_group: Mapping[str, int] | None = None,
     scores: Callable[[Mapping[str, Any]], Sequence[float]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Write every cell that `outcomes` gives no other status; the plan's rows.
+    """Write every cell, except those with another status in `outcomes`; return the plan's rows.
 
-    `rows_a_group` is by benchmark; `scores` are of a row of the plan, else drawn by `chances`.
+    `rows_a_group` is per benchmark. `scores` gives the scores of a row of the plan; without it they are drawn by
+    `chances`.
     """
     rows = plan_rows(config)
     for row in rows:
         if (outcomes or {}).get(row["cell"], ("ok", ""))[0] == "ok":
-            if (Path(config.results) / "cells" / row["cell"]).exists():  # another experiment's too
+            if (Path(config.results) / "cells" / row["cell"]).exists():  # shared with another experiment
                 continue
             drawn = fake_scores(fake_name(row), row["benchmark"], row["seed"], n, chances)
             write_cell(
@@ -129,7 +130,7 @@ def write_cells(
 
 
 def write_settings(config: Config, tuned: Mapping[tuple[str, str], str]) -> None:
-    """settings.csv with where the settings come from by (method, benchmark); others have nothing to tune."""
+    """Write settings.csv. `tuned`: where settings come from, by (method, benchmark); others have nothing to tune."""
     lines = ["experiment,method,variant,benchmark,generator,tuned,settings"]
     keys = ("experiment", "method", "variant", "benchmark", "generator")
     for names in dict.fromkeys(tuple(row[key] for key in keys) for row in plan_rows(config)):
@@ -139,7 +140,7 @@ def write_settings(config: Config, tuned: Mapping[tuple[str, str], str]) -> None
 
 
 def fake_run(config: Config, *, n: int = 40, **cells: Any) -> list[dict[str, Any]]:
-    """Cells and scores.csv of a run in which everything worked; the plan's rows."""
+    """Write cells and scores.csv of a run in which everything worked; return the plan's rows."""
     from metatuner.analysis.results.scores import write_scores
 
     rows = write_cells(config, n=n, **cells)
@@ -148,7 +149,7 @@ def fake_run(config: Config, *, n: int = 40, **cells: Any) -> list[dict[str, Any
 
 
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer resamples of tests, for what does not look at small p-values; a module makes it its autouse fixture."""
+    """Use fewer resamples, for tests that do not look at small p-values. A test module makes it an autouse fixture."""
     for module in ("intervals", "contrasts"):
         monkeypatch.setattr(f"metatuner.analysis.statistics.{module}.TEST_RESAMPLES", 4000)
     monkeypatch.setattr("metatuner.analysis.statistics.intervals.RESAMPLES", 2000)

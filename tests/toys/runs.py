@@ -1,4 +1,4 @@
-"""Projects for tests of the DAG, ways to run commands in them, and what their results hold."""
+"""Projects for tests of the DAG, ways to run commands in them, and the contents of their results."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ TIMED = {"cost.json", "timing.json", "usage", "logs", "efficiency.csv", "report.
 TIMED |= {f"table_5.{suffix}" for suffix in ("csv", "md", "tex", "json")}
 """Names of files and folders that hold timings."""
 PATIENCE = 300.0
-"""Seconds to wait for something that takes a few on a quiet machine."""
+"""Seconds to wait for something that takes a few seconds on an idle machine."""
 
 
 def project(folder: Path) -> Path:
@@ -33,7 +33,7 @@ def project(folder: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Digest of every file without timings below results/, by its path."""
+    """Digest of every file below results/ that holds no timings, by its path."""
     found = {}
     for path in sorted((folder / "results").rglob("*")):
         relative = path.relative_to(folder / "results")
@@ -50,25 +50,25 @@ def with_path() -> dict[str, str]:
 
 @dataclass
 class Runs:
-    """Runs commands on one preset: in forks of a server, or in processes of their own."""
+    """Runs commands on one preset, in forks of a server."""
 
     server: ForkServer
     preset: str
 
     @property
     def environment(self) -> dict[str, str]:
-        """One in which `metatuner` commands are forks of the server."""
+        """An environment in which `metatuner` commands are forks of the server."""
         return {**with_path(), ADDRESS: str(self.server.address)}
 
     def snakemake(
         self, folder: Path, *words: str, config: Sequence[str] = (), check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """`snakemake` and its jobs, all in forks. `--config` takes all that follows it, so it goes last."""
+        """Run `snakemake` and its jobs, all in forks. `--config` takes all words that follow, so it goes last."""
         line = ["snakemake", "--cores", "2", *words, "--config", f"preset={self.preset}", *config]
         return _checked(self.server.run(line, folder, self.environment), check)
 
     def metatuner(self, folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`metatuner` in a fork."""
+        """Run `metatuner` in a fork."""
         return _checked(self.server.run(["metatuner", *words], folder, self.environment), check)
 
 
@@ -78,9 +78,9 @@ def _checked(done: subprocess.CompletedProcess[str], check: bool) -> subprocess.
 
 
 def start(folder: Path, *words: str, env: dict[str, str] | None = None, **options: object) -> subprocess.Popen[str]:
-    """`python -m WORDS` in a process of its own, in a group of its own.
+    """Start `python -m WORDS` in a separate process and process group.
 
-    Its temporary files lie beside the project: a process that is killed leaves some.
+    Its temporary files lie beside the project, because a killed process leaves some.
     """
     temporary = folder.parent / "temporary"
     temporary.mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def start(folder: Path, *words: str, env: dict[str, str] | None = None, **option
 
 
 def wait_until(true: Callable[[], object], what: str) -> None:
-    """Look again and again until it is true; the test fails if it never is."""
+    """Poll until it is true; the test fails if it never is."""
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline, f"waited {PATIENCE:g} s for {what}"

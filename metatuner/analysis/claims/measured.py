@@ -183,7 +183,7 @@ def claim_5(runs: Runs) -> Judged:
         own = [[part for part in side if part.group.startswith(f"{generator} ")] for side in (parts, against)]
         outcomes.append(some(*own))
     told = (
-        "an inner depth for each generator; that the best share is smaller for the larger one is told by no test here: "
+        "an inner depth for each generator; no test here shows that the best share is smaller for the larger one: "
         "the best point of a flat curve is luck"
     )
     found = (f"{name}, alone: {_found(outcome)}" for name, outcome in zip(design.generators, outcomes, strict=True))

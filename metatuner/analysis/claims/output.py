@@ -76,7 +76,7 @@ def _line(ruling: Ruling, worlds: dict[str, str]) -> list[str]:
         *([_points(told.estimate), _points(told.low), _points(told.high)] if told else ["", "", ""]),
         _number(outcome.p_for),
         _number(outcome.p_against),
-        "" if outcome.needed is None else f"{outcome.needed:.0f}" if outcome.towards else "cannot be told",
+        "" if outcome.needed is None else f"{outcome.needed:.0f}" if outcome.towards else "unknown",
         told.scope if told and outcome.towards else "",
         outcome.towards or "",
         "" if told is None else str(told.conditional).lower(),
@@ -135,16 +135,16 @@ def as_markdown(rulings: Sequence[Ruling], worlds: dict[str, str], world: str, *
 
 
 KEY = (
-    "Supported: every test that the claim needs finds it. Contradicted: its reverse is found, corrected as it has to "
-    "be (of a claim about every comparison: one of them, by Holm; about some: all of them). Undecided: neither; beside "
-    "it the number of test queries at which the difference that decides, as it is estimated, would be told with "
-    "probability 0.8, as far as the choice of queries goes, and for which side. Not evaluable: not run, or "
-    "not published. p: of the whole claim and of its reverse, two-sided, corrected as the verdict needs. "
-    "Intervals: 95 %, of the part named alone, uncorrected."
+    "Supported: every test that the claim needs is significant. Contradicted: the reverse of the claim is significant "
+    "after correction. A claim about every comparison is contradicted by one of them, after Holm's correction; a claim "
+    "about some comparison only by all of them. Undecided: neither. Then the number of test queries is given at which "
+    "the deciding difference, as estimated, would be significant with probability 0.8, and for which side; only the "
+    "choice of queries varies there. Not evaluable: not run, or not published. p: of the whole claim and of its "
+    "reverse, two-sided, corrected as the verdict needs. Intervals: 95 %, of the named part alone, uncorrected."
 )
 SEARCHED = (
-    "Measured verdicts are conditional on the settings. Those that were searched are winners of one random search on a "
-    "benchmark, with one seed; another search may find others, and no interval or p-value knows of that "
+    "Measured verdicts are conditional on the settings. Searched settings are the winners of one random search per "
+    "benchmark, with one seed. Another search may find others; no interval or p-value includes that "
     "(docs/statistics.md, Tuning)."
 )
 
@@ -161,5 +161,5 @@ def _decision(outcome: Outcome, *, measured: bool) -> list[str]:
     if outcome.p_for is not None and outcome.p_against is not None:
         lines.append(f"- The claim: {_p(outcome.p_for)}; its reverse: {_p(outcome.p_against)}")
     if needed := describe_needed(outcome):
-        lines.append(f"- That difference would be told with: {needed}")
+        lines.append(f"- That difference would be significant with: {needed}")
     return lines

@@ -19,7 +19,7 @@ NOT_PUBLIC = {
     6: "the scores by number of rollouts are not public",
     8: "SFT's scores under other prompts are not public",
     9: "the table of generalisation is not public",
-    10: "0.03 to 0.53 s a query are stated for writing; the time of answering is not public",
+    10: "0.03 to 0.53 s per query are stated for writing; the time of answering is not public",
 }
 """Why a claim cannot be judged on published numbers."""
 

@@ -120,7 +120,7 @@ def _note(comparison: Comparison, world: str) -> list[str]:
     return note_lines(
         f"Bars: mean over seeds and test queries; {whiskers(entries)}. "
         + "Bold: highest mean; †: not significantly below it (paired tests, Holm)"
-        + ("; marks hold for these seeds' policies, other seeds may differ. " if conditional else ". ")
+        + ("; marks hold for these seeds, other seeds may differ. " if conditional else ". ")
         + ("*: some seeds have no result. " if any(entry.mean and entry.hole for entry in entries) else "")
         + (f"{warning} " if (warning := unequal_tuning(comparison)) else "")
         + world

@@ -222,24 +222,24 @@ def _legend(comparison: Comparison, paper: PaperTable) -> Iterator[Text]:
         few = any(mean.conditional for mean in means)
         single = max(len(entry.seeds) for entry in entries) == 1
         drawn = (
-            "1 seed: intervals are over queries only"
+            "1 seed: the bootstrap draws queries only"
             if single
-            else "test queries are drawn anew; seeds are not, as fewer than "
-            f"{MIN_SEEDS} are too few: the intervals hold for these seeds"
+            else f"the bootstrap draws queries, not seeds: fewer than {MIN_SEEDS} seeds are too few, and intervals "
+            "hold for these seeds"
             if few
-            else "seeds and test queries are drawn anew"
+            else "the bootstrap draws seeds and queries"
         )
         yield f"Measured: mean over seeds and test queries with its {100 * LEVEL:.0f} % bootstrap interval ({drawn})."
     if means and comparison.reference:
         yield (
             Span(
-                f"Behind the semicolon: the paired difference from {comparison.names.title(*comparison.reference)} in "
-                "points, with its interval (uncorrected); "
+                f"After the semicolon: the paired difference from {comparison.names.title(*comparison.reference)} in "
+                "points, with its uncorrected interval; "
             ),
             Span("*", "mark"),
             Span(
-                f": it differs from 0 (paired test, p ≤ {1 - LEVEL:.2f} after Holm's correction for the differences of "
-                "the column" + ("; marks hold for these seeds' policies, other seeds may differ)." if few else ").")
+                f": it differs from 0 (paired test, p ≤ {1 - LEVEL:.2f} after Holm's correction within the column"
+                + ("; marks hold for these seeds, other seeds may differ)." if few else ").")
             ),
         )
     elif means:
@@ -249,8 +249,8 @@ def _legend(comparison: Comparison, paper: PaperTable) -> Iterator[Text]:
             Span("†", "mark"),
             Span(
                 f": not significantly below it (paired test, p > {1 - LEVEL:.2f} after Holm's correction for all pairs "
-                "of the column); no mark: significantly below"
-                + (" (marks hold for these seeds' policies; other seeds may differ)." if few else ".")
+                "in the column); no mark: significantly below"
+                + (" (marks hold for these seeds; other seeds may differ)." if few else ".")
             ),
         )
     if grouped := [text for benchmark in comparison.benchmarks if (text := _grouped(comparison, benchmark))]:
@@ -259,8 +259,8 @@ def _legend(comparison: Comparison, paper: PaperTable) -> Iterator[Text]:
         other = comparison.names.title(*comparison.reference) if comparison.reference else "the best"
         yield (
             f"Smallest difference from {other} "
-            "that a paired test finds with 80 % probability, in points, alone and, in brackets, where the column's "
-            "correction is strictest (median over methods, from the choice of test queries alone): "
+            "that a paired test finds with 80 % probability, in points: as a single test, and in brackets under the "
+            "strictest correction of the column (median over methods; only the choice of queries varies): "
             f"{', '.join(detectable)}."
         )
     if spread := _spread(comparison):
@@ -269,20 +269,20 @@ def _legend(comparison: Comparison, paper: PaperTable) -> Iterator[Text]:
         yield f"Settings: {'; '.join(_settings(comparison))}."
     if any(entry.tuned.startswith(("winner", "inherited", "medians")) for entry in entries):
         yield (
-            "Settings that were searched are of one search with one seed: another may find others, of which no "
-            "interval here knows."
+            "Searched settings come from one search with one seed. Another search may find others; no interval here "
+            "includes that."
         )
     shown = [paper.of(*method, benchmark) for method in comparison.methods for benchmark in comparison.benchmarks]
     if any(shown):
         yield (
             "Paper: single published numbers of the paper's models and data, from secondary sources, without "
-            "intervals; empty: not published. Sampling of its test rows alone (how many is inferred from its scores) "
-            f"leaves open, in points: {', '.join(_open(paper))}."
+            "intervals; empty: not published. Half-width of the interval that sampling its test rows alone gives, in "
+            f"points (their number is inferred from its scores): {', '.join(_open(paper))}."
         )
     if differences := _published_differences(comparison, paper):
         yield differences
     if any(entry.hole for entry in entries):
-        yield "Failed and skipped cells have no score and are no zeros; whole reasons are in the CSV file."
+        yield "Failed and skipped cells have no score; they do not count as 0. The CSV file has the full reasons."
 
 
 def _grouped(comparison: Comparison, benchmark: str) -> str:
@@ -292,11 +292,11 @@ def _grouped(comparison: Comparison, benchmark: str) -> str:
 
 def _detectable(comparison: Comparison, benchmark: str) -> str:
     errors = [entry.behind.standard_error for entry in comparison.of(benchmark) if entry.behind]
-    told = [smallest_detectable_effect(error) for error in errors if error]  # 0: queries show no spread
+    single = [smallest_detectable_effect(error) for error in errors if error]  # 0: queries show no spread
     means = sum(entry.mean is not None for entry in comparison.of(benchmark))
     tests = len(errors) if comparison.reference else comb(means, 2)
     strict = [smallest_detectable_effect(error, level=1 - (1 - LEVEL) / max(tests, 1)) for error in errors if error]
-    effect = f"{100 * median(told):.1f} ({100 * median(strict):.1f})" if told else "cannot be told"
+    effect = f"{100 * median(single):.1f} ({100 * median(strict):.1f})" if single else "unknown"
     return f"{comparison.titles[benchmark]} {effect}" if errors else ""
 
 
@@ -306,7 +306,7 @@ def _spread(comparison: Comparison) -> str:
     if not spreads:
         return ""
     largest, entry = max(spreads, key=lambda each: each[0])
-    few = "of so few only a rough number; " if max(len(entry.seeds) for _, entry in spreads) < MIN_SEEDS else ""
+    few = "a rough number with so few; " if max(len(entry.seeds) for _, entry in spreads) < MIN_SEEDS else ""
     return (
         f"Standard deviation of the means of a method's seeds, in points ({few}all in the CSV file, "
         f"seed_sd): median {100 * median(sd for sd, _ in spreads):.1f}, largest {100 * largest:.1f} "
@@ -331,8 +331,8 @@ def _published_differences(comparison: Comparison, paper: PaperTable) -> str:
     title = comparison.names.title(*comparison.reference)
     unknown = " (whether -I or -J was ablated is not public)" if ablated else ""
     return (
-        f"Paper, in brackets: less {title}'s published score, our subtraction{unknown}; {within} of "
-        f"{len(intervals)} such differences are within what sampling alone can make (unpaired, {100 * LEVEL:.0f} %)."
+        f"Paper, in brackets: the published score minus that of {title}, subtracted here{unknown}; {within} of "
+        f"{len(intervals)} such differences could come from sampling alone (unpaired, {100 * LEVEL:.0f} %)."
     )
 
 
@@ -349,10 +349,10 @@ def _settings(comparison: Comparison) -> Iterator[str]:
             named = found.setdefault(word, {}).setdefault(comparison.names.title(*method), [])
             if len(set(words.values())) > 1:
                 named.append(comparison.titles[benchmark])
-    whole = "those tuned for the whole method, or for the methods it is made of"
-    medians = "medians of those tuned so on each benchmark trained on"
+    whole = "tuned for the full method, or for the methods that it builds on"
+    medians = "medians of the winners of the train benchmarks"
     elsewhere = {
-        "winner": "tuned so, but with generator",
+        "winner": "tuned in the same way, with generator",
         "inherited": f"{whole}, with generator",
         "medians": f"{medians}, with generator",
     }
@@ -363,7 +363,7 @@ def _settings(comparison: Comparison) -> Iterator[str]:
         "medians": medians,
         **{word: f"{elsewhere[kind]} {generator}" for word, kind, generator in parted},
         "untuned": "the preset's own",
-        "expired": "expired winners, so the preset's own",
+        "expired": "the preset's own, as the stored winners have expired",
         "none": "nothing to tune",
     }
     for word, heading in headings.items():

@@ -67,7 +67,7 @@ class Benchmark(ABC):
         return changed
 
     def raw_from_hub(self, record: dict[str, Any], place: str) -> dict[str, Any]:
-        """A Hub record as a raw row. By default it is unchanged; if it has no id, its place ("train-17") becomes the id."""
+        """A Hub record as a raw row. The default keeps it; if it has no id, its place ("train-17") becomes the id."""
         return {"id": place, **record}
 
     @abstractmethod

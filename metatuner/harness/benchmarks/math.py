@@ -34,7 +34,7 @@ class MATH(Benchmark):
     max_new_tokens = 1024
 
     def row(self, raw: dict[str, Any]) -> Row:
-        r"""The query is the problem, the target is the whole solution, and the gold is what its last `\boxed{}` holds."""
+        r"""The query is the problem, the target the whole solution, and the gold what its last `\boxed{}` holds."""
         query, solution = text_field(raw, "problem"), text_field(raw, "solution")
         text_field(raw, "type")
         gold = last_boxed(solution)

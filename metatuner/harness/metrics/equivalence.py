@@ -134,7 +134,7 @@ def _any_equal(answer: str, golds: tuple[str, ...]) -> Verdict:
 
 
 def normalise_latex(text: str) -> str:
-    r"""Normalise what only changes the look: `\dfrac`, `\left(`, `\!`, `$`, runs of white space, a final full stop."""
+    r"""Normalise what only changes looks: `\dfrac`, `\left(`, `\!`, `$`, runs of white space, a final full stop."""
     for written, plain in ((r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), (r"\!", ""), ("$", "")):
         text = text.replace(written, plain)
     for size in (r"\left", r"\right"):
@@ -144,7 +144,7 @@ def normalise_latex(text: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` with balanced braces (also `\fbox` and `\boxed 5`); None if there is none."""
+    r"""The content of the last balanced `\boxed{...}` (also `\fbox{...}` and `\boxed 5`); None if there is none."""
     starts = []
     for command in (r"\boxed", r"\fbox"):
         at = text.find(command)

@@ -1,4 +1,4 @@
-r"""The worker process in which `equivalence` compares expressions. It runs as a file; its argument is the limits as JSON.
+r"""The process in which `equivalence` compares expressions. It runs as a file; its argument is the limits as JSON.
 
 It reads a line `["answer", "gold"]` and writes `true` or `false`. It imports neither torch nor the project. It uses
 only the LaTeX grammar of math-verify, because the plain-expression parser passes text to Python's `eval`.
