@@ -1,4 +1,4 @@
-# The whole reproduction as one DAG: `snakemake --cores all`. Rules are wiring; the work is the `metatuner` command line.
+# The reproduction as one DAG: `snakemake --cores all`. Rules connect steps; the `metatuner` command does the work.
 from snakemake.utils import min_version
 
 min_version("9.0")

@@ -47,9 +47,9 @@ class Settings:
     last_temperature: Positive = 0.7
     """Sampling temperature of the edits in the last round; it falls linearly."""
     scored_rows: Count = 256
-    """Train rows that each candidate is scored on; all train rows if there are fewer. As many as in OPRO here."""
+    """Train rows that each candidate is scored on; all train rows if there are fewer. The same default as OPRO."""
     proposal_tokens: Count = 128
-    """Maximum length in tokens of what the proposer writes. As many as in OPRO here; the source has 4096."""
+    """Maximum length in tokens of what the proposer writes. The same default as OPRO; the source has 4096."""
     finalists: Count = 4
     """Candidates with the best train scores; the dev rows choose between them."""
 

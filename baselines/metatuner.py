@@ -174,7 +174,7 @@ class AlternatingConfig(MetaTunerConfig):
 
 
 class MetaTunerI(MetaTunerJ):
-    """Trains both branches in turns: steps on one loss term, then on the other, starting from the common warm-up."""
+    """Trains both branches by steps on one loss term, then on the other, starting from the common warm-up."""
 
     name = "metatuner_i"
     title = "MetaTuner-I"

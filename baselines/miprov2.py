@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from baselines.shared.dspy_program import DemonstratedActor
 
 
-DESCRIBING = 12
-"""Maximum number of calls in which DSPy describes the train rows before it proposes."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """Settings of MIPROv2. Defaults without another source come from dspy.MIPROv2 with `auto="light"`, except that

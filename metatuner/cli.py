@@ -15,14 +15,14 @@ from metatuner.commands.base import label
 from metatuner.errors import UserError, suggest
 
 NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
-"""Errors of the place that files go to, not of the program."""
+"""Errors of the place where files are written, not of the program."""
 BROKEN_WEIGHTS_REMEDY = "a file of weights is cut off or broken: restore it, or remove its folder and run again"
 NO_PLACE_REMEDY = "free space or make the place writable, then run again: finished work is kept"
 ABOUT = "Reproducibility benchmark harness for MetaTuner. `snakemake --cores all` runs the steps."
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every command with its words."""
+    """The parser of all commands and their options."""
     top = argparse.ArgumentParser(
         prog="metatuner",
         description=ABOUT,
@@ -50,7 +50,7 @@ def _listing() -> str:
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words, the values read as YAML; the key may be dotted."""
+    """Read `key=value` words: the value is YAML, and the key may be dotted."""
     import yaml
 
     found: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; a UserError is one line on stderr and exit status 2."""
+    """Run one command; a `UserError` becomes one line on stderr and exit status 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv is None and os.environ.get(forkserver.ADDRESS):
@@ -82,14 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         arguments = _parse(words)
     if argv is None and "PYTHONHASHSEED" not in os.environ:
-        # Libraries write sets to files in their order, which differs from process to process unless this is set.
+        # Libraries write sets to files, and the order of sets differs between processes unless this is set.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONHASHSEED": "0"})
     return _guarded(commands[arguments.command], arguments, words)
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     made = parser()
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+    if "_ARGCOMPLETE" in os.environ:  # a shell wants completions
         import argcomplete
 
         argcomplete.autocomplete(made)
@@ -120,7 +120,7 @@ def _run(command: Command, arguments: argparse.Namespace, words: Sequence[str]) 
 
 
 def _guarded(command: Command, arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    """Run a command; errors that a user can mend are one line."""
+    """Run a command; errors that a user can fix become one line."""
     from safetensors import SafetensorError
 
     try:
@@ -129,10 +129,10 @@ def _guarded(command: Command, arguments: argparse.Namespace, words: Sequence[st
         return status
     except UserError as error:
         message = str(error)
-    except SafetensorError as error:  # its writer wraps the system's errors in one of its own
+    except SafetensorError as error:  # its writer wraps errors of the system
         full = any(f"os error {number}" in str(error) for number in NO_PLACE)
         message = f"{error}; {NO_PLACE_REMEDY if full else BROKEN_WEIGHTS_REMEDY}"
-    except BrokenPipeError:  # what reads the output has closed it, as `head` does
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

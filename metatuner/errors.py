@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """A failure whose message is meant for the user; the command line prints it on one line and exits with 2."""
+    """A failure with a message for the user; the command line prints it on one line and exits with 2."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Reading and writing files: what is there is the old file or the whole new one, also after a crash."""
+"""Reading and writing files: even after a crash, a path holds the old file or the whole new one."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from metatuner.errors import UserError
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file as a whole or not at all; its folder is made."""
+    """Write a file completely or not at all; its folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,7 +30,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a UTF-8 text file, line ends as given, as a whole or not at all."""
+    """Write a UTF-8 text file, with line ends as given, completely or not at all."""
     return write_bytes(path, text.encode())
 
 
@@ -106,9 +106,9 @@ def read_csv(path: Path, columns: Iterable[str], remedy: str) -> list[dict[str, 
 
 @contextmanager
 def complete_folder(final: Path) -> Iterator[Path]:
-    """A temporary sibling folder that is renamed to `final` when the block ends well, and removed when it does not.
+    """A temporary sibling folder that is renamed to `final` if the block succeeds, and removed if it fails.
 
-    If another process has made `final` meanwhile, that one stays: equal keys mean equal contents.
+    If another process has made `final` in the meantime, that folder stays: equal keys mean equal contents.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))

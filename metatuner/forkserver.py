@@ -4,11 +4,11 @@
         done = server.run(["metatuner", "fit", "--config", ...], cwd=folder)
 
 A `metatuner` command that finds the server's address in METATUNER_FORK_SERVER asks that server for a fork instead of
-importing anything itself. So a whole Snakemake run under `server.environment` takes its jobs from one server.
+importing anything itself. So all jobs of a Snakemake run under `server.environment` use one server.
 
-A fork keeps the server's code as it was when the server started, and the environment variables that libraries read when
-they are imported (HF_HUB_OFFLINE, OMP_NUM_THREADS, PYTHONHASHSEED). Everything else is the caller's: words,
-folder, environment, standard streams, signals. A caller that dies takes its command with it. POSIX only.
+A fork keeps the server's code as it was when the server started. It also keeps the environment variables that libraries
+read at import (HF_HUB_OFFLINE, OMP_NUM_THREADS, PYTHONHASHSEED). Everything else comes from the caller: words, folder,
+environment, standard streams, signals. If a caller dies, its command ends too. POSIX only.
 """
 
 import atexit
@@ -52,9 +52,9 @@ PRELOADED = tuple(
 """What the server imports. A module that is missing here is imported by each command that needs it."""
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 10.0
-"""Seconds in which a caller must have said what it wants: meanwhile nobody else is served."""
+"""Seconds within which a caller must send its request: meanwhile, no other caller is served."""
 _LOST = 70
-"""Exit status where the server went away before the command ended (EX_SOFTWARE)."""
+"""Exit status if the server ended before the command (EX_SOFTWARE)."""
 
 
 # ---- for callers -----------------------------------------------------------------------------------------------
@@ -64,20 +64,20 @@ class ForkServer:
     """Starts a server and stops it again.
 
     Args:
-        owner: the process with which the server ends, should nobody stop it; None: this one.
+        owner: the process with which the server ends if nobody stops it earlier; None: this process.
 
     Raises:
         UserError: the server does not start; its last line of output is in the message.
     """
 
     def __init__(self, owner: int | None = None) -> None:
-        # The path of a socket may have no more than 103 characters, so it does not lie below TMPDIR.
+        # A socket's path may have at most 103 characters, so it is not below TMPDIR.
         short = Path("/tmp")
         self._home = tempfile.TemporaryDirectory(prefix="mt-", dir=short if short.is_dir() else None)
         self.address = Path(self._home.name) / "s"
         log = Path(self._home.name) / "log"
         words = [sys.executable, "-m", "metatuner.forkserver", str(self.address), str(owner or os.getpid())]
-        # The server writes one word to the pipe once it listens; without it the pipe closes when the server dies.
+        # The server writes one word to the pipe once it listens. If it dies first, the pipe closes without the word.
         with open(log, "wb") as out:
             self._process = subprocess.Popen(
                 words,
@@ -103,17 +103,17 @@ class ForkServer:
     def run(
         self, words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end in a fork; its output as text.
+        """Run a command to its end in a fork; returns its output as text.
 
         Args:
             words: the command's name (`metatuner` or `snakemake`) and its arguments.
-            cwd: its folder; None: this process's.
+            cwd: its folder; None: this process's folder.
             env: its environment; None: `environment`.
         """
         return run(self.address, words, cwd, self.environment if env is None else env)
 
     def stop(self) -> None:
-        """End the server, and what still runs of its commands."""
+        """End the server and its commands that are still running."""
         self._process.terminate()
         self._process.wait()
         self._home.cleanup()
@@ -128,7 +128,7 @@ class ForkServer:
 def run(
     address: Path, words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a fork of the server at an address; its output as text. See `ForkServer.run`."""
+    """Run a command in a fork of the server at an address; returns its output as text. See `ForkServer.run`."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(os.devnull, "rb") as none:
         streams = (none.fileno(), out.fileno(), err.fileno())
         with _ask(address, words, cwd or Path.cwd(), os.environ if env is None else env, streams) as connection:
@@ -141,15 +141,15 @@ def run(
 
 
 def become(words: Sequence[str]) -> int:
-    """Run a command in a fork of the server that the environment names, as if it were this process; its exit status.
+    """Run a command in a fork of the server that the environment names; returns its exit status.
 
-    The fork has this process's standard streams; signals that ask to stop are passed on to it. Called by the command
-    line before it imports anything heavy.
+    The fork acts as this process: it has the same standard streams, and stop signals are passed on to it. The command
+    line calls this before it imports anything heavy.
 
     Raises:
         UserError: no server answers.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # until there is somebody to pass them on to
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # until there is a fork to pass them on to
     connection = _ask(Path(os.environ[ADDRESS]), words, Path.cwd(), os.environ, (0, 1, 2))
 
     def pass_on(number: int, frame: object) -> None:
@@ -157,7 +157,7 @@ def become(words: Sequence[str]) -> int:
             connection.sendall(bytes([number]))
 
     for number in _FORWARDED:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` has it
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
             signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     return _wait(connection)  # the connection closes with this process
@@ -181,7 +181,7 @@ def _ask(
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:
-    """So many bytes; fewer if the other side is gone."""
+    """`count` bytes; fewer if the other side is gone."""
     found = b""
     while len(found) < count:
         with suppress(ConnectionError, TimeoutError):
@@ -207,7 +207,7 @@ def _server_environment() -> dict[str, str]:
 
 
 def _preload() -> None:
-    """Import what commands need. UserError if that leaves threads behind: a fork would copy their locks, not them."""
+    """Import what commands need; `UserError` if this starts threads: a fork copies their locks, but not the threads."""
     for name in PRELOADED:
         importlib.import_module(name)
     from metatuner.config import load_config
@@ -216,8 +216,8 @@ def _preload() -> None:
     plan = Plan(load_config("nano"))
     assert plan.grid.cells  # reads and hashes the code of all methods once
     gc.collect()
-    gc.freeze()  # a fork's collections leave alone what it shares with the server
-    # Threads of Python; a library's own (OMP_NUM_THREADS=1 keeps BLAS from starting some) are not seen.
+    gc.freeze()  # collections in a fork then leave memory that it shares with the server alone
+    # Only Python threads are seen, not a library's own (OMP_NUM_THREADS=1 keeps BLAS from starting some).
     threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if threads:
         raise UserError(f"imports have started threads, which a fork would lose: {', '.join(threads)}")
@@ -244,7 +244,7 @@ class _Server:
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
 
     def serve(self) -> Sequence[str] | None:
-        """Serve until the owner is gone (None); in a fork: return the words of the command that it is to run."""
+        """Serve until the owner is gone, then return None; in a fork, return the words of the command to run."""
         try:
             while psutil.pid_exists(self.owner):
                 for key, _ in self.selector.select(timeout=1.0):
@@ -263,7 +263,7 @@ class _Server:
                     os.killpg(pid, signal.SIGKILL)
 
     def _take(self, connection: socket.socket) -> Sequence[str] | None:
-        """Fork for a request: None in the server, the words in the fork."""
+        """Fork for a request; returns None in the server, and the words in the fork."""
         streams: list[int] = []
         try:
             connection.settimeout(_PATIENCE)
@@ -272,13 +272,13 @@ class _Server:
             connection.settimeout(None)
             request = json.loads(body)
             pid = os.fork()
-        except (ValueError, OSError):  # a caller that died while it asked; no place for another process
+        except (ValueError, OSError):  # the caller died during its request, or no process can be added
             connection.close()
             for stream in streams:
                 os.close(stream)
             return None
         if pid:
-            with suppress(OSError):  # here and in the fork: whoever comes first
+            with suppress(OSError):  # called here and in the fork: either may be first
                 os.setpgid(pid, pid)
             for stream in streams:
                 os.close(stream)
@@ -290,7 +290,7 @@ class _Server:
         os.environ.clear()
         os.environ.update(request["env"])
         tempfile.tempdir = None  # TMPDIR is the caller's
-        # What the server's imports clean up at their end is not a fork's.
+        # Clean-up that the server's imports registered must not run in a fork.
         atexit._clear()
         finalizers: Any = weakref.finalize
         finalizers._registry.clear()
@@ -303,7 +303,7 @@ class _Server:
         return list(request["words"])
 
     def _let_go(self, connection: socket.socket) -> None:
-        """In a fork: be no server any more."""
+        """In a fork: stop being a server."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -324,11 +324,11 @@ class _Server:
                     self.selector.unregister(connection)
                 code = os.waitstatus_to_exitcode(status)
                 with suppress(OSError):
-                    connection.sendall(struct.pack("!i", code if code >= 0 else 128 - code))  # as a shell has it
+                    connection.sendall(struct.pack("!i", code if code >= 0 else 128 - code))  # as in a shell
                 connection.close()
 
     def _pass_on(self, connection: socket.socket) -> None:
-        """A caller's signals go to its command; a caller that is gone takes its command with it."""
+        """Pass a caller's signals on to its command; kill the command if the caller is gone."""
         if connection not in self.running.values():  # its command has just ended
             return
         pid = next(pid for pid, held in self.running.items() if held is connection)
@@ -344,16 +344,16 @@ class _Server:
 
 
 def main(address: str, owner: str) -> int:
-    """Be a server; in each of its forks: run the command, whose exit status is returned."""
+    """Run the server; in each of its forks, run the command and return its exit status."""
     ready = os.dup(1)
-    os.dup2(2, 1)  # what imports print
+    os.dup2(2, 1)  # output of imports
     _preload()
     server = _Server(Path(address), int(owner))
     os.write(ready, b"ready")
     os.close(ready)
     words = server.serve()
     if words is None:
-        for left in (Path(address), Path(address).with_name("log")):  # by an owner that was killed
+        for left in (Path(address), Path(address).with_name("log")):  # left by a killed owner
             left.unlink(missing_ok=True)
         with suppress(OSError):
             Path(address).parent.rmdir()
@@ -362,7 +362,7 @@ def main(address: str, owner: str) -> int:
     try:
         status = _command(words)
     finally:
-        # Without the interpreter's own end, which would take apart (and so copy) all that was imported.
+        # This skips the interpreter's own shutdown, which would tear down (and so copy) all imported modules.
         try:
             threading._shutdown()  # type: ignore[attr-defined]  # ends executors' threads, waits for the others
             atexit._run_exitfuncs()
@@ -373,7 +373,7 @@ def main(address: str, owner: str) -> int:
 
 
 def _command(words: Sequence[str]) -> int:
-    """Run a command as its console script would; its exit status."""
+    """Run a command as its console script would; returns its exit status."""
     sys.argv = list(words)
     if words[0] not in PROGRAMS:
         print(f"{words[0]}: the fork server runs {' and '.join(PROGRAMS)} alone", file=sys.stderr)
@@ -388,7 +388,7 @@ def _command(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         traceback.print_exc()
         return 130
-    except BaseException:  # as the interpreter does at its end: a traceback and status 1, whatever it was
+    except BaseException:  # like the interpreter: a traceback and status 1 for any error
         traceback.print_exc()
         return 1
 

@@ -1,4 +1,4 @@
-"""What results depend on, as hashes: values, files, and the code that made them."""
+"""Hashes of what results depend on: values, files, and the code that made them."""
 
 import ast
 import hashlib
@@ -41,15 +41,20 @@ def hash_file(path: Path) -> str:
     return _hash_file_at(path, status.st_size, status.st_mtime_ns)
 
 
+def _is_text(node: Any) -> bool:
+    """Whether a statement is a bare string: a docstring of a module, class, function, field or constant."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
 def _plain(node: Any) -> Any:
-    """A syntax tree as JSON values: docstrings and empty fields left out, so that Python versions agree on it."""
+    """A syntax tree as JSON values, without docstrings and empty fields, so that Python versions agree on it."""
     if isinstance(node, list):
-        return [_plain(item) for item in node]
+        return [_plain(item) for item in node if not _is_text(item)]
     if not isinstance(node, ast.AST):
         return node if isinstance(node, (str, int, bool)) else repr(node)
     fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-        fields["body"] = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+    if isinstance(node, ast.ClassDef) and any("Signature" in ast.dump(base) for base in node.bases):
+        fields["prompt"] = ast.get_docstring(node, clean=False)  # DSPy shows it to the model
     return [type(node).__name__, {name: _plain(value) for name, value in fields.items()}]
 
 
@@ -67,7 +72,7 @@ def _parsed(path: Path) -> tuple[str, tuple[tuple[str, int, tuple[str, ...]], ..
 
 
 def _locate(module: str) -> list[Path]:
-    """The files that importing a dotted first-party module runs: its packages' __init__ and itself."""
+    """The files that run when a dotted first-party module is imported: its packages' __init__ and itself."""
     if module.split(".")[0] not in FIRST_PARTY:
         return []
     found, here = [], ROOT
@@ -111,8 +116,8 @@ def import_closure(*roots: Path) -> list[Path]:
 def hash_code(*roots: Path, data: Iterable[Path] = ()) -> str:
     """A hash of the code that `roots` run: their first-party import closure without comments and docstrings.
 
-    Files are named by their place below the project root (a file elsewhere: by its name), so that moving a checkout
-    changes nothing. `data` adds files that the code reads (word lists, task definitions), by their bytes.
+    Files are named by their path below the project root (files elsewhere by their name), so that moving a checkout
+    changes nothing. `data` adds the bytes of files that the code reads (word lists, task definitions).
     """
 
     def name(path: Path) -> str:
@@ -124,9 +129,9 @@ def hash_code(*roots: Path, data: Iterable[Path] = ()) -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """The commit of the checkout whose top is `folder`, and whether files differ from it; None where there is none."""
+    """The commit of the checkout with top `folder`, and whether files differ from it; None if there is no checkout."""
     top = _git(folder, "rev-parse", "--show-toplevel")
-    if top is None or Path(top) != folder.resolve():  # an installed copy below someone else's checkout
+    if top is None or Path(top) != folder.resolve():  # an installed copy inside another checkout
         return {"commit": None, "modified": None}
     commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
     return {"commit": commit, "modified": None if changes is None else bool(changes)}

@@ -12,7 +12,7 @@ from typing import Any
 from metatuner.files import write_json
 
 _UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes of a unit of `ru_maxrss`."""
+"""Bytes per unit of `ru_maxrss`."""
 
 
 # ---- a block -------------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def measured() -> Iterator[Meter]:
 
 
 def _reset_peak_memory() -> None:
-    """Start a new measurement of peak memory where the system allows it (Linux)."""
+    """Start a new measurement of peak memory if the system allows it (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     torch = sys.modules.get("torch")
@@ -55,7 +55,7 @@ def _reset_peak_memory() -> None:
 
 
 def _peak_memory() -> int:
-    """Peak resident bytes since `_reset_peak_memory` (elsewhere than on Linux: since the process began)."""
+    """Peak resident bytes since `_reset_peak_memory` (on systems other than Linux: since the process began)."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -64,9 +64,9 @@ def _peak_memory() -> int:
 
 
 def peak_allocated(run: Callable[[], object], device: Any) -> int:
-    """The most bytes of tensors that a run holds at a time beyond what was held before it.
+    """The peak bytes of tensors that a run holds, beyond what was held before it.
 
-    By CUDA's allocator, or by the profiler's record on a CPU.
+    Measured by CUDA's allocator or, on a CPU, by the profiler.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -99,12 +99,12 @@ class Process:
     startup: float | None = None
 
     def started(self) -> None:
-        """Process start and imports end here; what follows is the command's work."""
+        """Mark the end of process start and imports; what follows is the command's work."""
         if self.startup is None:
             self.startup = time.process_time()
 
     def write(self, folder: Path, step: str, pack: str) -> None:
-        """Write it to `<folder>/<step>-<pack>.json`, replacing that of an earlier run of the same job."""
+        """Write the usage to `<folder>/<step>-<pack>.json`, in place of an earlier run's file of the same job."""
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         used = time.process_time()
         record = {

@@ -1,4 +1,4 @@
-"""What a person sees while a command works: few lines on the terminal, everything in the log."""
+"""What a user sees while a command runs: few lines on the terminal, everything in the log."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ _label = ""
 
 
 def to_log(path: Path, label: str, command: str) -> None:
-    """From now on, what this process and its libraries print goes to `path`; `say` still reaches the terminal.
+    """Redirect what this process and its libraries print to `path`; `say` still reaches the terminal.
 
     The log begins with the command line that repeats this step.
     """
@@ -29,14 +29,14 @@ def to_log(path: Path, label: str, command: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line for the person watching, and for the log."""
+    """Print a line for the user and for the log."""
     print(text, file=sys.stderr, flush=True)
     if _terminal is not sys.stderr:
         print(f"[{_label}] {text}", file=_terminal, flush=True)
 
 
 class Countdown:
-    """Says how far a loop has come and about how long it still takes, at most every `every` seconds."""
+    """Reports a loop's progress and approximate remaining time, at most once per `every` seconds."""
 
     def __init__(self, total: int, what: str, every: float = 10.0) -> None:
         self.total, self.what, self.every = total, what, every
@@ -44,7 +44,7 @@ class Countdown:
         self._start = self._said = time.monotonic()
 
     def step(self, count: int = 1) -> None:
-        """`count` more items are done."""
+        """Count `count` more items as done."""
         self.done += count
         now = time.monotonic()
         if now - self._said >= self.every and self.done < self.total:

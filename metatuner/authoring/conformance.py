@@ -1,6 +1,6 @@
-"""Does a method keep its contract? Each check runs the real commands on untrained models and a few rows.
+"""Checks that a method keeps its contract. Each check runs the real commands on untrained models and a few rows.
 
-What a file does is watched through Python's audit events, which is no sandbox: code that wants to hide can.
+Python's audit events show what a file does. This is no sandbox: code that wants to hide can.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ from metatuner.plan import Fit, Plan
 from metatuner.run.guard import CHECKING, below, is_a_librarys, open_places
 
 BENCHMARKS = ("gsm8k", "math")
-"""The first is trained on."""
+"""The method trains on the first."""
 PATIENCE = 300
 """Seconds that one fit or evaluation may take here."""
 HALF = 0.5
-"""Of a fit's time: when it is killed, and of its calls: what a budget leaves it."""
+"""Share of a fit's time after which it is killed, and share of its calls that a budget allows."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Finding:
     check: str
     status: Literal["ok", "fails", "cannot tell"]
     detail: str = ""
-    """What was seen, and the remedy where it fails."""
+    """What was seen, and the remedy if it fails."""
 
 
 class TinyWorld:
-    """A tiny world with one method in it, and copies of it that are tampered with."""
+    """A tiny world with one method in it, and copies of it with changes."""
 
     def __init__(self, file: Path, name: str, home: Path, overrides: dict[str, Any]) -> None:
         self.file, self.name, self.home = file.resolve(), name, home.resolve()
-        self.home.mkdir(parents=True, exist_ok=True)  # where its processes run, as libraries leave files where they are
+        self.home.mkdir(parents=True, exist_ok=True)  # its processes run here, because libraries leave files there
         settings = {"methods": {name: overrides}} if overrides else {}
         self.overrides: dict[str, Any] = {
             **settings,
@@ -68,12 +68,12 @@ class TinyWorld:
         return load_config("smoke", {**self.overrides, "results": str(self.home / run), **changes})
 
     def plan(self, config: Config) -> tuple[Plan, Fit]:
-        """Its plan, and the method's fit."""
+        """The plan of a config, and the method's fit."""
         plan = Plan(config)
         return plan, next(cell.fit for cell in plan.grid.cells.values())
 
     def prepare(self, run: str, **changes: Any) -> tuple[Config, Plan, Fit]:
-        """A copy of the world, ready to fit in; made of the first one where there is one."""
+        """A copy of the world, ready for a fit; made from the first one if there is one."""
         config = self.config(run, **changes)
         plan, fit = self.plan(config)
         write_text(plan.layout.config, dump_config(config))
@@ -92,7 +92,7 @@ class TinyWorld:
         return config, plan, fit
 
     def run(self, plan: Plan, *words: str, check: bool = True, watch: Path | None = None) -> tuple[int, str]:
-        """One `metatuner` command in a process of its own; its status and output."""
+        """Run one `metatuner` command in its own process. Returns its status and output."""
         done = subprocess.run(
             self.command(plan, *words, watch=watch),
             capture_output=True,
@@ -107,17 +107,17 @@ class TinyWorld:
         return done.returncode, done.stdout + done.stderr
 
     def command(self, plan: Plan, *words: str, watch: Path | None = None) -> list[str]:
-        """Its command line; `watch` names a file for what it opens and writes."""
+        """The command line for `run`; `watch` names a file that records what the process opens and writes."""
         start = ["metatuner.cli"] if watch is None else ["metatuner.authoring.watched", str(watch)]
         return [sys.executable, "-m", *start, *words, "--config", str(plan.layout.config)]
 
     def environment(self) -> dict[str, str]:
-        """This process's, with a fixed hash seed and this checkout first."""
+        """The environment of this process, with a fixed hash seed and this checkout first."""
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         return {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": path, CHECKING: "1"}
 
     def fit(self, plan: Plan, *, watch: Path | None = None) -> dict[str, Any]:
-        """Run the fit (and what it requires); its outcome."""
+        """Run the fit (and what it requires). Returns its outcome."""
         for name in plan.packs.fits:
             self.run(plan, "fit", "--pack", name, watch=watch)
         name = f"{self.name}-00"
@@ -140,18 +140,18 @@ def artifacts(folder: Path) -> dict[str, str]:
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> str:
-    """Names of files that are not the same."""
+    """Names of files that differ."""
     return ", ".join(sorted(name for name in {*one, *other} if one.get(name) != other.get(name)))
 
 
 def check_method(file: Path, home: Path, overrides: dict[str, Any], say: Callable[[Finding], None]) -> list[Finding]:
-    """Every check in turn on the methods that a file defines; each finding is told as it is found.
+    """Run every check in turn on the methods that a file defines, and report each finding at once.
 
     Args:
-        file: a method's file, of baselines/ or anybody's.
+        file: a method's file, in baselines/ or elsewhere.
         home: an empty folder for the tiny worlds.
         overrides: the method's part of the config: settings, budget.
-        say: told of each finding.
+        say: receives each finding.
 
     Raises:
         UserError: the file does not import, or defines no method.
@@ -309,7 +309,7 @@ def _check_answers(world: TinyWorld, plan: Plan, fit: Fit, tell: Callable[..., N
     queries = [to_query(row) for row in rows]
     try:
         runs = [shop.open_policy(fit, share=False).respond(queries) for _ in range(2)]
-    except Exception as error:  # an author's policy may raise anything; it is this check's finding
+    except Exception as error:  # a policy may raise anything; the error is this check's finding
         tell(check, "fails", f"{type(error).__name__}: {error}")
         return
     if any(len(run) != len(queries) for run in runs):
@@ -345,7 +345,7 @@ def _check_skip(world: TinyWorld, cls: Any, tell: Callable[..., None]) -> None:
 
 
 def _check_places(world: TinyWorld, plan: Plan, watched: Path, tell: Callable[..., None]) -> None:
-    """What the fit's processes wrote and read, as far as audit events tell."""
+    """Check what the fit's processes wrote and read, as far as audit events show."""
     lines = [json.loads(line) for line in watched.read_text(encoding="utf-8").splitlines()] if watched.is_file() else []
     root = plan.layout.root.resolve()
     allowed = [world.home, root, Path(plan.config.cache).resolve(), *open_places()]
@@ -364,7 +364,7 @@ def _check_places(world: TinyWorld, plan: Plan, watched: Path, tell: Callable[..
 
 
 def read_overrides(text: str | None) -> dict[str, Any]:
-    """The method's part of a config, as YAML on the command line."""
+    """The method's part of a config, given as YAML on the command line."""
     found = yaml.safe_load(text) if text else {}
     if not isinstance(found, dict):
         raise UserError(f"--method-config {text!r}: give a mapping, e.g. '{{settings: {{epochs: 1}}}}'")

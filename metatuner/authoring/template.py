@@ -73,10 +73,10 @@ class {cls}(Method):
 
 
 def new_method(name: str, family: str, folder: Path) -> Path:
-    """Write `<folder>/<name>.py`; its path.
+    """Write `<folder>/<name>.py` and return its path.
 
     Raises:
-        UserError: the name is taken or no name, or the file exists.
+        UserError: the name is taken or invalid, or the file exists.
     """
     if not NAME.fullmatch(name):
         raise UserError(f"{name!r} is no method name; use lower-case letters, digits and underscores, a letter first")

@@ -1,4 +1,4 @@
-"""Runs `metatuner` and writes down what it opens: `python -m metatuner.authoring.watched FILE words...`."""
+"""Runs `metatuner` and records what it opens: `python -m metatuner.authoring.watched FILE words...`."""
 
 import json
 import os
@@ -12,7 +12,7 @@ def main() -> int:
     """Install the hook, then run the command line."""
     from metatuner.cli import main as command
 
-    # One file descriptor, opened before and written without `open`, which would be an event itself.
+    # Use one file descriptor, opened before the hook is installed. Calling `open` later would itself be an event.
     out = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     seen: set[tuple[str, bool]] = set()
 

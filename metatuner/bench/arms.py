@@ -1,4 +1,4 @@
-"""Ways to give each query of a batch a LoRA of its own, behind one interface."""
+"""Ways to give each query of a batch its own LoRA, behind one interface."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,7 +20,7 @@ SCALE = 2.0
 
 @dataclass
 class Arm:
-    """A model with factors in it, and the tensors that their gradients go to."""
+    """A model with factors, and the tensors that get the factors' gradients."""
 
     lm: LM
     values: Tensor
@@ -28,10 +28,10 @@ class Arm:
     applied: Callable[[list[int]], AbstractContextManager[Any]]
     """Given the rows of a batch, a context in which the model is adapted to them."""
     gradient: Callable[[], Tensor] | None = None
-    """The gradients of the factors in that layout; None where there are no factors."""
+    """The gradients of the factors in that layout; None if there are no factors."""
     leaves: Sequence[Tensor] = ()
     one_by_one: bool = False
-    """Rows are run each alone."""
+    """Rows are run one at a time."""
     summed: bool = False
     """All rows go through the same parameters: the gradient, [1, flat_size], is the sum over rows."""
     stock: bool = False
@@ -74,7 +74,7 @@ class Arm:
 
     @torch.inference_mode()
     def logits(self, prompts: Sequence[list[int]]) -> Tensor:
-        """After the last token of each prompt; all are of one length."""
+        """Logits after the last token of each prompt; all prompts have one length."""
         rows = list(range(len(prompts)))
         found = []
         for part in [[row] for row in rows] if self.one_by_one else [rows]:
@@ -86,7 +86,7 @@ class Arm:
 
 @torch.inference_mode()
 def stock_generate(lm: LM, prompts: Sequence[list[int]], new: int, **sampling: Any) -> list[list[int]]:
-    """What transformers' `generate` writes after prompts padded on the left, as one batch."""
+    """What transformers' `generate` writes after prompts that are padded on the left, in one batch."""
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), PAD)
     mask = torch.zeros_like(ids)
@@ -104,7 +104,7 @@ def stock_generate(lm: LM, prompts: Sequence[list[int]], new: int, **sampling: A
 
 
 def lora_arms(bench: Bench, shape: Shape, lm: LM) -> tuple[PerQueryLoRA, dict[str, Arm], dict[str, str]]:
-    """The ways to run factors on all linears of one model, sharing its weights, and why others are left out."""
+    """The arms that run factors on all linears of one model and share its weights, and why others are left out."""
     lora = PerQueryLoRA(lm.model, rank=shape.rank, scale=SCALE)
     stream = torch.Generator().manual_seed(1)
     values = torch.randn(shape.batch, lora.flat_size, generator=stream).mul_(0.02).to(lm.device, lm.model.dtype)
@@ -119,7 +119,7 @@ def lora_arms(bench: Bench, shape: Shape, lm: LM) -> tuple[PerQueryLoRA, dict[st
     }
     skipped: dict[str, str] = {}
     copies = sum(site.d_in * site.d_out for site in lora.sites) * shape.batch * values.element_size()
-    if 3 * copies > bench.available_bytes():  # the weights, their gradients, and what a pass needs beside
+    if 3 * copies > bench.available_bytes():  # the weights, their gradients, and what else a pass needs
         skipped["materialised"] = f"the linears once for each query are {copies / 1e9:.0f} GB, their gradients as many"
     else:
         builders["materialised"] = partial(_materialised, lm, lora, values)
@@ -132,7 +132,7 @@ def lora_arms(bench: Bench, shape: Shape, lm: LM) -> tuple[PerQueryLoRA, dict[st
 
 def _base(lm: LM, values: Tensor) -> Arm:
     view = frozen_view(lm)
-    view.model.enable_input_require_grads()  # the floor of a training step: activations' gradients, no others
+    view.model.enable_input_require_grads()  # the floor of a training step: only gradients of activations
     return Arm(view, torch.zeros_like(values), lambda rows: nullcontext())
 
 
@@ -142,11 +142,11 @@ def per_query(lm: LM, lora: PerQueryLoRA, values: Tensor) -> Arm:
 
 
 def _peft(lm: LM, lora: PerQueryLoRA, values: Tensor, names: Sequence[str]) -> tuple[PeftModel, Arm]:
-    """A view of the model with one stock adapter a name, holding the factors of the row of the same number."""
+    """A view of the model with one stock adapter per name; the adapters hold the factors of the rows, in order."""
     view = frozen_view(lm)
     targets = sorted({site.name.rpartition(".")[2] for site in lora.sites})
     config = LoraConfig(r=lora.rank, lora_alpha=round(SCALE * lora.rank), target_modules=targets, lora_dropout=0.0)
-    # Adapters in the model's own precision: faster than stock's float32 ones where the model's is lower.
+    # Adapters in the model's own precision are faster than PEFT's default, float32, if the precision is lower.
     wrapped = get_peft_model(view.model, config, adapter_name=names[0], autocast_adapter_dtype=False)
     for name in names[1:]:
         wrapped.add_adapter(name, config, autocast_adapter_dtype=False)
@@ -194,7 +194,7 @@ def _loop_peft(lm: LM, lora: PerQueryLoRA, values: Tensor) -> Arm:
 
 
 def _adapter_names(lm: LM, lora: PerQueryLoRA, values: Tensor) -> Arm:
-    """PEFT's mixed batches. It refuses them in training mode; the model is in evaluation mode, which has no dropout."""
+    """PEFT's mixed batches. PEFT refuses them in training mode; the model is in evaluation mode, without dropout."""
     names = [f"query{row}" for row in range(len(values))]
     wrapped, arm = _peft(lm, lora, values, names)
 
@@ -227,7 +227,7 @@ def _materialised(lm: LM, lora: PerQueryLoRA, values: Tensor) -> Arm:
 
                 linear.forward = forward  # type: ignore[assignment, method-assign]
             yield None
-        finally:  # also where memory runs out among them: the others need what they hold
+        finally:  # also if memory runs out halfway: the other arms need this memory
             for linear in linears.values():
                 linear.__dict__.pop("forward", None)
 

@@ -1,4 +1,4 @@
-"""How anything is measured: times of arms run in turn, peak memory, rates; and the random models they run on."""
+"""How times of arms run in turn, peak memory and rates are measured, and the random models that arms run on."""
 
 import math
 import time
@@ -20,25 +20,25 @@ from metatuner.method.optimising import OUT_OF_MEMORY
 
 LEAST_REPEATS = 9
 LEAST_SECONDS = 0.2
-"""A single timing runs an arm as often as it takes to last so long."""
+"""A single timing repeats an arm often enough to last this long."""
 PAD, END = 0, 1
 H200 = {"TFLOP/s": 790.0, "GB/s": 4300.0}
-"""What dense bfloat16 products and copies reach on one NVIDIA H200: the rate of a floor."""
+"""What dense bfloat16 products and copies reach on one NVIDIA H200. Floors assume these rates."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """The least work of a run by the time it took."""
+    """The least work of a run, divided by the time it took."""
 
     of: str
-    """What was run: "a joint step"."""
+    """What was run, such as "a joint step"."""
     seconds: float
     work: float
     """In units of 10^12 FLOP or 10^9 bytes; see `shapes`."""
     unit: str
     """TFLOP/s or GB/s."""
     peak: float | None
-    """What the device reaches at best, in this unit; None where that is not known."""
+    """What the device reaches at best, in this unit; None if unknown."""
 
     @property
     def reached(self) -> float:
@@ -46,7 +46,7 @@ class Rate:
 
     @property
     def share(self) -> float | None:
-        """Of the peak, which is the floor's time by the time taken; None where there is no peak."""
+        """The share of the peak, which is the floor's time divided by the time taken; None without a peak."""
         return None if self.peak is None else self.reached / self.peak
 
     def __str__(self) -> str:
@@ -66,9 +66,9 @@ class Measurement:
     shape: str
     what: str
     against: tuple[str, ...]
-    """The arms that others are put in proportion to."""
+    """The arms that others are compared with, by ratio."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    """Arm -> a time each round."""
+    """Arm -> one time per round."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Arm -> why it was not measured."""
     megabytes: dict[str, float] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Measurement:
     notes: list[str] = field(default_factory=list)
 
     def ratio(self, arm: str, to: str) -> tuple[float, float, float]:
-        """Lower quartile, median and upper quartile over rounds of one arm's time by another's."""
+        """Lower quartile, median and upper quartile over rounds of one arm's time divided by another's."""
         ratios = [a / b for a, b in zip(self.seconds[arm], self.seconds[to], strict=True)]
         lower, _, upper = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
         return lower, median(ratios), upper
@@ -85,7 +85,7 @@ class Measurement:
 
 @contextmanager
 def within_memory(arm: str, doing: str, skipped: dict[str, str]) -> Iterator[None]:
-    """Where memory runs out inside, leaves with the reason in `skipped`; other errors pass."""
+    """If memory runs out inside, leave the context and put the reason into `skipped`; other errors are raised."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -106,13 +106,14 @@ class Bench:
     least_seconds: float = LEAST_SECONDS
 
     def measure(self, measured: Measurement, arms: Mapping[str, Callable[[], object]], *, memory: bool = False) -> None:
-        """Fill in times and, with `memory`, peak memory of the arms not yet in `skipped`, where those that memory runs
-        out in go.
+        """Fill in times and, with `memory`, peak memory of the arms that are not in `skipped`.
+
+        Arms that run out of memory are added to `skipped`.
         """
         runs = {name: run for name, run in arms.items() if name not in measured.skipped}
         for name, run in runs.items() if memory else ():
             with within_memory(name, "in a run", measured.skipped):
-                run()  # allocates what later runs find there, such as AdamW's state
+                run()  # allocates what later runs reuse, such as AdamW's state
                 measured.megabytes[name] = self.peak_megabytes(run)
         fitting = {name: run for name, run in runs.items() if name not in measured.skipped}
         measured.seconds = self.time(fitting, measured.skipped)
@@ -120,9 +121,10 @@ class Bench:
             measured.megabytes.pop(name, None)
 
     def time(self, arms: Mapping[str, Callable[[], object]], skipped: dict[str, str]) -> dict[str, list[float]]:
-        """Seconds a run of each arm, by round; a run of each beforehand warms up and sets how often it is repeated.
+        """Seconds per run of each arm, by round.
 
-        An arm that memory runs out in goes to `skipped`, with the reason; the others go on.
+        One run of each arm beforehand warms up and sets the number of repetitions. An arm that runs out of memory goes
+        to `skipped`, with the reason; the others go on.
         """
         times: dict[str, list[float]] = {name: [] for name in arms}
         inner: dict[str, int] = {}
@@ -149,11 +151,11 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def peak_megabytes(self, run: Callable[[], object]) -> float:
-        """The most memory that a run allocates at a time."""
+        """The peak memory that a run allocates."""
         return peak_allocated(run, self.device) / 1e6
 
     def peak(self, unit: str) -> float | None:
-        """The rate of a floor, in TFLOP/s or GB/s; None for a device or a precision that it is not known of."""
+        """The rate of a floor, in TFLOP/s or GB/s; None if it is not known for the device or precision."""
         known = self.device.type == "cuda" and "H200" in torch.cuda.get_device_name(self.device)
         return H200[unit] if known and (unit == "GB/s" or self.dtype == "bfloat16") else None
 
@@ -163,7 +165,7 @@ class Bench:
         return psutil.virtual_memory().available
 
     def lm(self, shape: Shape, seed: int = 0) -> LM:
-        """A random model whose tokenizer has one word a token; its end of text is never the likeliest token."""
+        """A random model. Its tokenizer has one word per token; its end of text is never the likeliest token."""
         torch.manual_seed(seed)
         config = Qwen2Config(
             vocab_size=shape.vocabulary,
@@ -196,6 +198,6 @@ class Bench:
 
 
 def random_ids(shape: Shape, lengths: Sequence[int], seed: int) -> list[list[int]]:
-    """Ids of ordinary words, by length."""
+    """Rows of random ids of ordinary words, one row per length."""
     draw = Random(seed)
     return [[draw.randrange(2, shape.vocabulary) for _ in range(length)] for length in lengths]

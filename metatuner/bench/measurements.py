@@ -20,15 +20,15 @@ from metatuner.method.objectives import prompt_loss, rewrite_pair, task_pair
 from metatuner.method.tuned import lora_parameters, to_train
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
-"""Largest deviation of an arm from the per-query LoRA, relative to the norm of what is compared."""
+"""Largest allowed deviation of an arm from the per-query LoRA, relative to the norm of the compared numbers."""
 GENERATOR_RANK = 16
-"""Of the LoRA on the generator in a joint step."""
+"""Rank of the LoRA on the generator in a joint step."""
 
 Batch = Sequence[tuple[list[int], list[int]]]
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:
-    """The norm of the difference, relative to what is expected."""
+    """The norm of the difference, relative to the norm of `expected`."""
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
@@ -38,7 +38,7 @@ def _check(arm: str, what: str, value: float, dtype: str) -> None:
 
 
 def training(bench: Bench, name: str, shape: Shape) -> Measurement:
-    """A training step of the factors, the model frozen: time, and peak memory."""
+    """Time and peak memory of a training step of the factors; the model is frozen."""
     lm = bench.lm(shape)
     lora, arms, skipped = lora_arms(bench, shape, lm)
     # Completions of unequal length, as training batches have.
@@ -87,7 +87,7 @@ def _flop(shape: Shape, batch: Batch, factors: int = 0) -> float:
 
 
 def _add_rates(measured: Measurement, bench: Bench, work: Mapping[str, float], of: str) -> None:
-    """The TFLOP/s of those arms, given their FLOP, that were timed."""
+    """Add the TFLOP/s of all timed arms, given their FLOP."""
     for arm, flop in work.items():
         if arm in measured.seconds:
             seconds = median(measured.seconds[arm])
@@ -133,10 +133,14 @@ def generation(bench: Bench, name: str, shape: Shape) -> Measurement:
 def joint(bench: Bench, name: str, shape: Shape) -> Measurement:
     """A step of joint training, and each of its parts alone: forward and backward pass, and AdamW's update.
 
-    The floor of the step is the least of its two branches, and 6 FLOP a query and weight of the parameter decoder:
-    `training_flop` of the generator on D2 (p~, x and the prompt written), through its LoRA, and of the actor on D1 (the
-    prompt, x and the answer), through per-query factors. Not counted are the meta encoder's own reading of (p~, x),
-    which is shared with the prompt branch's where D1 and D2 show the same queries, and the updates.
+    The floor of the step is the sum of three parts:
+
+    - `training_flop` of the generator on D2 (p~, x and the written prompt), through its LoRA
+    - `training_flop` of the actor on D1 (the prompt, x and the answer), through per-query factors
+    - 6 FLOP per query and weight of the parameter decoder
+
+    The updates are not counted. The meta encoder's own reading of (p~, x) is not counted either: the prompt branch
+    shares it if D1 and D2 show the same queries.
     """
     words = Random(4)
     actor_shape = shape.actor or shape
@@ -234,7 +238,7 @@ def joint(bench: Bench, name: str, shape: Shape) -> Measurement:
 
 
 def rollouts(bench: Bench, name: str, shape: Shape) -> Measurement:
-    """Sampled rewrites of queries of log-normal length: ours, and `model.generate` on batches padded to the left."""
+    """Sampled rewrites of queries of log-normal length, by `generate` and by `model.generate` (left-padded batches)."""
     lm = bench.lm(shape)
     draw = Random(8)
     count = 4 * shape.batch

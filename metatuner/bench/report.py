@@ -1,4 +1,4 @@
-"""The command: what is measured when, the bars, and what is printed and written."""
+"""The command: which measurements run, the bars, and the output."""
 
 import gc
 import platform
@@ -25,12 +25,12 @@ DEFAULT = (
 """What is measured when neither a measurement nor a shape is named."""
 FLOOR = "floor"
 PRECISION = {"cpu": "float32", "cuda": "bfloat16"}
-"""What bars are for, by device."""
+"""The precision that bars apply to, by device."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar beside what was measured."""
+    """A bar and the measured value."""
 
     bar: str
     result: Literal["met", "missed", "unmeasured"]
@@ -45,7 +45,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Bar:
-    """What a median over rounds is held to: the ratio of two arms' times, or of an arm's rate to its floor's."""
+    """A bound on a median over rounds: of the ratio of two arms' times, or of an arm's rate to its floor's rate."""
 
     measurement: str
     shape: str
@@ -61,10 +61,10 @@ class Bar:
         return f"{self.measurement} at {self.shape}, {arms} {'>=' if self.at_least else '<='} {self.bound:.2f}x"
 
     def verdict(self, measured: Measurement, bench: Bench, own_sizes: bool = True) -> Verdict:
-        """Of a measurement at this bar's shape.
+        """The verdict on a measurement at this bar's shape.
 
         Args:
-            own_sizes: False if the command line gave others than the shape's own.
+            own_sizes: False if the command line changed the shape's sizes.
         """
         if not own_sizes:
             return self.unmeasured("not at the shape's own sizes")
@@ -100,7 +100,7 @@ BARS = (
     Bar("joint", "3b", "step", FLOOR, 0.40, at_least=True, device="cuda"),
     Bar("joint", "7b", "step", FLOOR, 0.40, at_least=True, device="cuda"),
 )
-"""On a CPU for float32, on a GPU for bfloat16; a floor is known of an H200 only (`measure.H200`)."""
+"""Bars on a CPU are for float32, bars on a GPU for bfloat16. Only an H200 has a known floor (`measure.H200`)."""
 
 
 def run(
@@ -116,13 +116,13 @@ def run(
     only: str | None = None,
     json_file: Path | None = None,
 ) -> None:
-    """Measure and print; `UserError` for a name, a size, a device or a folder that there is not.
+    """Measure and print; `UserError` for an unknown name, a bad size, or a device or folder that does not exist.
 
     Args:
         shape: a key of `SHAPES`; all measurements are then made at it.
-        width, layers, batch, rank: in place of the shape's own, and of its actor's.
+        width, layers, batch, rank: replace the sizes of the shape and of its actor.
         only: a key of `MEASUREMENTS`.
-        json_file: also gets all times; written anew after each measurement.
+        json_file: also gets all times; it is rewritten after each measurement.
     """
     for what, value, known in (
         ("dtype", dtype, TOLERANCE),
@@ -173,8 +173,8 @@ def run(
 
 
 def _measure(bench: Bench, name: str, at: str, sizes: Shape) -> Measurement:
-    """A measurement, or one without times where its models alone do not fit in memory."""
-    gc.collect()  # modules with hooks are cycles: the models before this one
+    """A measurement; it has no times if its models alone do not fit in memory."""
+    gc.collect()  # frees earlier models: modules with hooks are reference cycles
     skipped: dict[str, str] = {}
     with within_memory("all arms", "before any was timed", skipped):
         return MEASUREMENTS[name](bench, at, sizes)

@@ -1,4 +1,4 @@
-"""The models that are measured, and the least that a pass of one must compute or read."""
+"""The measured models, and the least that one pass of a model must compute or read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,18 +18,18 @@ class Shape:
     feed_forward: int
     vocabulary: int
     batch: int
-    """Queries, each with factors of its own."""
+    """Queries, each with its own factors."""
     prompt: int
     completion: int
-    """Trained on."""
+    """Tokens that are trained on."""
     new: int
-    """Written in generation."""
+    """Tokens that are written in generation."""
     rank: int = 8
     actor: Union["Shape", None] = None
-    """The actor of a joint step where it is not of its generator's shape."""
+    """The actor of a joint step, if its shape differs from the generator's shape."""
 
     def with_sizes(self, width: int | None, layers: int | None, batch: int | None, rank: int | None) -> "Shape":
-        """Another width keeps the width of a head and the proportion of the feed-forward layer; so for the actor."""
+        """The shape and its actor with other sizes; a new width keeps head width and feed-forward proportion."""
         actor = self.actor and self.actor.with_sizes(width, layers, batch, rank)
         shape = replace(
             self, layers=layers or self.layers, batch=batch or self.batch, rank=rank or self.rank, actor=actor
@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def key_value_width(self) -> int:
-        """Of the keys, and of the values, of one token in one layer."""
+        """Width of the keys, and of the values, of one token in one layer."""
         return self.width // self.heads * self.key_value_heads
 
     @property
@@ -77,14 +77,14 @@ def training_flop(shape: Shape, lengths: Sequence[int], predicted: int, factors:
 
         4 (T N + predicted H)  +  6 T F  +  6 L d sum n^2
 
-    A product of [a, b] and [b, c] is 2 a b c. Frozen weights are in two products, forward and backward through the
-    activations; factors in a third, for their gradient. Causal attention is two products of half n x n x d forward,
-    four backward. Padding is not counted.
+    A product of [a, b] and [b, c] is 2 a b c. Frozen weights are in two products: forward, and backward through the
+    activations. Factors are also in a third product, for their gradient. Causal attention is two products of half
+    n x n x d forward and four backward. Padding is not counted.
 
     Args:
-        lengths: n, tokens read of each row.
+        lengths: n, the tokens read of each row.
         predicted: positions at which the LM head runs.
-        factors: F, numbers of LoRA factors that a token meets.
+        factors: F, how many numbers of LoRA factors a token meets.
     """
     tokens = sum(lengths)
     attention = 6 * shape.layers * shape.width * sum(length**2 for length in lengths)
@@ -92,14 +92,14 @@ def training_flop(shape: Shape, lengths: Sequence[int], predicted: int, factors:
 
 
 def decoding_bytes(shape: Shape, number_size: int, cached: int = 0, factors: int = 0) -> float:
-    """The least bytes that a step of decoding reads for the batch: N + H + batch (F + 2 L cached d_kv) numbers.
+    """The least bytes that a decoding step reads for the batch: N + H + batch (F + 2 L cached d_kv) numbers.
 
     These are the weights of linears and LM head, each row's factors, and the keys and values of its cached tokens.
 
     Args:
         number_size: bytes of a number.
-        cached: tokens a row, on the mean.
-        factors: F, numbers of LoRA factors of a row.
+        cached: mean tokens per row.
+        factors: F, how many numbers the LoRA factors of a row have.
     """
     cache = 2 * shape.layers * cached * shape.key_value_width
     return number_size * (shape.linears + shape.head + shape.batch * (factors + cache))

@@ -1,4 +1,4 @@
-"""How a command is declared: its words, its help and what it does, in one place."""
+"""How a command is declared: its arguments, its help and its action, in one place."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """A word of a command, as argparse's `add_argument` takes it."""
+    """An argument of a command, as argparse's `add_argument` takes it."""
 
     names: tuple[str, ...]
     keywords: dict[str, Any]
@@ -26,15 +26,15 @@ class Command:
     help: str
     """One line, in lower case."""
     action: Callable[..., int | None]
-    """Gets the config (if it is `configured`) and the parsed words; returns the exit status (None: 0)."""
+    """Gets the config (if the command is `configured`) and the parsed arguments; returns the exit status (None: 0)."""
     options: tuple[Option, ...] = ()
     configured: bool = True
-    """Whether it works on a preset: it then takes --config, or preset=NAME and config keys, and --log."""
+    """Whether the command works on a preset. It then takes --config, or preset=NAME and config keys, and --log."""
     description: str = ""
     """Shown by `metatuner COMMAND --help`; by default `help`."""
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Give a parser this command's words."""
+        """Add this command's arguments to a parser."""
         from pathlib import Path
 
         if self.configured:
@@ -49,12 +49,12 @@ class Command:
 
 
 def option(*names: str, **keywords: Any) -> Option:
-    """A word of a command."""
+    """An argument of a command."""
     return Option(names, keywords)
 
 
 def command(help: str, *options: Option, **fields: Any) -> Callable[[Callable[..., int | None]], Command]:
-    """Make a command of a function; its name is the function's, with hyphens."""
+    """Make a command from a function; its name is the function's name with hyphens."""
 
     def declare(action: Callable[..., int | None]) -> Command:
         return Command(action.__name__.strip("_").replace("_", "-"), help, action, options, **fields)
@@ -63,13 +63,13 @@ def command(help: str, *options: Option, **fields: Any) -> Callable[[Callable[..
 
 
 def label(arguments: argparse.Namespace) -> Sequence[str]:
-    """What tells one job of a command from another."""
+    """The values that distinguish one job of a command from another."""
     values = [getattr(arguments, name, None) for name in ("pack", "role", "method", "benchmark", "name")]
     return [value for value in values if value]
 
 
 def workshop(config: "Config", arguments: argparse.Namespace) -> "Workshop":
-    """The preset's models and benchmarks; up to here, CPU time is the process's start."""
+    """The preset's models and benchmarks. CPU time up to here counts as the start of the process."""
     from metatuner.run.workshop import Workshop
 
     shop = Workshop(config)

@@ -1,4 +1,4 @@
-"""Commands that look at a preset or a run, and change nothing."""
+"""Commands that show a preset or a run, and change nothing."""
 
 import argparse
 import json

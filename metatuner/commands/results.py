@@ -1,6 +1,6 @@
 """Commands that make scores, tables, figures, claims and the report from the files of a results folder.
 
-All but `scores` work on a snapshot as on a finished run.
+All except `scores` work on a snapshot as well as on a finished run.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The config: typed in one place, presets that each extend one base, and where a preset's files lie."""
+"""The config: its types, presets that each extend one base, and the places of a preset's files."""
 
 from metatuner.config.layout import Layout
 from metatuner.config.presets import (

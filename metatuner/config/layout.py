@@ -1,4 +1,4 @@
-"""Where a preset's files lie. Nothing here reads or writes."""
+"""The places of a preset's files. Nothing here reads or writes."""
 
 from pathlib import Path
 
@@ -34,19 +34,19 @@ class Layout:
         return self.cache / "models" / f"{role}-{key}"
 
     def fit(self, key: str) -> Path:
-        """Folder of a fit: policy/ (while it is kept), fit.json, cost.json, log.jsonl. It appears complete."""
+        """Folder of a fit: policy/ (while it is kept), fit.json, cost.json, log.jsonl. It exists only if complete."""
         return self.root / "fits" / key
 
     def cell(self, key: str) -> Path:
-        """Folder of a cell: predictions.jsonl, metrics.json, cell.json, cost.json. It exists iff it is complete."""
+        """Folder of a cell: predictions.jsonl, metrics.json, cell.json, cost.json. It exists only if complete."""
         return self.root / "cells" / key
 
     def pack(self, step: str, name: str) -> Path:
-        """The list that a fit or evaluate job writes: its keys and what became of each."""
+        """The list that a fit or evaluate job writes: its keys and their outcomes."""
         return self.root / "packs" / step / f"{name}.json"
 
     def attempts(self, step: str, name: str) -> Path:
-        """How many runs of a pack left a failure; Snakemake does not know of this file, so it outlives a rerun."""
+        """How many runs of a pack left a failure. Snakemake does not know this file, so it survives a rerun."""
         return self.root / "packs" / step / f".{name}.attempts"
 
     def tune(self, method: str, benchmark: str) -> Path:
@@ -54,7 +54,7 @@ class Layout:
         return self.root / "tune" / f"{method}-{benchmark}.json"
 
     def trial(self, fit: str) -> Path:
-        """The score of one finished trial, so that an interrupted search goes on where it was."""
+        """The score of one finished trial, so that an interrupted search can continue."""
         return self.root / "tune" / "trials" / f"{fit}.json"
 
     def table(self, name: str, suffix: str) -> Path:
@@ -62,7 +62,7 @@ class Layout:
         return self.root / "tables" / f"{name}.{suffix}"
 
     def claims(self, suffix: str) -> Path:
-        """What became of the paper's claims: csv, parts.csv or md."""
+        """The verdicts on the paper's claims: csv, parts.csv or md."""
         return self.root / ("claims_parts.csv" if suffix == "parts.csv" else f"claims.{suffix}")
 
     def figure(self, name: str, suffix: str) -> Path:

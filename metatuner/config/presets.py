@@ -23,7 +23,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Deep merge: mappings merge key by key, anything else in `over` replaces; `!key: null` is not special."""
+    """Deep merge: mappings merge key by key, any other value in `over` replaces; `!key: null` is not special."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -71,7 +71,7 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
 
 def _one_line(error: ValidationError) -> str:
     found = error.errors()
-    # A misspelt key also leaves the right one missing: the misspelling is what to mend.
+    # If a key is misspelt, the right key is missing too: report the misspelling.
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     location = tuple(part for part in first["loc"] if part != "[key]")
     key = ".".join(str(part) for part in location)
@@ -93,7 +93,7 @@ def resolve(values: Mapping[str, Any]) -> Config:
 
 
 def _without_nulls(experiments: Any) -> Any:
-    """Experiments without those that are null, and without variants that are."""
+    """The experiments, without experiments and variants that are null."""
 
     def kept(values: Any) -> Any:
         return {name: each for name, each in values.items() if each is not None} if isinstance(values, dict) else values
@@ -111,10 +111,10 @@ def _without_nulls(experiments: Any) -> Any:
 
 
 def _chosen(experiments: Any, run: Any) -> Any:
-    """The experiments that `run` names, in its order; all where it names none."""
+    """The experiments that `run` names, in its order; all if it names none."""
     names = [run] if isinstance(run, str) else run
     if not isinstance(names, list) or not isinstance(experiments, dict):
-        return experiments  # what is wrong with them is found by their types
+        return experiments  # validation of their types reports what is wrong
     for name in names:
         if name not in experiments:
             raise UserError(f"config key 'run': no experiment {name!r}; {suggest(str(name), experiments)}")
@@ -122,13 +122,13 @@ def _chosen(experiments: Any, run: Any) -> Any:
 
 
 def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None) -> Config:
-    """The preset named, deep-merged with overrides and validated.
+    """The named preset, deep-merged with overrides and validated.
 
     Args:
         preset: a name in config/presets.
-        overrides: nested keys (or one level of dotted ones: `{"tuning.trials": 2}`) that replace the preset's.
+        overrides: nested keys (or dotted keys at the top level: `{"tuning.trials": 2}`) that replace the preset's.
 
-    An experiment, or a variant in one, that is set to null is left out, and so are those that `run` does not name.
+    Experiments and variants that are set to null are left out, and so are experiments that `run` does not name.
     """
     values = _read_preset(preset)
     for key, value in (overrides or {}).items():
@@ -156,7 +156,7 @@ def read_config(path: Path) -> Config:
 def dump_config(config: Config) -> str:
     """A config as indented JSON, the form `read_config` takes.
 
-    Keys stay in the config's order, in which cells are packed and variants stand in tables.
+    Keys keep the config's order, because cells are packed and variants are listed in tables in this order.
     """
     return json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 

@@ -11,7 +11,7 @@ BenchmarkId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 ExperimentId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 DEFAULT_VARIANT = "default"
-"""The variant of a method that has no `variants` in the config."""
+"""The name of the only variant of a method without `variants` in the config."""
 
 
 class _Part(BaseModel):
@@ -60,10 +60,10 @@ class ProposerConfig(_Part):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What fits depend on: not how it is reached."""
+        """What fits depend on; how the server is reached is left out."""
         return {"model": self.model, "base_url": self.base_url}
 
-    # A key that stands in the wrong place is not repeated in an error.
+    # An error must not repeat a key that stands in the wrong place.
     @model_validator(mode="after")
     def _holds_no_key(self) -> "ProposerConfig":
         if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
@@ -91,7 +91,7 @@ class ModelsConfig(_Part):
 
 
 class SizesConfig(_Part):
-    """Rows per split: `train` and `dev` are redrawn by each seed; `tune`, `test` and `audit` are fixed."""
+    """Rows per split. Each seed redraws `train` and `dev`; `tune`, `test` and `audit` are fixed."""
 
     train: int | None = Field(
         None,
@@ -104,7 +104,7 @@ class SizesConfig(_Part):
     test: int | None = Field(
         None,
         ge=1,
-        description="null: all. The paper does not say; 450, 1,319, 2,000 and 2,000, as the grids of its scores suggest",
+        description="null: all. The paper does not say; 450, 1,319, 2,000 and 2,000, from the grids of its scores",
     )
     audit: int = Field(0, ge=0, description="a separate draw for the nano world's own bars")
 
@@ -182,7 +182,7 @@ class SearchConfig(_Part):
 
 
 class VariantConfig(_Part):
-    """A variant of a method that is tuned on its own: an ablation, say, under the settings that suit it best."""
+    """A variant of a method that is tuned on its own, e.g. an ablation with the settings that suit it best."""
 
     settings: dict[str, Any] = Field(default_factory=dict, description="that differ from the method's")
     search: dict[str, SearchConfig] | None = Field(None, description="null: the method's")
@@ -201,7 +201,7 @@ class MethodConfig(_Part):
 
 
 class TuningConfig(_Part):
-    """Random search on the tune split with a seed outside the reported ones."""
+    """Random search on the tune split, with a seed that is not among the reported seeds."""
 
     trials: int = Field(8, ge=1)
     seed: int = Field(1000, ge=0)
@@ -241,14 +241,14 @@ class ExperimentConfig(_Part):
         return [self.generator] if isinstance(self.generator, str) else self.generator
 
     def trained_on(self, benchmark: str) -> tuple[str, ...]:
-        """The benchmarks that a fit trains on whose policy is tested on this one."""
+        """The benchmarks that a fit trains on if its policy is tested on this benchmark."""
         if self.train == "same":
             return (benchmark,)
         return tuple(name for name in self.benchmarks if name != benchmark)
 
     @property
     def points(self) -> dict[tuple[str, str], Any]:
-        """The value on the axis of each (method, variant) that sets it."""
+        """The value of the axis's setting for each (method, variant) that sets it."""
         found = {}
         *required, setting = (self.axis or "").split(".")
         for method, variants in self.variants.items():
@@ -287,10 +287,9 @@ class Config(_Part):
 
     @property
     def main(self) -> str:
-        """The name of the main experiment: `main`, or the first where none has that name.
+        """The name of the main experiment: `main`, or the first if none has that name.
 
-        Its first generator is the one that searches use, its first seed the one whose policies are timed, and `keep:
-        first` keeps its policies.
+        Searches use its first generator. The policies of its first seed are timed. `keep: first` keeps its policies.
         """
         return "main" if "main" in self.experiments else next(iter(self.experiments))
 

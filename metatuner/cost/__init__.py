@@ -1,4 +1,4 @@
-"""What a preset will cost: from a finished run's meter or, on other models, from what methods count of their loops."""
+"""What a preset will cost: from a finished run's meter or, for other models, from counts of the methods' loops."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +20,10 @@ def predict(plan: Plan, finished: Path, assume: Path) -> str:
     """A preset's predicted cost, as text.
 
     Args:
-        plan: the preset's.
-        finished: results folder of a finished run: of the same models, its meter is what is predicted from; else the
-            counts are compared with it.
-        assume: file of assumptions on other models.
+        plan: the preset's plan.
+        finished: results folder of a finished run. If it has the same models, the prediction uses its meter; else the
+            counts are compared with its meter.
+        assume: file of assumptions about other models.
     """
     provenance = finished / "provenance.json"
     if not provenance.is_file() and not plan.config.models.actor.path.startswith("nano:"):
@@ -42,7 +42,7 @@ def predict(plan: Plan, finished: Path, assume: Path) -> str:
 
 
 def _from_counts(plan: Plan, assume: Path) -> str:
-    """The cost on models that no finished run had."""
+    """The cost on models that no finished run used."""
     assumed, models = Assumptions.read(assume), plan.config.models
     jobs = jobs_of(plan, assumed)
     lines = predict_lines(
@@ -58,7 +58,7 @@ def _from_counts(plan: Plan, assume: Path) -> str:
 
 
 def describe(lines: Mapping[str, Line], assumed: Assumptions, downloads_gb: float) -> str:
-    """A text table, the costliest method first, and what is assumed."""
+    """A text table with the most expensive method first, and what is assumed."""
     kinds = ("fit", "cell", "trial")
     columns = {"fits": 6, "cells": 7, "trials": 7, "M calls": 9, "M read": 9, "M written": 10, "M trained": 10}
     columns |= {"GPU-hours": 11, "GB": 8}

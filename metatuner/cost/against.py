@@ -1,4 +1,4 @@
-"""The counts of methods' loops against what a finished run was metered at."""
+"""Compares the counts of methods' loops with the meter of a finished run."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -23,8 +23,10 @@ def read_costs(root: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def measured_lengths(jobs: Iterable[Job], costs: Costs) -> dict[str, Lengths]:
-    """Lengths by benchmark as a finished run metered them: from its zero-shot cells, its fits of SFT under p~, and its
-    warm-ups."""
+    """Lengths by benchmark, as a finished run metered them.
+
+    They come from its zero-shot cells, its fits of SFT under p~, and its warm-ups.
+    """
     sums: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for job in jobs:
         if job.key not in costs or len(job.benchmarks) > 1:
@@ -58,9 +60,10 @@ def measured_lengths(jobs: Iterable[Job], costs: Costs) -> dict[str, Lengths]:
 
 
 def against(jobs: Iterable[Job], costs: Costs) -> dict[str, dict[str, float | None]]:
-    """Predicted over metered for fits: calls and tokens read, written and trained, without what they build on.
+    """Predicted over metered use of fits, by method: calls, and tokens read, written and trained.
 
-    None where nothing was metered. Fits on several benchmarks, and methods that use nothing, are left out.
+    What a fit builds on is not included. A ratio is None if nothing was metered. Fits on several benchmarks, and
+    methods that use nothing, are left out.
     """
     known = list(jobs)
     lengths = measured_lengths(known, costs)

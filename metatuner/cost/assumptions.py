@@ -1,4 +1,4 @@
-"""What is assumed of models, texts and a machine that nothing was metered on: `config/forecast.yaml`."""
+"""Assumptions about models, texts and a machine without metered runs: `config/forecast.yaml`."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +38,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Mean tokens, as the file has them."""
+    """Mean tokens, as in the file."""
 
     prompt: float
     rewrite: float
@@ -68,7 +68,7 @@ class GPU:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """`config/forecast.yaml`, or another file of its form."""
+    """`config/forecast.yaml`, or another file of the same form."""
 
     models: dict[str, Shape]
     tokens: TokenCounts
@@ -79,7 +79,7 @@ class Assumptions:
 
     @classmethod
     def read(cls, path: Path) -> "Assumptions":
-        """UserError, with the file and the key, where one is missing or no number."""
+        """Read a file. UserError names the file and the key if a value is missing or not a number."""
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -94,7 +94,7 @@ class Assumptions:
             raise UserError(f"{path}: key {key!r}: {first['msg']}; give it the keys of {ASSUMED}") from None
 
     def shape(self, model: str) -> Shape:
-        """Of a model by its path."""
+        """The shape of a model, by its path."""
         if model.startswith("nano:"):
             raise UserError("nano models are predicted from a finished run on them alone; name it (--from)")
         if model not in self.models:
@@ -102,13 +102,13 @@ class Assumptions:
         return self.models[model]
 
     def split(self, benchmark: str) -> Split:
-        """Of a benchmark, where a preset takes all rows."""
+        """The published rows of a benchmark, for a preset that takes all rows."""
         if benchmark not in self.rows:
             raise UserError(f"{self.path}: no rows of benchmark {benchmark!r} under `rows`; add them")
         return self.rows[benchmark]
 
     def lengths(self, benchmark: str) -> Lengths:
-        """On a benchmark."""
+        """Mean lengths on a benchmark."""
         if benchmark not in self.tokens.benchmarks:
             raise UserError(f"{self.path}: no lengths of benchmark {benchmark!r} under `tokens.benchmarks`; add them")
         mine, prompt = self.tokens.benchmarks[benchmark], self.tokens.prompt

@@ -1,4 +1,4 @@
-"""What a preset will cost, from what fits and cells of a finished run were metered at."""
+"""What a preset will cost, predicted from the metered fits and cells of a finished run."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,15 +14,15 @@ KINDS = ("fit", "cell")
 
 @dataclass(frozen=True)
 class Work:
-    """A fit or a cell that a preset asks for."""
+    """A fit or a cell that a preset needs."""
 
     kind: str
     """fit or cell."""
     method: str
     benchmark: str
-    """Of a fit on several benchmarks: their names, joined by +."""
+    """The benchmark's name; for a fit on several benchmarks, their names joined by +."""
     done: bool
-    """Complete already, so it costs nothing."""
+    """Whether it is already complete, so that it costs nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Metered:
 
     seconds: float
     peak_memory_bytes: int
-    """Of the process; on a GPU, of the GPU."""
+    """Peak memory of the process; on a GPU, of the GPU."""
     size: int
-    """Bytes on disk, weights included where they were kept."""
+    """Bytes on disk, including weights if they were kept."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Forecast:
     left: dict[str, int]
     """Fits and cells to compute."""
     unknown: dict[str, int]
-    """Those of them whose method the metered run does not have; they are not in the sums."""
+    """How many of these are of a method that the metered run does not have; they are not in the sums."""
     seconds: dict[str, float]
     size: float = 0.0
 
@@ -54,7 +54,7 @@ class Forecast:
 
 
 def read_metered(root: Path) -> dict[tuple[str, str, str], list[Metered]]:
-    """What was metered in a results folder, by (kind, method, benchmark); UserError where nothing was."""
+    """What was metered in a results folder, by (kind, method, benchmark); UserError if nothing was."""
     found: defaultdict[tuple[str, str, str], list[Metered]] = defaultdict(list)
     for kind, name in (("fit", "fits"), ("cell", "cells")):
         for path in sorted((root / name).glob("*/cost.json")):
@@ -70,7 +70,7 @@ def read_metered(root: Path) -> dict[tuple[str, str, str], list[Metered]]:
 
 
 def forecast(work: Iterable[Work], metered: Mapping[tuple[str, str, str], list[Metered]]) -> dict[str, Forecast]:
-    """Each method's predicted cost: the mean of what its fits and cells took, if possible on the same benchmark."""
+    """Predicted cost per method: the mean cost of its metered fits and cells, if possible on the same benchmark."""
     by_method: defaultdict[tuple[str, str], list[Metered]] = defaultdict(list)
     for (kind, method, _), each in metered.items():
         by_method[kind, method] += each
@@ -90,7 +90,7 @@ def forecast(work: Iterable[Work], metered: Mapping[tuple[str, str, str], list[M
 
 
 def describe(lines: Mapping[str, Forecast], metered: Mapping[tuple[str, str, str], list[Metered]]) -> str:
-    """A text table, the costliest method first, and what is assumed."""
+    """A text table with the most expensive method first, and what is assumed."""
     head = f"{'method':<22}{'fits':>7}{'cells':>7}{'s per fit':>10}{'s per cell':>11}{'hours':>9}{'GB':>8}"
     table = [head]
 

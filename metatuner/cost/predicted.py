@@ -1,7 +1,7 @@
-"""What a preset will cost on models that nothing was metered on: sequences, tokens, GPU-hours, memory and disk.
+"""What a preset will cost on models without metered runs: sequences, tokens, GPU-hours, memory and disk.
 
 Each method counts its own loop in sequences (`harness.loop`). Tokens per sequence, weights and the machine's speed are
-assumptions of `config/forecast.yaml`. FLOP come from tokens as the meter's do (`harness.budget`).
+assumptions of `config/forecast.yaml`. FLOP are computed from tokens as in the meter (`harness.budget`).
 """
 
 from collections import defaultdict
@@ -14,9 +14,9 @@ from metatuner.harness.loop import Counts, Loop, Rows, Sequences, Shape
 from metatuner.plan import Fit, Plan
 
 ADAPTER_BYTES, TRAINED_BYTES = 4, 16
-"""Of a trained weight: on disk, and in training with gradient and AdamW's moments."""
+"""Bytes per trained weight: on disk, and in training with gradient and AdamW's moments."""
 RECORD_BYTES, TOKEN_BYTES = 250, 4.5
-"""Of a line of predictions.jsonl beside its texts, and of a token of a text."""
+"""Bytes per line of predictions.jsonl without its texts, and bytes per token of a text."""
 
 
 # ---- tokens, FLOP, hours -------------------------------------------------------------------------------------------
@@ -41,9 +41,9 @@ def tokens(loop: Loop, s: Sequences, at: Lengths, *, window: float = float("inf"
 
     Args:
         loop: says what stands before a query and what the actor is trained on.
-        s: how many sequences.
-        at: how long they are.
-        window: of the actor.
+        s: numbers of sequences.
+        at: mean lengths of the sequences.
+        window: the actor's window.
     """
     asked = max(at.asked, min(at.asked + loop.shots * at.demo, window - at.answer))
     taught = at.answer if loop.own_answers else at.target
@@ -81,7 +81,7 @@ def hours(use: Tokens, shape: Shape, gpu: GPU, *, trained_weights: float = 0.0, 
 # ---- jobs ----------------------------------------------------------------------------------------------------------
 
 LIMITED = {"lm_calls": "calls", "generated_tokens": "written", "trained_tokens": "trained"}
-"""A budget's limits, by what of `Tokens` they hold down."""
+"""The limits of a budget, with the field of `Tokens` that each one limits."""
 
 
 @dataclass(frozen=True)
@@ -94,24 +94,24 @@ class Job:
     settings: Any
     """The method's typed settings."""
     loop: Loop | None
-    """Of the fit, on the rows of all its benchmarks together; None: the method does not count it."""
+    """The loop of the fit, on the rows of all its benchmarks together; None: the method does not count it."""
     benchmarks: tuple[str, ...]
-    """What a fit trains on; what a cell answers."""
+    """The benchmarks that a fit trains on, or the benchmark that a cell answers."""
     generator: str
     """Path of the generator's model; "" for a method that uses none."""
     train: float
-    """Train rows of each benchmark."""
+    """Train rows per benchmark."""
     asked: float = 0.0
-    """Test or tune rows that are answered."""
+    """Number of test or tune rows to answer."""
     key: str = ""
     requires: tuple["Job", ...] = ()
-    """Fits that this one builds on, jobs of their own."""
+    """Fits that this job builds on; they are jobs of their own."""
     limits: Mapping[str, float | None] = field(default_factory=dict)
-    """Of its budget; None, or missing: unlimited."""
+    """The limits of its budget; None, or missing: unlimited."""
 
     @property
     def parts(self) -> list[Loop]:
-        """The loops whose trained weights are part of its policy: its own, and those that it keeps."""
+        """The loops that trained weights of its policy: its own loop, and the loops of required fits that it keeps."""
         own = self.loop or Loop()
         return [own, *(part for needed in self.requires * own.keeps_required for part in needed.parts)]
 
@@ -128,7 +128,7 @@ class Job:
 
 
 def jobs_of(plan: Plan, assumed: Assumptions) -> list[Job]:
-    """Every fit and cell of a preset, every trial of its searches, and what these build on."""
+    """Every fit and cell of a preset, every trial of its searches, and the fits that these build on."""
     config = plan.config
 
     def job(fit: Fit) -> Job:
@@ -169,7 +169,7 @@ def jobs_of(plan: Plan, assumed: Assumptions) -> list[Job]:
 
 
 def use_of(job: Job, at: Callable[[str], Lengths], *, window: float = float("inf")) -> Use:
-    """Tokens of a job by model; those of a fit that its method does not count are left out."""
+    """Tokens of a job by model. Tokens of a fit are left out if its method does not count them."""
     total, share = {"actor": Tokens(), "generator": Tokens()}, 1 / len(job.benchmarks)
     loop = job.loop or Loop()
     for benchmark in job.benchmarks:
@@ -196,11 +196,11 @@ class Line:
     disk: float = 0.0
     """Bytes of policies and predictions."""
     memory_gb: float = 0.0
-    """Of its largest fit."""
+    """Memory of its largest fit."""
     counted: bool = True
     """False: the method does not count its loop, so its fits are not in the sums."""
     over: tuple[str, ...] = ()
-    """Limits that its largest fit would pass; what is predicted is what fits into them."""
+    """Limits that its largest fit would pass; the prediction counts what fits into them."""
 
 
 def predict(
@@ -209,12 +209,12 @@ def predict(
     """Each method's predicted cost.
 
     Args:
-        jobs: what there is to do.
+        jobs: the jobs to predict.
         actor: path of the actor's model.
         assumed: lengths, shapes and machine.
-        window: of the actor.
-        batch_tokens: of a generation batch.
-        dtype_bytes: of a model's weight.
+        window: the actor's window.
+        batch_tokens: padded tokens per generation batch.
+        dtype_bytes: bytes per weight of a model.
     """
     lines: defaultdict[str, Line] = defaultdict(Line)
     for job in jobs:
@@ -245,7 +245,7 @@ def predict(
 
 
 def policy_bytes(job: Job, shapes: Mapping[str, Shape], dtype_bytes: int) -> float:
-    """What a fit leaves on disk: trained weights, its own and those that it keeps of others."""
+    """Bytes that a fit leaves on disk: its own trained weights, and trained weights that it keeps from other fits."""
     actor, generator, total = shapes["actor"], shapes.get("generator"), 0.0
     for part in job.parts:
         total += ADAPTER_BYTES * actor.lora(part.actor_rank)
@@ -259,15 +259,18 @@ def policy_bytes(job: Job, shapes: Mapping[str, Shape], dtype_bytes: int) -> flo
 
 
 def memory(job: Job, shapes: Mapping[str, Shape], batch_tokens: int, dtype_bytes: int) -> float:
-    """Bytes of a fit without its activations: models and copies of them, what is trained with gradient and AdamW's
-    moments, and the cache of a generation batch."""
+    """Bytes of memory that a fit needs, without its activations.
+
+    They hold the models and their copies, trained weights with gradient and AdamW's moments, and the cache of a
+    generation batch.
+    """
     actor, generator = shapes["actor"], shapes.get("generator")
     held = dtype_bytes * (actor.weights + (generator.weights if generator else 0.0))
     trained, loop = 0.0, job.loop or Loop()
     for part in job.parts if loop.sequences.train else ():
         trained += TRAINED_BYTES * actor.lora(part.actor_rank)
         if generator is not None:
-            # The generator as it was given is held beside one that is trained in full.
+            # If the generator is trained in full, the original generator is held too.
             full = part.generator == "full"
             trained += (
                 4 * dtype_bytes * generator.weights if full else TRAINED_BYTES * generator.lora(part.generator_rank)

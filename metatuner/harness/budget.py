@@ -37,7 +37,7 @@ class Usage:
     prompt_tokens: int = 0
     """Tokens read in those calls."""
     generated_tokens: int = 0
-    """Tokens written in those calls. In a library's own decoding loop, the first token of each sequence is not counted."""
+    """Tokens written in those calls. A library's own decoding loop counts without the first token of each sequence."""
     trained_tokens: int = 0
     """Tokens that went forward with gradient."""
 

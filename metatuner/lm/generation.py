@@ -202,7 +202,7 @@ class _End:
         return any(stop in text for stop in self.stops)
 
     def _closes(self, token: int) -> bool:
-        """Whether a token can hold the last character of a stop string. This check saves decoding most rows per step."""
+        """Whether a token can hold the last character of a stop string, so that few rows are decoded per step."""
         if token not in self.closing:
             text = self.lm.decode([token])
             # Decoding one token alone may lose its white space, or show a part of a character as U+FFFD.

@@ -36,7 +36,7 @@ class ModelSpec:
     chat: bool | None = None
     """Render with the tokenizer's chat template; by default, if it has one (base models often have one too)."""
     rewrite_system: str = "{prompt}"
-    """The system turn that a generator reads to write a prompt; {prompt} is the prompt to rewrite, {query} its query."""
+    """The system turn that a generator reads to write a prompt; {prompt} is the one to rewrite, {query} its query."""
     rewrite_user: str = "{query}"
     """The user turn that it reads."""
 

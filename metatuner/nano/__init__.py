@@ -22,8 +22,8 @@ __all__ = [
 ]
 
 _LAZY = {"pretrain": "metatuner.nano.pretraining", "measure": "metatuner.nano.bars"}
-"""What needs torch, which commands that only plan must not wait for. Named as text, so that the code of the bars is no
-part of what a model depends on."""
+"""What needs torch: commands that only plan must not wait for it. Modules are named as text, so that a model's key does
+not depend on the code of the bars."""
 
 
 def __getattr__(name: str) -> Any:

@@ -159,7 +159,10 @@ def _measure(bench: _Bench, world: World) -> dict[str, float]:
 
 
 def _mixed_rollouts(bench: _Bench, world: World) -> list[float]:
-    """Per audit query (of the first `ROLLOUT_ROWS`): 1 if its sampled prompts lead to right and wrong answers, else 0."""
+    """1 for each audit query with both right and wrong answers under its sampled prompts, else 0.
+
+    It uses the first `ROLLOUT_ROWS` audit queries. The generator writes the prompts.
+    """
     rows = [row for row in bench.audit[:ROLLOUT_ROWS] for _ in range(ROLLOUTS)]
     streams = Random(f"{world.seed} rollouts {bench.benchmark.id}")
     inputs = [

@@ -1,6 +1,6 @@
 """The default world's models that come with the package, because other machines would train other weights.
 
-Each folder of `weights/` is what `metatuner pretrain` wrote on one machine. Pretraining is identical to the byte only on
+Each folder of `weights/` is what `metatuner pretrain` wrote on one machine. Pretraining gives the same bytes only on
 processors of one kind. On others, thousands of steps make another model of the same recipe.
 """
 

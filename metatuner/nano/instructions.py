@@ -88,7 +88,10 @@ def with_gloss(text: str, pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def behaviour(benchmark: str, kind: int, family: str | None, clause_of: str | None) -> Behaviour:
-    """The behaviour that an instruction causes for a kind of query; `family` None is the plain initial prompt."""
+    """The behaviour that an instruction causes for a kind of query.
+
+    `family` None is the initial prompt, without a clause.
+    """
     if family is None:
         return UNDER_INITIAL_PROMPT[benchmark][kind]
     if family == "vague" or clause_of != benchmark:

@@ -30,19 +30,19 @@ from metatuner.nano.tokenizer import (
 from metatuner.nano.world import World
 
 WARMUP, FLOOR = 40, 0.05
-"""Steps of rising learning rate; where the cosine ends, as a part of the peak."""
+"""Warm-up steps, and the end of the cosine as a share of the peak learning rate."""
 BETAS = (0.9, 0.98)
 MOMENTUM = 0.95
 CLIP = 1.0
 BUCKET = 16
-"""Batches among whose rows lengths are sorted."""
+"""Rows are sorted by length within this many batches."""
 COPIED = (12, 20)
-"""Shortest and longest text of a copy batch: with one length only, positions would be learned instead of copying."""
+"""Shortest and longest text of a copy batch: with one length only, a model would learn positions instead of copying."""
 SAY_EVERY = 10.0
 """Seconds between progress lines."""
 
 TokenRow = tuple[list[int], list[bool]]
-"""Token ids, and which of them are to be predicted."""
+"""Token ids, and which of them to predict."""
 
 
 def pretrain(

@@ -38,7 +38,7 @@ class Style:
     phrase: float
     """Another way to put the question."""
     any_word: bool = False
-    """New words stand for any meaning, not for their own: only a gloss can tell."""
+    """New words stand for any meaning, not for their own, so that only a gloss can explain them."""
 
 
 PLAIN = Style(word=0.0, name=0.15, phrase=0.0)
@@ -46,10 +46,10 @@ GLOSSED = Style(word=0.6, name=0.15, phrase=0.0, any_word=True)
 SHIFTED = Style(word=0.5, name=0.5, phrase=0.5)
 UNSHIFTED = Style(word=0.0, name=0.0, phrase=0.0)
 JARGON_FACTOR, JARGON_SHARE = 1.5, 0.4
-"""Meanings with three new words, one of them jargon, take it at JARGON_FACTOR times the style's rate; among many new
-words jargon has JARGON_SHARE."""
+"""A meaning with three new words, one of them jargon, takes this one at JARGON_FACTOR times the style's rate. A meaning
+with more new words takes jargon for a share of JARGON_SHARE."""
 OPERATOR_FACTOR = 0.7
-"""Of the style's rate, for words of operators: one query has up to two, and each decides its answer."""
+"""Factor on the style's rate for words of operators: a query has up to two, and each one decides its answer."""
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ class Recipe:
     steps: int
     learning_rate: float
     copy_steps: int
-    """Batches of nothing but copying, before `steps`."""
+    """Batches of copying only, before `steps`."""
     heads: int = 4
     batch: int = 24
     window: int = 2048
     seed: int = 0
-    """Offset of the streams, so that models of one world are not alike."""
+    """Offset of the streams, so that models of one world differ."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class ActorMix:
     benchmarks: tuple[float, ...] = (1.2, 1.45, 1.7, 0.55)
     """Weights of BENCHMARKS; hotpotqa is the hardest to learn."""
     glossed: tuple[float, ...] = (0.5, 0.5, 0.6, 0.4)
-    """Share of rows whose new words only a gloss explains, by benchmark."""
+    """Share of rows with new words that only a gloss explains, by benchmark."""
     initial_prompt: float = 0.15
     own_clause: float = 0.84
     other_clause: float = 0.08
     """The rest has no format clause."""
     direct: tuple[float, ...] = (2.5, 2.5, 8.0, 5.0)
-    """Weight of the direct family by benchmark, beside 3 for each reasoning family and 1 for the vague one."""
+    """Weight of the direct family by benchmark; each reasoning family has weight 3, the vague family has 1."""
     demonstrations: float = 0.09
     followed: float = 0.7
-    """Share of rows with demonstrations whose behaviour the answer follows whatever the instruction says."""
+    """Share of rows with demonstrations in which the answer follows them, whatever the instruction says."""
     noise: float = 0.02
     """Chance that a reasoning family's rationale and early stop are swapped."""
 
@@ -53,9 +53,9 @@ class GeneratorMix:
     """Shares of the generators' pretraining rows."""
 
     spotting: tuple[float, float] = (0.35, 0.1)
-    """Drills on spotting new words among known ones: in the first half, in the second."""
+    """Share of drills on spotting new words among known ones: in the first half of training, in the second half."""
     synonyms: tuple[float, float] = (0.6, 0.1)
-    """Drills on what words mean, of what is left: in the first 15 %, afterwards."""
+    """Share of drills on word meanings among the remaining rows: in the first 15 % of training, afterwards."""
     rewrites: float = 0.4
     """Share of instructed rows that start from another instruction than the initial prompt."""
     kept: float = 0.6

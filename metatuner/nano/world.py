@@ -19,10 +19,10 @@ _PARTS = {
     "test": range(13, 15),
     "audit": range(15, 16),
 }
-"""Split -> the sixteenths of the space of queries that are its own: no two splits can share a query."""
+"""Split -> its own sixteenths of the space of queries, so that no two splits can share a query."""
 SPLITS = tuple(part for part in _PARTS if part != "pretraining")
 _PATIENCE = 400
-"""Draws for each row asked, before a split counts as exhausted."""
+"""Draws per wanted row before a split counts as exhausted."""
 
 
 @dataclass(frozen=True)

@@ -175,14 +175,14 @@ class Grid:
         return settings
 
     def _required_word(self, method: str, settings: Resolved, train: tuple[str, ...]) -> str:
-        """How a method without a search is tuned: by the winners of the methods that it builds on, if they were searched."""
+        """How a method without a search is tuned: by the winners of the methods that it builds on, if there are any."""
         required = self.registry[method].cls.requires
         words = {self.settings.resolve(name, train, settings.required.get(name)).tuned for name in required}
         found = [word for word in ("expired", "untuned", "winner", "medians") if word in words]
         return "none" if not found else "inherited" if found[0] in ("winner", "medians") else found[0]
 
     def _winner_word(self, subject: str, settings: Resolved, train: tuple[str, ...], generator: str) -> str:
-        """How far settings are a winner's own. Fits are compared, because a setting that is written out may be the default."""
+        """How far settings are a winner's own. Fits are compared, because a setting written out may be the default."""
         method = subject.partition(".")[0]
         alone = self.settings.resolve(subject, train)
         same = self.fit(method, settings, train, generator, 0).key == self.fit(method, alone, train, generator, 0).key

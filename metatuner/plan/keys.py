@@ -146,7 +146,7 @@ class Keys:
         return nano.world_key(self.world)
 
     def world_sizes(self) -> dict[str, dict[str, int]]:
-        """Numbers of raw rows to write per nano benchmark: what the splits take, and enough train rows for all seeds."""
+        """Raw rows to write per nano benchmark: what the splits take, and enough train rows for all seeds."""
         sizes = {}
         for name, config in self.config.benchmarks.items():
             if config.source == "nano":

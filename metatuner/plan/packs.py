@@ -97,7 +97,7 @@ class Packs:
         return uses
 
     def is_complete(self, fit: Fit) -> bool:
-        """Whether a fit is complete. Without its policy (see `keep`) it is complete while all that is made from it exists."""
+        """Whether a fit is complete. Without its policy (see `keep`), it is while all that is made from it exists."""
         folder = self.layout.fit(fit.key)
         if not folder.is_dir() or (folder / "policy").is_dir():
             return folder.is_dir()

@@ -25,7 +25,7 @@ GRACE = 60.0
 """Seconds allowed in addition to twice a fit's limit, for loading models and saving."""
 
 CHECKING = "METATUNER_CHECKING"
-"""Environment variable that `check-method` sets for its runs: it finds itself what a run would refuse, and continues."""
+"""Environment variable that `check-method` sets for its runs. It finds itself what a run would refuse, and goes on."""
 
 
 def contained(
@@ -87,7 +87,7 @@ EVENTS = {
 
 
 def touched(event: str, arguments: tuple[Any, ...]) -> tuple[str, bool] | None:
-    """The real path that an audit event opens or changes, and whether the event changes it; None for all other events."""
+    """The real path that an audit event opens or changes, and whether the event changes it; None for other events."""
     if event == "open":
         path, mode, flags = (*arguments, None, None, None)[:3]
         writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool((flags or 0) & WRITING)

@@ -49,7 +49,7 @@ def evaluate_pack(shop: Workshop, name: str, attempt: int) -> None:
 
 
 def outcomes(plan: Plan) -> dict[str, Outcome]:
-    """The outcome of every cell: of its evaluation, or of the fit that failed before it."""
+    """The outcome of every cell: of its evaluation, or of the fit that prevented it."""
     return read_outcomes(plan.packs.files)
 
 

@@ -134,7 +134,7 @@ class Workshop:
         )
 
     def patience(self, method: str, least: float = 0.0) -> dict[str, Any]:
-        """How long an evaluation, or a fit with loading and saving, may take: twice the limit of `fit` plus `guard.GRACE`."""
+        """Time for an evaluation, or for a fit with loading and saving: twice the limit of `fit` plus `guard.GRACE`."""
         seconds = self.plan.settings.budget(method).seconds
         return {
             "seconds": seconds and max(least, 2 * seconds + guard.GRACE),

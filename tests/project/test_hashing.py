@@ -41,6 +41,16 @@ def test_comments_docstrings_and_layout_change_nothing(hash_of):
     assert hash_of(BASE, "other.py") != hash_of(BASE)  # a file's name is part of it
 
 
+def test_texts_under_fields_and_constants_change_nothing_but_a_signatures_prompt_does(hash_of):
+    code = 'LIMIT = 3\n"""Most."""\n\n\nclass A:\n    """Doc."""\n\n    x: int = 1\n    """A field."""\n'
+    bare = "LIMIT = 3\n\n\nclass A:\n    x: int = 1\n"
+    assert hash_of(code) == hash_of(bare) == hash_of(code.replace("A field", "The field").replace("Most", "At most"))
+    assert hash_of(code.replace('    """A field."""', '    "A field.".strip()')) != hash_of(code)
+    prompt = 'class Ask(dspy.Signature):\n    """Answer briefly."""\n\n    query: str\n    """Asked."""\n'
+    assert hash_of(prompt) != hash_of(prompt.replace("briefly", "at length"))
+    assert hash_of(prompt) == hash_of(prompt.replace("Asked", "The query"))
+
+
 @pytest.mark.parametrize(
     "change",
     [

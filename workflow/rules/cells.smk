@@ -1,13 +1,13 @@
-# Fits and evaluations, a pack of them a job. A pack's file lists its keys; what is complete lies in fits/ and cells/ and is
-# never computed twice. `retry` changes after a failure, so that failed keys are tried again. What the main experiment
-# needs has rules of its own, the same but for their priority.
+# Fits and evaluations, one pack per job. A pack's file lists its keys. Finished keys are in fits/ and cells/ and never
+# computed twice. `retry` changes after a failure, so that failed keys are tried again. Packs that the main experiment
+# needs have their own rules, which differ only in priority.
 
 FIRST_FITS = BENCH.first_packs(BENCH.plan.packs.fits)
 FIRST_EVALUATIONS = BENCH.first_packs(BENCH.plan.packs.evaluations)
 
 
 rule warmup:
-    # What other methods build on (fits of internal methods); they come first.
+    # Fits of internal methods. Other methods build on them, so they come first.
     input:
         BENCH.model_marks,
         lambda wildcards: BENCH.fit_inputs(wildcards.pack),
@@ -21,7 +21,7 @@ rule warmup:
     conda:
         "../../envs/metatuner.yaml"
     resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
+        gpu=1,  # counts only if it is limited: --resources gpu=1
     params:
         config=CONFIG,
         cells=lambda wildcards: BENCH.fit_keys(wildcards.pack),
@@ -50,7 +50,7 @@ rule fit:
     conda:
         "../../envs/metatuner.yaml"
     resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
+        gpu=1,  # counts only if it is limited: --resources gpu=1
     params:
         config=CONFIG,
         cells=lambda wildcards: BENCH.fit_keys(wildcards.pack),
@@ -79,7 +79,7 @@ rule evaluate:
     conda:
         "../../envs/metatuner.yaml"
     resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
+        gpu=1,  # counts only if it is limited: --resources gpu=1
     params:
         config=CONFIG,
         cells=lambda wildcards: BENCH.evaluate_keys(wildcards.pack),

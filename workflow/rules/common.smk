@@ -3,7 +3,7 @@ import os
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("PYTHONHASHSEED", "0")  # libraries write sets to files in their order
+os.environ.setdefault("PYTHONHASHSEED", "0")  # fixes the order of sets, which libraries write to files
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from metatuner.plan.dag import Dag
@@ -16,7 +16,7 @@ except UserError as error:
 
 
 onstart:
-    # Not in a dry run, which must leave a live run's config alone.
+    # Not run in a dry run, which must not change the config of a live run.
     BENCH.write_config()
 
 
@@ -29,7 +29,7 @@ VERDICT = L.verdict
 
 wildcard_constraints:
     benchmark="[a-z0-9_]+",
-    method="[a-z0-9_.]+",  # or METHOD.VARIANT, where a variant is tuned on its own
+    method="[a-z0-9_.]+",  # or METHOD.VARIANT, if a variant is tuned on its own
     pack="[a-z0-9_]+-[0-9]+",
     role="[a-z0-9_]+",
     key="[0-9a-f]+",

@@ -1,4 +1,4 @@
-# From cells to scores, tables and figures. `tables` and `figures` redraw from the files at hand, whatever else changed.
+# From cells to scores, tables and figures. `tables` and `figures` redraw from existing files, whatever else changed.
 
 
 rule scores:
@@ -21,7 +21,7 @@ rule scores:
         "metatuner scores --config {params.config:q} --log {log:q}"
 
 
-# One target a table and a figure, by its name: `snakemake table_3`.
+# One target per table and per figure, by its name: `snakemake table_3`.
 for name in BENCH.tables:
 
     rule:
@@ -85,7 +85,7 @@ rule figure_2:
 
 
 rule efficiency:
-    # Times on this machine, as ratios within one process; nothing else depends on them but Table 5, a claim, the report.
+    # Times on this machine, as ratios within one process. Only Table 5, a claim and the report depend on them.
     input:
         BENCH.model_marks,
         BENCH.efficiency_inputs,
@@ -97,7 +97,7 @@ rule efficiency:
     conda:
         "../../envs/metatuner.yaml"
     resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
+        gpu=1,  # counts only if it is limited: --resources gpu=1
     params:
         config=CONFIG,
         key=BENCH.efficiency_key,
@@ -126,7 +126,7 @@ rule claims:
 
 
 rule html_report:
-    # One file to look at; `snakemake --report` makes another, of how the run went.
+    # One file with the results; `snakemake --report` makes another one, on how the run went.
     input:
         BENCH.report_inputs,
     output:
@@ -159,7 +159,7 @@ rule provenance:
 
 
 rule verdict:
-    # Last, after everything that can be made of the cells at hand: fails if any cell failed, and names it.
+    # Runs last, after everything that can be made from the existing cells. Fails if any cell failed, and names it.
     input:
         RESULTS,
     output:
@@ -179,7 +179,7 @@ rule tables:
         usage_log("results", "tables"),
     conda:
         "../../envs/metatuner.yaml"
-    # No input: it reads scores.csv and cells as they are.
+    # No input: it reads the existing scores.csv and cells.
     params:
         config=CONFIG,
     shell:

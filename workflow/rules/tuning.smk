@@ -1,4 +1,5 @@
-# Not part of `all`: `snakemake --cores all tune` searches settings on the tune split and stores the winners in the preset.
+# Not part of `all`. `snakemake --cores all tune` searches settings on the tune split and stores the winners in the
+# preset.
 
 
 rule tune_warmup:
@@ -12,7 +13,7 @@ rule tune_warmup:
     conda:
         "../../envs/metatuner.yaml"
     resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
+        gpu=1,  # counts only if it is limited: --resources gpu=1
     params:
         config=CONFIG,
         key=lambda wildcards: BENCH.tuning_needs(wildcards.benchmark),
@@ -31,7 +32,7 @@ rule tune_one:
     conda:
         "../../envs/metatuner.yaml"
     resources:
-        gpu=1,  # counts only where it is limited: --resources gpu=1
+        gpu=1,  # counts only if it is limited: --resources gpu=1
     params:
         config=CONFIG,
         key=lambda wildcards: BENCH.plan.settings.winner_key(wildcards.method, wildcards.benchmark),

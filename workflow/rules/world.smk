@@ -1,4 +1,4 @@
-# The ground: nano rows and models where the preset uses them, and the splits of every benchmark.
+# What all other steps need: nano rows and models if the preset uses them, and the splits of every benchmark.
 
 if BENCH.uses_nano_rows:
 
@@ -24,7 +24,7 @@ if BENCH.uses_nano_rows:
             markdown=report(L.root / "world.md", caption="../captions/world.rst", category="The nano world"),
         log:
             usage_log("world", "report"),
-        priority: 25  # a minute or two in one process: not last, when nothing could run beside it
+        priority: 25  # a minute or two in one process: not last, when nothing could run in parallel
         conda:
             "../../envs/metatuner.yaml"
         params:
@@ -35,7 +35,7 @@ if BENCH.uses_nano_rows:
 
 
 rule pretrain:
-    # The folder's name holds the key of all that the model depends on, and the parameters are the world's alone, so a
+    # The folder's name holds the key of all that the model depends on. The parameters are only those of the world, so a
     # model is trained once for all presets.
     output:
         str(L.cache / "models" / "{role}-{key}" / "pretraining.json"),

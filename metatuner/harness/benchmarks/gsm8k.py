@@ -13,7 +13,7 @@ _MARKER = re.compile(r"####")
 
 
 class GSM8K(Benchmark):
-    """Raw rows: `question`, `answer` (a rationale whose last line is `#### <number>`)."""
+    """Raw rows: `question`, `answer` (a rationale; its last line is `#### <number>`)."""
 
     id = "gsm8k"
     version = 1

@@ -159,7 +159,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _argument(text: str, start: int) -> str | None:
-    """A command's argument: the content of balanced braces, or text up to white space or `$`; None if braces never close."""
+    """A command's argument: the content of balanced braces, or text up to white space or `$`; None if unbalanced."""
     while start < len(text) and text[start] == " ":
         start += 1
     if not text.startswith("{", start):
