@@ -110,7 +110,7 @@ def shown(value: Any) -> str:
 
 def escaped(text: str) -> str:
     """Text for a cell of a table."""
-    return text.replace("|", "\\|").replace("p~", "p\\~")
+    return text.replace("|", "\\|").replace("p~", "`p~`")
 
 
 PAGES: dict[str, Callable[[], list[str]]] = {"choices.md": choices, "methods.md": methods}
