@@ -23,7 +23,7 @@ JOBS ?= 2
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed-$(PINS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Steps find the environment's own metatuner and snakemake.
@@ -46,7 +46,7 @@ $(INSTALLED): pyproject.toml constraints/$(PINS).txt $(wildcard constraints/*.tx
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) install -q --no-deps --index-url $(TORCH_INDEX) "$$(grep '^torch==' constraints/cpu.txt)")
 	$(PIP) install -q -c constraints/$(PINS).txt -e '.[test]'
-	@touch $@
+	@rm -f $(VENV)/.installed* && touch $@
 
 install: $(INSTALLED) ## make the environment, pinned; the targets below do it when needed
 

@@ -1,7 +1,7 @@
 # The reproduction as one DAG: `snakemake --cores all`. Rules connect steps; the `metatuner` command does the work.
 from snakemake.utils import min_version
 
-min_version("9.0")
+min_version("9.20")
 
 
 configfile: "config/default.yaml"

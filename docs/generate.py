@@ -44,10 +44,13 @@ def methods() -> list[str]:
 
 
 def split(text: str) -> tuple[str, str] | None:
-    """Meaning and reason in a docstring; None where the paper is not silent."""
+    """Meaning, and what the paper leaves open with the reason, in a docstring; None where the paper is not silent."""
     meaning, mark, rest = text.partition(MARK)
+    if not mark:
+        return None
     open_point, _, reason = rest.strip().rstrip(".").partition("; ")
-    return (meaning.strip().rstrip("."), f"{open_point}: {reason}" if open_point else reason) if mark else None
+    asked = f"{MARK} {open_point}. " if open_point else ""
+    return meaning.strip().rstrip("."), f"{asked}{reason[0].upper()}{reason[1:]}."
 
 
 def of_methods() -> Iterator[tuple[str, str, list[Choice]]]:

@@ -7,9 +7,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
-from metatuner import forkserver, progress
+from metatuner import progress
 from metatuner.commands import Command, groups
 from metatuner.commands.base import label
 from metatuner.errors import UserError, suggest
@@ -21,9 +21,16 @@ NO_PLACE_REMEDY = "free space or make the place writable, then run again: finish
 ABOUT = "Reproducibility benchmark harness for MetaTuner. `snakemake --cores all` runs the steps."
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the words of a command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands and their options."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="metatuner",
         description=ABOUT,
         usage="metatuner COMMAND ...",
@@ -31,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"metatuner {version('metatuner')}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    commands = top.add_subparsers(
+        dest="command", prog="metatuner", metavar="COMMAND", required=True, help=argparse.SUPPRESS
+    )
     for each in _commands().values():
         text = each.description or each.help[0].upper() + each.help[1:] + "."
         each.add_options(commands.add_parser(each.name, description=text, add_help=each.name != "lm-eval"))
@@ -68,8 +77,13 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a `UserError` becomes one line on stderr and exit status 2."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        parser().print_help(sys.stderr)
+        return 2
     try:
-        if argv is None and os.environ.get(forkserver.ADDRESS):
+        if argv is None and os.environ.get("METATUNER_FORK_SERVER"):
+            from metatuner import forkserver  # needs psutil, and serves the tests
+
             return forkserver.become(["metatuner", *words])
         commands = _commands()
         if words and not words[0].startswith("-") and words[0] not in commands:
@@ -113,6 +127,7 @@ def _run(command: Command, arguments: argparse.Namespace, words: Sequence[str]) 
         raise UserError("give either --config or key=value overrides, not both")
     preset = str(overrides.pop("preset", "nano"))
     config = read_config(arguments.config) if arguments.config else load_config(preset, overrides)
+    arguments.process.started()
     status = command.action(config, arguments) or 0
     if arguments.log is not None:
         arguments.process.write(Layout(config).usage, command.name, "-".join(names) or "all")
@@ -132,9 +147,13 @@ def _guarded(command: Command, arguments: argparse.Namespace, words: Sequence[st
     except SafetensorError as error:  # its writer wraps errors of the system
         full = any(f"os error {number}" in str(error) for number in NO_PLACE)
         message = f"{error}; {NO_PLACE_REMEDY if full else BROKEN_WEIGHTS_REMEDY}"
-    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of the output has closed it, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        raise
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise

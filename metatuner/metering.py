@@ -99,9 +99,8 @@ class Process:
     startup: float | None = None
 
     def started(self) -> None:
-        """Mark the end of process start and imports; what follows is the command's work."""
-        if self.startup is None:
-            self.startup = time.process_time()
+        """Mark the end of process start and imports; what follows is the command's work. The last mark counts."""
+        self.startup = time.process_time()
 
     def write(self, folder: Path, step: str, pack: str) -> None:
         """Write the usage to `<folder>/<step>-<pack>.json`, in place of an earlier run's file of the same job."""

@@ -12,6 +12,7 @@ TEMPLATE = '''"""{shown}: the best of a few rewrites of the initial prompt. Repl
 from dataclasses import dataclass
 
 from metatuner.harness.lab import Lab
+from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Method, Positive
 from metatuner.harness.policies import StaticPolicy
 from metatuner.harness.query import to_query
@@ -21,10 +22,10 @@ from metatuner.harness.query import to_query
 class Settings:
     """What may be set. Presets override these defaults under methods.{name}.settings; `search` there tunes them."""
 
-    candidates: Count = 4
-    """Rewrites tried beside the initial prompt. Say here where a default is from."""
-    temperature: Positive = 1.0
-    """Of the rewrites."""
+    candidates: Count = 4  # Count: a whole number, at least 1
+    """Rewrites tried beside the initial prompt. Say here why this is the default."""
+    temperature: Positive = 1.0  # Positive: a number above 0
+    """Sampling temperature of the rewrites."""
 
 
 class {cls}(Method):
@@ -32,11 +33,16 @@ class {cls}(Method):
 
     name = "{name}"
     title = "{shown}"  # as tables and figures print it
-    family = "{family}"  # vanilla, prompt, parameter or hybrid
+    family = "{family}"  # vanilla, prompt, parameter or hybrid: where tables list it
     reference = "where the method is described"
     deviations = ()  # what differs here from that description, one sentence each
     Settings = Settings
     uses_generator = True  # False: results do not depend on the generator
+
+    def loop(self, rows: Rows, shares: Shares) -> Loop:
+        """What one fit does at most, for `metatuner cost`. Without it the method is listed as not counted."""
+        candidates = self.settings.candidates
+        return Loop(Sequences(answers=(1 + candidates) * rows.judging, rewrites=candidates))
 
     def skip(self, lab: Lab) -> str | None:
         """A reason why it cannot run here, or None. A skipped cell is no failure."""

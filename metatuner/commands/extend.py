@@ -9,7 +9,12 @@ from metatuner.commands.base import command, option
 @command(
     "write a commented file that is a working method from the start",
     option("name", help="lower-case letters, digits and underscores"),
-    option("--family", choices=("vanilla", "prompt", "parameter", "hybrid"), default="prompt"),
+    option(
+        "--family",
+        choices=("vanilla", "prompt", "parameter", "hybrid"),
+        default="prompt",
+        help="where tables list it; the file is the same for all, baselines/sft.py shows training",
+    ),
     option("--dir", type=Path, default=Path(), dest="folder", help="where to write NAME.py; here, by default"),
     configured=False,
 )
@@ -34,10 +39,13 @@ def check_method(arguments: argparse.Namespace) -> int:
 
     from metatuner.authoring.conformance import Finding, read_overrides
     from metatuner.authoring.conformance import check_method as check
+    from metatuner.errors import UserError
 
     def say(finding: Finding) -> None:
         print(f"{finding.status:>11}  {finding.check}" + (f": {finding.detail}" if finding.detail else ""), flush=True)
 
+    if not arguments.file.is_file():
+        raise UserError(f"no file {arguments.file}; `metatuner new-method NAME` writes one")
     overrides = read_overrides(arguments.method_config)
     with tempfile.TemporaryDirectory() as home:
         found = check(arguments.file, Path(home), overrides, say)

@@ -60,15 +60,16 @@ def check_data(config: "Config", arguments: argparse.Namespace) -> None:
     option(
         "--assume",
         type=Path,
-        default=Path("config/forecast.yaml"),
-        help="lengths, weights and speeds of other models",
+        help="lengths, weights and speeds of other models; by default config/forecast.yaml",
     ),
 )
 def cost(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.cost import predict
+    from metatuner.cost.assumptions import ASSUMED
+    from metatuner.hashing import ROOT
     from metatuner.plan import Plan
 
-    print(predict(Plan(config), arguments.metered, arguments.assume))
+    print(predict(Plan(config), arguments.metered, arguments.assume or ROOT / ASSUMED))
 
 
 @command("where the run's CPU time went, process start and imports apart")

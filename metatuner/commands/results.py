@@ -154,5 +154,5 @@ def verdict(config: "Config", arguments: argparse.Namespace) -> int:
         return 1
     for policy in plan.packs.spare_policies:
         shutil.rmtree(policy, ignore_errors=True)
-    progress.say(f"all {len(plan.grid.cells)} cells are there; see {plan.layout.root / 'tables' / 'table_1.md'}")
+    progress.say(f"all {len(plan.grid.cells)} cells are there; see {plan.layout.report}")
     return 0

@@ -1,6 +1,6 @@
 """Presets: files in config/presets that each extend one base, overridden key by key and validated.
 
-`load_config("nano", {"seeds": [0]})` gives the resolved preset; errors name the key and the remedy.
+`load_config("nano", {"threads": 2})` gives the resolved preset; errors name the key and the remedy.
 """
 
 import json
@@ -146,7 +146,9 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
 def read_config(path: Path) -> Config:
     """A resolved config that the DAG wrote as JSON."""
     if not path.is_file():
-        raise UserError(f"no config file {path}; give a resolved preset (results/<preset>/config.json)")
+        raise UserError(
+            f"no config file {path}; give one that a run or `metatuner snapshot` wrote, such as config.json"
+        )
     try:
         return resolve(json.loads(path.read_text(encoding="utf-8")))
     except json.JSONDecodeError as error:

@@ -270,7 +270,7 @@ class Config(_Part):
     pack: int = Field(12, ge=1, description="fits or evaluations per job")
     keep: Literal["all", "first"] = Field(
         "all",
-        description="first: when all cells are there, only policies that the first experiment uses stay on disk; "
+        description="first: when all cells are there, only policies that the main experiment uses stay on disk; "
         "others are fitted again if they are needed again",
     )
     nano: NanoConfig = NanoConfig()  # type: ignore[call-arg]

@@ -27,7 +27,7 @@ def predict(plan: Plan, finished: Path, assume: Path) -> str:
     """
     provenance = finished / "provenance.json"
     if not provenance.is_file() and not plan.config.models.actor.path.startswith("nano:"):
-        note = f"No finished run in {finished}: the counts are not compared with one."
+        note = f"No finished run in {finished} (--from): the counts are not compared with one."
         return f"{_from_counts(plan, assume)}\n\n{note}"
     metered = read_metered(finished)
     known = read_json(provenance, "let that run end, or name another (--from)")

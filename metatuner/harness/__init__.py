@@ -1,1 +1,1 @@
-"""What all methods share: config, benchmarks, lab, policies, budget, cells, evaluation."""
+"""What all methods share: benchmarks, models and their answers, lab, policies, budget, registry."""

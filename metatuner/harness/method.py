@@ -114,5 +114,5 @@ def _reader(settings: Any) -> TypeAdapter[Any]:
 
 
 def settings_dict(settings: Any) -> dict[str, Any]:
-    """Settings as JSON values."""
-    return asdict(settings)
+    """Settings as JSON values: a tuple is a list."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}

@@ -80,17 +80,21 @@ class ProposerServer:
 
     def _client(self) -> "OpenAI":
         """A client that follows no redirects, so that the key reaches no other server."""
+        import ssl
+
         from openai import DefaultHttpxClient, Omit, OpenAI
 
-        # Otherwise the library would send these from environment variables that are meant for another server.
-        headers: Any = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
+        # The library would send these from environment variables, which are meant for another server.
+        custom = [line.partition(":")[0].strip() for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()]
+        names = ("OpenAI-Organization", "OpenAI-Project", *filter(None, custom))
+        headers: Any = dict.fromkeys(names, Omit())
         return OpenAI(
             base_url=self.base_url,
             api_key=self._key() or "none",  # the client cannot be created without a key
             timeout=self.timeout,
             max_retries=self.retries,
             default_headers=headers,
-            http_client=DefaultHttpxClient(follow_redirects=False),
+            http_client=DefaultHttpxClient(follow_redirects=False, verify=ssl.create_default_context()),
         )
 
     def _key(self) -> str | None:
@@ -162,7 +166,7 @@ class ProposerServer:
 
     @property
     def _times(self) -> str:
-        return "once" if self.retries == 0 else f"{self.retries + 1} times"
+        return "once" if self.retries == 0 else f"up to {self.retries + 1} times"
 
     @staticmethod
     def _error(key: str, what: str) -> UserError:

@@ -148,11 +148,11 @@ def _siblings(file: Path) -> tuple[Path, ...]:
 
 def _import_file(file: Path) -> ModuleType:
     if not file.is_file():
-        raise UserError(f"extra_methods: no file {file}")
+        raise UserError(f"extra_methods: no file {file}; `metatuner new-method NAME` writes one")
     name = f"extra_method_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise UserError(f"extra_methods: {file} is not a Python file")
+        raise UserError(f"extra_methods: {file} is no Python file; name one that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

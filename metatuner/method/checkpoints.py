@@ -34,7 +34,7 @@ class Checkpoints:
             write_json(temporary / STATE, {"key": self.key, "step": step, "values": values})
             with open(temporary / TENSORS, "rb") as written:
                 os.fsync(written.fileno())
-        for other in self.folder.iterdir():  # older ones, and half-written leftovers of a killed run
+        for other in (*self.folder.glob("step-*"), *self.folder.glob(".step-*")):  # also half-written ones
             if other != complete:
                 shutil.rmtree(other)
 

@@ -129,7 +129,7 @@ class MetaTunerConfig(TrainingConfig):
     """d_b, the width between W_d and W_u of the parameter decoder. The paper does not say; 64 keeps the decoder at
     about 0.1 billion weights for a 3B actor."""
     actor: Literal["frozen", "lora"] = "frozen"
-    """lora: the task loss goes on training the actor's warm-up LoRA. The paper does not say; its loss names the
+    """With `lora`, the task loss goes on training the actor's warm-up LoRA. The paper does not say; its loss names the
     generator's parameters alone."""
     actor_learning_rate: float = 2e-4
     """Learning rate of that LoRA. The paper does not say; as in the warm-up."""
@@ -138,13 +138,13 @@ class MetaTunerConfig(TrainingConfig):
     (MetaTuner-I). gumbel: the task loss alone; its gradient passes through prompt tokens by straight-through
     Gumbel-Softmax, in place of the supervised regularisation (the paper's variant)."""
     alternation_steps: int = 1
-    """alternating: steps on the task term before as many on the prompt term. Each term sees the batches that `joint`
-    shows it. The paper does not say; "alternates" is read as step by step."""
+    """With `objective: alternating`, steps on the task term before as many on the prompt term. Each term sees the
+    batches that `joint` shows it. The paper does not say; "alternates" is read as step by step."""
     gumbel_temperature: float = 1.0
-    """gumbel: temperature of the first step. The paper does not say; common practice."""
+    """With `objective: gumbel`, the temperature of the first step. The paper does not say; common practice."""
     gumbel_final_temperature: float = 0.3
-    """gumbel: temperature of the last step; it falls geometrically in between. The paper does not say; common
-    practice."""
+    """With `objective: gumbel`, the temperature of the last step; it falls geometrically in between. The paper does not
+    say; common practice."""
     alpha: float = 1.0
     """Weight of the supervised regularisation over D2. The paper does not say its value; both terms are mean
     cross-entropies."""

@@ -63,7 +63,10 @@ def prompt_loss(generator: LM, rewrites: Sequence[Rewrite], max_prompt_tokens: i
 def joint_loss(
     tuner: MetaTuner, examples: Sequence[Example], prompts: Sequence[str], rewrites: Sequence[Rewrite]
 ) -> JointLoss:
-    """MetaTuner-J: the task loss plus alpha times the prompt loss (0 without rewrites)."""
+    """MetaTuner-J: the task loss plus alpha times the prompt loss (0 without rewrites).
+
+    Training adds the same terms in parts, to save memory: see `training`.
+    """
     task = task_loss(tuner, examples, prompts)
     if not rewrites:
         return JointLoss(task, task, task.new_zeros(()))

@@ -193,7 +193,7 @@ class Grid:
 
     @cached_property
     def cells(self) -> dict[str, Cell]:
-        """Every cell once, by key; cells of the first experiment come first."""
+        """Every cell once, by key; in the order of the experiments."""
         return {cell.key: cell for _, cell in self.entries}
 
     @cached_property

@@ -26,8 +26,13 @@ LOCK = (
     "lm-eval",
     "datasets",
     "math-verify",
+    "sympy",
+    "latex2sympy2-extended",
+    "gepa",
+    "optuna",
     "numpy",
 )
+"""Packages that scores may depend on: keys of fits and cells hash their versions. provenance.json lists more."""
 SMALL_FILE = 64 * 2**20
 """A file of a local model with fewer bytes is identified by its content."""
 

@@ -19,7 +19,7 @@ from metatuner.harness.query import Query, to_query
 from metatuner.harness.rows import read_rows
 from metatuner.metering import measured, peak_allocated
 from metatuner.plan import Cell
-from metatuner.run.limits import Overdue, limit
+from metatuner.run.limits import AGAIN, Overdue, limit
 from metatuner.run.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def measure(shop: Workshop, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         if not rows:
             raise UserError(f"benchmarks.{cell.benchmark}.sizes.tune: no tune rows to time policies on; set it above 0")
         try:
-            with limit(shop.patience(cell.fit.method)["seconds"], Overdue):
+            with limit(shop.patience(cell.fit.method)["seconds"], Overdue, again=AGAIN):
                 lines.append(_line(shop, cell, [to_query(row) for row in rows]))
         except (Exception, Overdue, SystemExit) as error:  # a method's policy may raise anything
             why = " ".join(str(error).split()) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metatuner.errors import UserError
-from metatuner.run.limits import Overdue, limit
+from metatuner.run.limits import AGAIN, Overdue, limit
 
 if TYPE_CHECKING:
     from metatuner.harness.budget import Budget
@@ -43,7 +43,7 @@ def contained(
     from metatuner.run.fitting import failure
 
     try:
-        with limit(seconds, Overdue):
+        with limit(seconds, Overdue, again=AGAIN):
             return work()
     except Overdue as overdue:
         told = f"budget {budget!r}: not done after {seconds:g} s in all; raise budgets.{budget}.seconds in the preset"

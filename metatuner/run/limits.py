@@ -1,81 +1,87 @@
 """A limit on how long a block of code may run."""
 
-import math
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from metatuner.errors import UserError
 
 AGAIN = 30.0
-"""If code catches the error of a limit and continues, it is stopped again after this many seconds."""
+"""Seconds after which code that caught `Overdue` and went on is stopped again."""
 
 
 class TimeLimitExceeded(UserError):
-    """A fit ran longer than its budget allows; its cell fails with this error."""
+    """A fit ran longer than its budget allows; its cell fails and says so."""
 
 
 class Overdue(BaseException):
-    """Code was not done in time. This is no `Exception`, so that a method's `except Exception` does not catch it."""
+    """Code was not done in time. No `Exception`, so that a method's `except Exception` does not catch it."""
+
+
+class _Alarm:
+    """The handler of SIGUSR1 inside a limit. It leaves signals that are not its own to the handler before it."""
+
+    def __init__(self, error: Callable[[], BaseException], before: Any) -> None:
+        self.error, self.before = error, before
+        self.due, self.done = threading.Event(), threading.Event()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if isinstance(self.before, _Alarm) and self.before.due.is_set():  # the outer limit comes first
+            self.before(number, frame)
+        if self.due.is_set():
+            self.due.clear()
+            if not self.done.is_set():
+                raise self.error()
+        elif callable(self.before):  # a scheduler's warning
+            self.before(number, frame)
+
+    def remind(self, seconds: float, again: float | None) -> None:
+        """Send the signal once the time is over, and again while the block goes on."""
+        wait: float | None = seconds
+        while wait is not None and not self.done.wait(wait):
+            self.due.set()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            wait = again
 
 
 @contextmanager
-def limit(seconds: float | None, error: Callable[[], BaseException]) -> Iterator[None]:
-    """Raise `error()` in the block after `seconds` of real time, and again while the block continues.
+def limit(seconds: float | None, error: Callable[[], BaseException], again: float | None = None) -> Iterator[None]:
+    """Raise `error()` in the block once it has run for so many seconds of real time.
 
-    The error reaches Python code, and library code as soon as it returns to Python. A call that never returns is not
-    stopped. Signals arrive only in a process's main thread: in other threads, and on systems without these signals,
-    nothing is limited. Limits nest: an inner limit does not change the time of the outer limit.
+    A thread keeps the time, so that a library which uses the process's alarm does not end the limit. The error reaches
+    Python code, and code of a library as soon as it returns to Python. A call that never returns is not stopped.
+    Signals arrive only in the main thread of a process. In other threads, and on systems without them, nothing is
+    limited. Limits nest.
 
     Args:
-        seconds: the limit; None for no limit.
-        error: makes the error to raise.
+        seconds: None: no limit.
+        error: makes the exception.
+        again: seconds after which code that caught the error is stopped again; None: never.
     """
-    alarms = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    if seconds is None or not alarms:
+    main = threading.current_thread() is threading.main_thread()
+    if seconds is None or not main or not hasattr(signal, "pthread_kill"):
         yield
         return
-    now, outer, left = time.monotonic(), signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)[0]
-    due, outer_due = now + seconds, now + left if left else math.inf
-    over = threading.Event()
-
-    def arm(wait: float) -> None:
-        wait = min(wait, outer_due - time.monotonic())
-        signal.setitimer(signal.ITIMER_REAL, max(wait, 0.001))
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal outer_due
-        if over.is_set():
-            return
-        if time.monotonic() >= outer_due and callable(outer):
-            outer_due = time.monotonic() + AGAIN
-            arm(AGAIN)
-            outer(number, frame)
-        arm(AGAIN if time.monotonic() >= due else due - time.monotonic())
-        if time.monotonic() >= due:
-            raise error()
-
-    signal.signal(signal.SIGALRM, stop)
-    arm(seconds)
+    alarm = _Alarm(error, signal.getsignal(signal.SIGUSR1))
+    signal.signal(signal.SIGUSR1, alarm)
+    thread = threading.Thread(target=alarm.remind, args=(seconds, again), daemon=True)
+    thread.start()
     try:
-        try:
-            yield
-        finally:
-            over.set()
-    finally:  # also if the alarm came just before the end: the next one is far away
-        over.set()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, outer)
-        if outer_due < math.inf:
-            signal.setitimer(signal.ITIMER_REAL, max(outer_due - time.monotonic(), 0.001))
+        yield
+    finally:
+        while thread.is_alive() or not alarm.done.is_set():
+            with suppress(Overdue, TimeLimitExceeded):  # raised in between, it must not leave the thread behind
+                alarm.done.set()
+                thread.join()
+        signal.signal(signal.SIGUSR1, alarm.before)
 
 
 @contextmanager
 def time_limit(seconds: float | None, budget: str) -> Iterator[None]:
-    """Raise TimeLimitExceeded, which names the budget, in a block that takes longer than `seconds`."""
+    """Raise TimeLimitExceeded, which names the budget, once in a block that takes longer."""
 
     def error() -> TimeLimitExceeded:
         return TimeLimitExceeded(

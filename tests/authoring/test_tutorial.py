@@ -3,11 +3,11 @@
 import csv
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from metatuner.cli import main, parse_overrides
 from metatuner.config import load_config
@@ -29,34 +29,43 @@ def test_the_commands_parse_and_name_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    new, check, run, compare = (shlex.split(line) for line in commands())
+    new, check, trial, run = (shlex.split(line) for line in commands())
     # The first command is run; what it writes is what the others name.
     assert main(new[1:]) == 0
     (file,) = tmp_path.iterdir()
     assert check == ["metatuner", "check-method", file.name]
-    assert compare[:2] == ["metatuner", "diff"]
-    for words in (check, compare):
-        with pytest.raises(SystemExit) as leaving:
-            main([*words[1:], "--help"])
-        assert leaving.value.code == 0
+    with pytest.raises(SystemExit) as leaving:
+        main([*check[1:], "--help"])
+    assert leaving.value.code == 0
     told = capsys.readouterr().out
     assert re.search(r"usage: .*check-method .*FILE", told.replace("\n", " "), re.IGNORECASE)
-    # The third makes a plan in which the new method stands beside the others, whose cells are what they were.
-    assert run[:4] == ["snakemake", "--cores", "all", "--config"]
-    before = Plan(load_config("nano"))
-    after = Plan(load_config("nano", parse_overrides(run[4:])))
-    assert set(before.grid.cells) < set(after.grid.cells)
-    added = {after.grid.cells[key].fit.method for key in set(after.grid.cells) - set(before.grid.cells)}
-    assert added == {"my_search"}
-    # The fourth compares the committed results with those of the run.
-    committed, own = compare[2:]
-    assert (ROOT / committed).is_dir()
-    assert Path(own) == Path(after.config.results)
+    # The others make a plan in which the new method stands beside the others, whose cells are what they were.
+    for words, preset in ((trial, "smoke"), (run, "nano")):
+        assert words[:4] == ["snakemake", "--cores", "all", "--config"]
+        overrides = parse_overrides(words[4:])
+        assert overrides.pop("preset", "nano") == preset
+        before, after = Plan(load_config(preset)), Plan(load_config(preset, overrides))
+        assert set(before.grid.cells) < set(after.grid.cells)
+        added = {after.grid.cells[key].fit.method for key in set(after.grid.cells) - set(before.grid.cells)}
+        assert added == {"my_search"}
+
+
+def test_the_preset_of_the_page_tunes_the_new_method_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(commands()[0])[1:]) == 0
+    (block,) = [yaml.safe_load(each) for each in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
+    plan = Plan(load_config(block.pop("extends"), block))
+    assert {benchmark for subject, benchmark in plan.searches.all if subject == "my_search"} == set(
+        plan.config.benchmarks
+    )
+    assert len(plan.searches.trials("my_search", "gsm8k")) == 8
 
 
 def run(folder: Path, line: str, environment: dict[str, str]) -> str:
     """A command of the page; its output. `snakemake` gets the small project's config after its own."""
-    line = line.replace("nano", "smoke")
+    line = line.replace("nano", "smoke").replace(" preset=smoke", "")
     if line.startswith("snakemake"):
         line = f"{line} {SMALL}" if "--config" in line else f"{line} --config {SMALL}"
     done = subprocess.run(
@@ -75,11 +84,9 @@ def methods(folder: Path) -> set[str]:
 def test_the_commands_bring_a_method_into_the_table_and_change_nothing_else(tmp_path: Path, tiny: Runs) -> None:
     folder = project(tmp_path / "tutorial")
     run(folder, "snakemake --cores all", tiny.environment)
-    shutil.copytree(folder / "results" / "smoke", folder / "results" / "snapshot" / "smoke")
-    _, checked, ran, compared = [run(folder, line, tiny.environment) for line in commands()]
+    _, checked, ran, _ = [run(folder, line, tiny.environment) for line in commands()]
     assert methods(folder) == {"zero_shot", "my_search"}
     assert "my_search" in (folder / "results" / "smoke" / "tables" / "table_1.csv").read_text()
     assert "fails" not in checked
     assert re.search(r"^fit +1$", ran, re.MULTILINE)  # of Snakemake's jobs: the one cell's, and no other's
     assert re.search(r"^evaluate +1$", ran, re.MULTILINE)
-    assert "my_search" in compared

@@ -60,6 +60,7 @@ class Server:
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.keys: list[str | None] = []
+        self.headers: list[str] = []
         lock, outer = threading.Lock(), self
 
         class Handler(BaseHTTPRequestHandler):
@@ -69,6 +70,7 @@ class Server:
                     outer.requests.append(body)
                     outer.paths.append(self.path)
                     outer.keys.append(self.headers.get("Authorization"))
+                    outer.headers.append(str(self.headers))
                     status, reply, headers = answer(len(outer.requests) - 1, body)
                 told = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
                 self.send_response(status)
@@ -138,6 +140,19 @@ def test_opro_finds_the_optimum_by_a_servers_proposals_and_every_call_is_metered
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("toy-8b", 1.0, 128)
     assert [turn["role"] for turn in first["messages"]] == ["system", "user"]
     assert len({body["seed"] for body in server.requests[:8]}) == 8
+
+
+def test_headers_that_are_meant_for_another_server_are_not_sent(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Gateway: {KEY}\nX-Other: 1")
+    monkeypatch.setenv("OPENAI_ORG_ID", KEY)
+    monkeypatch.setenv("OPENAI_PROJECT_ID", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = serve((200, completion("x"), {}))
+    server.proposer().chat(MESSAGES, temperature=1.0, max_tokens=9, seed=0)
+    assert KEY not in server.headers[0]
+    assert "X-Other" not in server.headers[0]
 
 
 def test_cfpo_asks_the_server_too_at_a_temperature_that_falls(serve: Callable[..., Server], tmp_path: Path) -> None:
@@ -288,7 +303,7 @@ def test_a_server_that_wants_a_key_where_none_is_named_says_where_to_name_it(ser
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_busy_server_is_asked_again_as_often_as_the_config_says(serve: Callable[..., Server], status: int) -> None:
     server = serve((status, {"error": {"message": "busy"}}, {"Retry-After": "0"}))
-    with pytest.raises(UserError, match=f"failed 3 times .{status}: busy.; try later"):
+    with pytest.raises(UserError, match=f"failed up to 3 times .{status}: busy.; try later"):
         server.proposer().chat(MESSAGES, temperature=1.0, max_tokens=9, seed=0)
     assert len(server.requests) == 3
     mended = serve(lambda number, body: (200, completion("well"), {}) if number else (status, b"", {}))
@@ -310,7 +325,7 @@ def test_silence_and_absence_are_told_apart(serve: Callable[..., Server]) -> Non
     gone = serve((200, b"", {}))
     gone.http.shutdown()
     gone.http.server_close()
-    with pytest.raises(UserError, match=r"proposer\.base_url.*no answer from .*refused.*asked 3 times; start"):
+    with pytest.raises(UserError, match=r"proposer\.base_url.*no answer from .*refused.*asked up to 3 times; start"):
         gone.proposer().chat(MESSAGES, temperature=1.0, max_tokens=9, seed=0)
 
 

@@ -110,6 +110,10 @@ def test_a_snapshot_is_drawn_again_without_the_run(finished: Path, tiny: Runs, t
         before = (kept / "cells.tar.xz").read_bytes() if kept.exists() else b""
         tiny.metatuner(folder, "snapshot", "--config", "results/tiny/config.json")
     assert (kept / "cells.tar.xz").read_bytes() == before
+    for other in ("results/tiny", "results", "config", "."):  # no folder of other files is replaced
+        words = ["snapshot", "--config", "results/tiny/config.json", "--out", other]
+        done = tiny.metatuner(folder, *words, check=False)
+        assert (done.returncode, "not a snapshot's folder" in done.stderr) == (2, True)
     assert not any(path.is_dir() for path in kept.iterdir() if path.name not in ("tables", "figures"))
     drawn = [*kept.glob("tables/*"), *kept.glob("figures/*"), *kept.glob("claims*"), kept / "report.html"]
     expected = {path.relative_to(kept): (run / path.relative_to(kept)).read_bytes() for path in drawn}

@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from metatuner.run import limits
 from metatuner.run.limits import Overdue, TimeLimitExceeded, limit, time_limit
 
 
@@ -21,27 +20,21 @@ def test_what_runs_too_long_is_stopped_with_the_key_to_raise() -> None:
         hang()
 
 
-def test_what_ends_in_time_is_left_alone_and_nothing_is_left_to_fire_later() -> None:
-    handler = signal.getsignal(signal.SIGALRM)
+def test_what_ends_in_time_or_with_an_error_is_left_alone_and_nothing_is_left_to_fire_later() -> None:
+    threads, handler = threading.enumerate(), signal.getsignal(signal.SIGUSR1)
     with time_limit(600, "small"):
-        assert 500 < signal.getitimer(signal.ITIMER_REAL)[0] <= 600
-    assert signal.getsignal(signal.SIGALRM) is handler
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-
-
-def test_after_an_error_nothing_is_left_to_fire_later_either() -> None:
-    def fail() -> None:
-        with time_limit(600, "small"):
-            raise KeyError
-
-    handler = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(KeyError):
-        fail()
-    assert signal.getsignal(signal.SIGALRM) is handler
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        assert len(threading.enumerate()) == len(threads) + 1
+    with pytest.raises(KeyError), time_limit(600, "small"):
+        raise KeyError
+    assert threading.enumerate() == threads
+    assert signal.getsignal(signal.SIGUSR1) is handler
 
 
 def test_without_a_limit_or_outside_the_main_thread_nothing_is_limited() -> None:
+    threads, handler = threading.active_count(), signal.getsignal(signal.SIGUSR1)
+    with time_limit(None, "small"):
+        assert threading.active_count() == threads
+        assert signal.getsignal(signal.SIGUSR1) is handler
     done = []
 
     def work() -> None:
@@ -52,9 +45,32 @@ def test_without_a_limit_or_outside_the_main_thread_nothing_is_limited() -> None
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    with time_limit(None, "small"):
-        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert done == [True]
+
+
+def test_a_library_that_uses_the_processs_alarm_does_not_end_a_limit() -> None:
+    def hang() -> None:
+        start = time.monotonic()
+        with time_limit(0.2, "small"):
+            signal.alarm(60)
+            signal.alarm(0)
+            while time.monotonic() - start < 120:
+                time.sleep(0.01)
+
+    with pytest.raises(TimeLimitExceeded):
+        hang()
+
+
+def test_a_schedulers_signal_is_passed_on_and_ends_nothing() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    try:
+        with limit(60, Overdue), time_limit(50, "small"):
+            signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1] * 2
 
 
 def stubborn(caught: list[Exception]) -> None:
@@ -84,8 +100,7 @@ def test_it_is_stopped_within_a_limit_of_its_own_too() -> None:
     assert [type(error) for error in caught] == [TimeLimitExceeded]  # the limit of `fit` itself
 
 
-def test_code_that_goes_on_after_that_is_stopped_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "AGAIN", 0.1)
+def test_code_that_goes_on_after_that_is_stopped_again() -> None:
     stopped: list[BaseException] = []
 
     def twice() -> None:
@@ -95,16 +110,15 @@ def test_code_that_goes_on_after_that_is_stopped_again(monkeypatch: pytest.Monke
             stopped.append(error)
             stubborn([])
 
-    with pytest.raises(Overdue), limit(0.1, Overdue):
+    with pytest.raises(Overdue), limit(0.1, Overdue, again=0.1):
         twice()
     assert [type(error) for error in stopped] == [Overdue]
 
 
-def test_an_inner_limit_leaves_the_time_of_the_outer_one_as_it_is() -> None:
-    with time_limit(500, "large"):
-        with time_limit(100, "small"):
-            assert 90 < signal.getitimer(signal.ITIMER_REAL)[0] <= 100
-        assert 400 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
-        with time_limit(900, "larger"):
-            assert 400 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+def test_the_outer_of_two_limits_holds_inside_a_longer_one() -> None:
+    caught: list[Exception] = []
+    start = time.monotonic()
+    with pytest.raises(Overdue), limit(0.2, Overdue), time_limit(100, "small"):
+        stubborn(caught)
+    assert caught == []
+    assert time.monotonic() - start < 50

@@ -1,5 +1,5 @@
 # Not part of `all`. `snakemake --cores all tune` searches settings on the tune split and stores the winners in the
-# preset.
+# preset's file `tuning.winners`.
 
 
 rule tune_warmup:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metatuner.analysis.names import Names, benchmark_rank, benchmark_title
-from metatuner.analysis.results.scores import RERUN, Score, cell_folder, read_scores, read_settings
-from metatuner.config import DEFAULT_VARIANT, Config, Layout
+from metatuner.analysis.results.scores import RERUN, Score, cell_folder, main_scores, read_scores, read_settings
+from metatuner.config import Config, Layout
 from metatuner.errors import UserError
 from metatuner.files import read_json, read_lines
 
@@ -54,7 +54,7 @@ def browser(config: Config) -> dict[str, dict[str, Any]]:
     layout, names = Layout(config), Names.of(config)
     by_benchmark: dict[str, list[Score]] = {}
     holes: dict[str, list[Score]] = {}
-    for score in main_scores(config, complete=False):
+    for score in main_scores(config, complete=False) if "main" in config.experiments else ():
         (by_benchmark if score.status == "ok" else holes).setdefault(score.benchmark, []).append(score)
     found = {}
     for benchmark in sorted({*by_benchmark, *holes}, key=benchmark_rank):
@@ -92,22 +92,6 @@ def browser(config: Config) -> dict[str, dict[str, Any]]:
             ],
         }
     return found
-
-
-def main_scores(config: Config, *, complete: bool = True) -> list[Score]:
-    """The cells of the main experiment, each once; if `complete`, only cells with a score."""
-    if "main" not in config.experiments:
-        return []
-    generator = config.experiments[config.main].generators[0]
-    found = {
-        score.cell: score
-        for score in read_scores(Layout(config).scores)
-        if score.experiment == config.main
-        and score.variant == DEFAULT_VARIANT
-        and (score.status == "ok" or not complete)
-        and score.generator in ("", generator)
-    }
-    return list(found.values())
 
 
 def cells(config: Config) -> list[dict[str, Any]]:
@@ -192,7 +176,7 @@ def costs(config: Config) -> list[list[str]]:
     layout, names = Layout(config), Names.of(config)
     fits: dict[str, list[dict[str, Any]]] = {}
     queries: dict[str, list[float]] = {}
-    for score in main_scores(config):
+    for score in main_scores(config) if "main" in config.experiments else ():
         identity = layout.cell(score.cell) / "cell.json"
         if not identity.is_file():
             continue

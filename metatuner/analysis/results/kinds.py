@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from metatuner.analysis.names import Names, benchmark_rank
-from metatuner.analysis.results.scores import QueryScore, read_query_scores, read_scores
+from metatuner.analysis.results.scores import QueryScore, main_scores, read_query_scores
 from metatuner.analysis.statistics import Interval, derive_seed, mean_interval
-from metatuner.config import DEFAULT_VARIANT, Config, Layout
+from metatuner.config import Config, Layout
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,10 @@ class ByKind:
 def by_kind(config: Config) -> list[ByKind]:
     """Means of the main experiment's methods by benchmark and kind; holes are left out."""
     layout = Layout(config)
-    generator, names = config.experiments[config.main].generators[0], Names.of(config)
+    names = Names.of(config)
     cells: dict[tuple[str, str], list[dict[str, QueryScore]]] = {}
-    for cell in dict.fromkeys(
-        (score.benchmark, score.method, score.seed, score.cell)
-        for score in read_scores(layout.scores)
-        if score.experiment == config.main
-        and score.variant == DEFAULT_VARIANT
-        and score.status == "ok"
-        and score.generator in ("", generator)
-    ):
-        benchmark, method, _, key = cell
-        cells.setdefault((benchmark, method), []).append(read_query_scores(layout.root, key))
+    for score in main_scores(config):
+        cells.setdefault((score.benchmark, score.method), []).append(read_query_scores(layout.root, score.cell))
     found = []
     ordered = sorted(cells, key=lambda each: (benchmark_rank(each[0]), names.rank(each[1])))
     for benchmark, method in ordered:

@@ -14,22 +14,8 @@ from metatuner.files import write_json
 from metatuner.hashing import ROOT, git_state, hash_value
 
 PACKAGES = (
-    "accelerate",
-    "datasets",
-    "dspy",
-    "lm-eval",
-    "math-verify",
-    "matplotlib",
-    "metatuner",
-    "numpy",
-    "optuna",
-    "peft",
-    "safetensors",
-    "snakemake",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "trl",
+    *("accelerate datasets dspy gepa latex2sympy2-extended lm-eval math-verify matplotlib numpy optuna peft").split(),
+    *("safetensors snakemake sympy tokenizers torch transformers trl").split(),
 )
 
 MACHINE_KEYS = {"threads", "results", "cache"}
@@ -55,7 +41,7 @@ def write_provenance(config: Config, dependencies: Mapping[str, Any], path: Path
             "dtypes": {role: model.dtype for role, model in models.items()},
             "dependencies": dict(dependencies),
             "code": git_state(ROOT),
-            "packages": {name: _version(name) for name in PACKAGES},
+            "packages": {name: _version(name) for name in ("metatuner", *PACKAGES)},
             "python": platform.python_version(),
             "platform": {"system": platform.system(), "machine": platform.machine(), "cpu": cpu_model()},
         },

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metatuner.analysis.escaping import from_csv, inert
+from metatuner.config import DEFAULT_VARIANT, Config, Layout
 from metatuner.errors import UserError
 from metatuner.files import read_csv, read_json, write_csv, write_text
 from metatuner.hashing import canonical, hash_value
@@ -262,6 +263,22 @@ def read_scores(path: Path) -> list[Score]:
     if not scores:
         raise UserError(f"{path}: no line below the header; {RERUN}")
     return scores
+
+
+def main_scores(config: Config, *, complete: bool = True) -> list[Score]:
+    """The cells of the main experiment, each once: default variants, under its first generator.
+
+    If `complete`, only cells with a score.
+    """
+    generator = config.experiments[config.main].generators[0]
+    found = {
+        score.cell: score
+        for score in read_scores(Layout(config).scores)
+        if (score.experiment, score.variant) == (config.main, DEFAULT_VARIANT)
+        and (score.status == "ok" or not complete)
+        and score.generator in ("", generator)
+    }
+    return list(found.values())
 
 
 def _check_header(header: Sequence[str], path: Path) -> None:

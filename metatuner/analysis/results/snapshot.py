@@ -2,6 +2,7 @@
 
 import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 
 from metatuner.config import Config, Layout, dump_config
@@ -43,7 +44,13 @@ def write_snapshot(config: Config, out: Path) -> Path:
     layout = Layout(config)
     if not layout.verdict.is_file() or not read_json(layout.verdict, "run again")["ok"]:
         raise UserError(f"{layout.root}: no finished run without failures; `make reproduce PRESET={config.preset}`")
-    with complete_folder(out.with_name(f".{out.name}.new")) as temporary:
+    own = {layout.config.name, ARCHIVE, *FILES, *PARTS}
+    is_other = out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= own)
+    if is_other or out == layout.root or not out.name:
+        raise UserError(f"--out {out}: not a snapshot's folder; choose a new one")
+    new = out.with_name(f".{out.name}.new")
+    shutil.rmtree(new, ignore_errors=True)  # of a call that was stopped
+    with complete_folder(new) as temporary:
         for name in FILES:
             source = layout.root / name
             if source.is_dir():
@@ -53,7 +60,7 @@ def write_snapshot(config: Config, out: Path) -> Path:
         write_text(temporary / layout.config.name, dump_config(config.model_copy(update={"results": str(out)})))
         _pack(layout.root, temporary / ARCHIVE)
     shutil.rmtree(out, ignore_errors=True)
-    return out.with_name(f".{out.name}.new").rename(out)
+    return new.rename(out)
 
 
 def _pack(root: Path, archive: Path) -> None:
@@ -74,13 +81,17 @@ def _pack(root: Path, archive: Path) -> None:
 
 
 def unpack_snapshot(root: Path) -> bool:
-    """If a results folder is a snapshot, unpack its archive beside it; returns whether there was anything to do."""
+    """Where a results folder is a snapshot, put the archive's files beside it; whether anything was to do."""
     archive = root / ARCHIVE
     if not archive.is_file() or (root / PARTS[0]).is_dir():
         return False
-    with complete_folder(root / ".unpacked") as temporary, tarfile.open(archive) as tar:
-        tar.extractall(temporary, filter="data")
-    for part in reversed(PARTS):  # `cells` comes last: if it is there, all parts are
-        (root / ".unpacked" / part).rename(root / part)
-    (root / ".unpacked").rmdir()
+    with tempfile.TemporaryDirectory(dir=root, prefix=".unpacked") as folder:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        for part in reversed(PARTS):  # `cells` comes last: if it is there, all is there
+            try:
+                (Path(folder) / part).rename(root / part)
+            except OSError:  # another process has done it
+                if not (root / part).is_dir():
+                    raise
     return True

@@ -8,7 +8,7 @@ from typing import Any
 
 from metatuner.analysis.names import METRICS, Names, benchmark_rank, benchmark_title, describe_world
 from metatuner.analysis.results.published import read_test_sizes
-from metatuner.analysis.results.scores import RERUN, Score, cell_folder, read_scores, read_settings
+from metatuner.analysis.results.scores import RERUN, cell_folder, main_scores, read_settings
 from metatuner.analysis.tables.table import Table, write_tables
 from metatuner.config import DEFAULT_VARIANT, Config, Layout
 from metatuner.files import read_json, read_lines
@@ -116,7 +116,8 @@ def table_9(config: Config) -> list[Path]:
     Shows four test rows per benchmark: the first that only the method solves, the first that only zero-shot solves, the
     first that both solve, and the first that neither solves. This rule alone chooses the rows, not how well they read.
     """
-    cells = {(score.method, score.benchmark): score for score in reversed(_first_seed(config))}
+    seed = config.experiments[config.main].seeds[0]
+    cells = {(score.method, score.benchmark): score for score in main_scores(config) if score.seed == seed}
     rows = []
     for name in _benchmarks(config):
         own, other = cells.get((SHOWN, name)), cells.get((BESIDE, name))
@@ -216,18 +217,6 @@ def _world(config: Config) -> str:
 
 def _benchmarks(config: Config) -> list[str]:
     return sorted(config.experiments[config.main].benchmarks, key=benchmark_rank)
-
-
-def _first_seed(config: Config) -> list[Score]:
-    """The main experiment's complete cells of its first seed, default variants only."""
-    design = config.experiments[config.main]
-    return [
-        score
-        for score in read_scores(Layout(config).scores)
-        if (score.experiment, score.variant, score.seed) == (config.main, DEFAULT_VARIANT, design.seeds[0])
-        and score.status == "ok"
-        and score.generator in ("", design.generators[0])
-    ]
 
 
 def _main_settings(config: Config) -> dict[str, dict[str, dict[str, Any]]]:

@@ -126,16 +126,17 @@ def as_latex(table: Table, label: str) -> str:
     r"""A `booktabs` table: a `longtable` for long texts, else a `table*` that fits `\textwidth` (`graphicx`)."""
     caption = escape_latex(f"{table.title.partition(': ')[2] or table.title}. {table.world}")
     caption = caption[:1].upper() + caption[1:]
-    body = []
+    body: list[str] = []
     for index, row in enumerate(table.rows):
         if index in table.sections:
             heading = escape_latex(table.sections[index])
+            body += [r"\midrule"] * bool(body)
             body.append(rf"\multicolumn{{{len(table.header)}}}{{l}}{{\textit{{{heading}}}}} \\")
         body.append(" & ".join(map(_latex, row)) + r" \\")
     head = [*_latex_groups(table), " & ".join(map(escape_latex, table.header)) + r" \\"]
     notes = [_latex(note) for note in table.notes]
-    if table.widths:
-        columns = "".join(rf"p{{{width:.2f}\textwidth}}" for width in table.widths)
+    if table.widths or len(table.rows) > LONG:
+        columns = "".join(rf"p{{{width:.2f}\textwidth}}" for width in table.widths) or "l" * len(table.header)
         start = [r"{\footnotesize", rf"\begin{{longtable}}{{{columns}}}", rf"\caption{{{caption}}}\label{{{label}}}\\"]
         end = [r"\bottomrule", r"\end{longtable}", *notes, "}"]
         return "\n".join([*start, r"\toprule", *head, r"\midrule", r"\endhead", *body, *end, ""])
@@ -157,11 +158,13 @@ def _latex_groups(table: Table) -> list[str]:
     return [" & ".join(cells) + r" \\", rules]
 
 
+LONG = 30
+"""Rows from which on a LaTeX table may break across pages."""
 _MARKS = {"†": r"$^{\dagger}$", "*": "$^{*}$"}
 
 
 def _latex(text: Text) -> str:
-    forms = {"bold": r"\textbf{%s}", "italic": r"\textit{%s}", "small": r"{\footnotesize %s}"}
+    forms = {"bold": r"\textbf{%s}", "italic": r"\textit{%s}", "small": r"{\footnotesize{}%s}"}
     return "".join(
         _MARKS.get(span.text, escape_latex(span.text))
         if span.style == "mark"

@@ -25,8 +25,6 @@ class HubSource:
     not public."""
     rows: Mapping[str, int]
     """Published numbers of rows in "train" and "test"."""
-    verified: bool = False
-    """Whether this exact address has been loaded; `metatuner check-data` loads it at first use."""
 
 
 @dataclass(frozen=True)
