@@ -7,7 +7,10 @@ from metatuner.files import write_text
 from metatuner.harness.method import NAME
 from metatuner.harness.registry import Registry
 
-TEMPLATE = '''"""{shown}: the best of a few rewrites of the initial prompt. Replace this by what your method does."""
+TEMPLATE = '''"""{shown}.
+
+The best of a few rewrites of the initial prompt. Replace this by what your method does.
+"""
 
 from dataclasses import dataclass
 
@@ -20,7 +23,7 @@ from metatuner.harness.query import to_query
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set. Presets override these defaults under methods.{name}.settings; `search` there tunes them."""
+    """Defaults. A preset overrides them under methods.NAME.settings; methods.NAME.search says what a search tries."""
 
     candidates: Count = 4  # Count: a whole number, at least 1
     """Rewrites tried beside the initial prompt. Say here why this is the default."""
@@ -31,8 +34,9 @@ class Settings:
 class {cls}(Method):
     """One prompt for all queries, the best of sampled rewrites on dev rows."""
 
+    # The name in files and the config, and the name that tables and figures print.
     name = "{name}"
-    title = "{shown}"  # as tables and figures print it
+    title = "{shown}"
     family = "{family}"  # vanilla, prompt, parameter or hybrid: where tables list it
     reference = "where the method is described"
     deviations = ()  # what differs here from that description, one sentence each
