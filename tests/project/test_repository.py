@@ -201,6 +201,14 @@ def test_documented_preset_resolves() -> None:
     assert config.models.proposer.model == proposer["models"]["proposer"]["model"]
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=lambda page: page.name)
+def test_files_of_the_project_that_a_page_names_are_there(page: Path) -> None:
+    names = re.findall(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|yaml|smk|toml|jinja))`", page.read_text(encoding="utf-8"))
+    rooms = (ROOT, ROOT / "metatuner", *(ROOT / "metatuner").iterdir())
+    missing = [name for name in names if not any((room / name).is_file() for room in rooms)]
+    assert not missing, f"{page.relative_to(ROOT)} names {missing}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_files_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
