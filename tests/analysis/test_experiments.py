@@ -386,7 +386,7 @@ def test_figure_4_shows_scores_and_the_task_loss_of_the_same_fits(tmp_path: Path
         assert (box.y0, box.y1) == pytest.approx((ends[1] - 0.5, ends[0] + 0.5))
         assert set(gumbel.get_ydata()) == {3.0}
         assert axes.get_xlabel() == "Training steps (%)"
-    assert figure.axes[2].get_ylabel() == "Task loss (nats a token)"
+    assert figure.axes[2].get_ylabel() == "Task loss (nats per token)"
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == [
         "Supervised\nregularisation",
         "Gumbel-\nSoftmax",

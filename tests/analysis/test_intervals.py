@@ -312,7 +312,7 @@ def test_equal_methods_whose_luck_is_shared_by_a_group_do_not_differ_too_often(s
 
 
 def test_groups_must_be_named_for_each_query() -> None:
-    with pytest.raises(ValueError, match="one group a query; got 2 for 3 queries"):
+    with pytest.raises(ValueError, match="one group per query; got 2 for 3 queries"):
         mean_interval([[0.0, 1.0, 1.0]], ["a", "b"], seed=1)
 
 

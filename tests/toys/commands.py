@@ -8,7 +8,7 @@ from metatuner.config import Config
 from metatuner.metering import Process
 
 
-def step(name: str, config: Config, **words: Any) -> int:
+def step(command: str, config: Config, /, **words: Any) -> int:
     """Run a command on a config; return its exit status."""
-    (found,) = [each for group in groups().values() for each in group if each.name == name]
+    (found,) = [each for group in groups().values() for each in group if each.name == command]
     return found.action(config, argparse.Namespace(process=Process(), **{"attempt": "", **words})) or 0

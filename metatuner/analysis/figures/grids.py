@@ -205,7 +205,7 @@ def draw_objectives(
             axes.text(0.5, 0.5, "no logs at hand", transform=axes.transAxes, ha="center", style="italic")
         axes.set_xlabel("Training steps (%)")
         axes.grid(axis="y")
-    lower[0].set_ylabel("Task loss (nats a token)")
+    lower[0].set_ylabel("Task loss (nats per token)")
     _finish(figure, rows, comparisons[:1], note)
     return figure
 

@@ -87,7 +87,7 @@ def group_sums(array: Array, groups: Sequence[Hashable] | None) -> tuple[Array, 
     if groups is None:
         return array, np.ones(array.shape[1])
     if len(groups) != array.shape[1]:
-        raise ValueError(f"need one group a query; got {len(groups)} for {array.shape[1]} queries")
+        raise ValueError(f"need one group per query; got {len(groups)} for {array.shape[1]} queries")
     index = {group: place for place, group in enumerate(dict.fromkeys(groups))}
     places = np.array([index[group] for group in groups])
     sums: Array = np.stack([np.bincount(places, weights=row) for row in array])
