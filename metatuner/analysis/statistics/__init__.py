@@ -7,6 +7,7 @@ from metatuner.analysis.statistics.contrasts import (
     cohens_h,
     contrast,
     newcombe_interval,
+    paired_difference,
     probability_of_improvement,
     unpaired_difference,
 )
@@ -14,16 +15,15 @@ from metatuner.analysis.statistics.intervals import (
     LEVEL,
     MIN_SEEDS,
     TOLERANCE,
-    Array,
     Difference,
     Interval,
     derive_seed,
     holm,
     mean_interval,
-    paired_difference,
     smallest_detectable_effect,
     wilson_interval,
 )
+from metatuner.analysis.statistics.spread import Array
 
 __all__ = [
     "LEVEL",

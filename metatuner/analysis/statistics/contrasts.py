@@ -14,20 +14,22 @@ from numpy.typing import ArrayLike
 from metatuner.analysis.statistics.intervals import (
     LEVEL,
     MIN_SEEDS,
+    RESAMPLES,
     TEST_RESAMPLES,
     TOLERANCE,
-    Array,
     Difference,
     Interval,
+    as_scores,
     bootstrap_means,
     group_sums,
     mcnemar_exact,
     mean_interval,
-    resamples_of,
+    percentiles,
     sign_flip_p,
     standard_error,
     wilson_interval,
 )
+from metatuner.analysis.statistics.spread import Array, crossed_spread, flat_interval, flat_upper_tail
 
 POWER = 0.8
 
@@ -57,6 +59,8 @@ class Contrast(Difference):
     """One-sided p-value of the hypothesis that the difference is at least the margin."""
     pooled: bool = False
     """True: over several benchmarks (or several published scores)."""
+    seeds: int = 0
+    """Seeds that the test saw; 0 if that is not public."""
 
     @property
     def scope(self) -> str:
@@ -80,69 +84,110 @@ def contrast(
 ) -> Contrast:
     """The mean of `gaps` over seeds and queries, averaged over benchmarks with equal weights, against a margin.
 
-    Benchmarks are resampled independently of each other. The p-values depend on the margin:
+    Benchmarks count as independent of each other: each has its own queries, and fits of its own.
 
-    - Margin 0: the two-sided p-value is computed as in `paired_difference`. It is from McNemar's exact test (one
-      benchmark, one seed, binary, no groups), or else from sign flips of groups.
-    - Any other margin: each one-sided p-value is the larger of two. One is from a z-test with the linearised standard
-      error, the other from the bootstrap.
+    From `MIN_SEEDS` seeds on, interval and test are by Student's t with the variance and degrees of freedom of
+    `crossed_spread`: about other seeds and other queries. With fewer seeds they are about other queries alone: a
+    percentile bootstrap interval, and a p-value that depends on the margin:
 
-    From `MIN_SEEDS` seeds on, no p-value is below the bootstrap's, because the bootstrap also resamples the seeds.
+    - Margin 0: McNemar's exact test (one benchmark, one seed, binary, no groups), or else sign flips of groups.
+    - Any other margin: the larger of two. One is from a z-test with the linearised standard error, the other from the
+      bootstrap.
+
+    No interval is narrower than `flat_interval`. No p-value of many seeds, or against another margin than 0, is smaller
+    than the p-value that goes with it.
 
     Args:
         gaps: gaps of each benchmark; the claim is that they are large.
         seed: seed of the random generator.
         margin: what the difference is claimed to exceed.
         level: coverage of the interval.
-        resamples: number of resamples. None: `TEST_RESAMPLES` if the bootstrap bounds the p-value, and for sign flips;
-            else `RESAMPLES`.
+        resamples: number of resamples. None: `TEST_RESAMPLES` for tests, `RESAMPLES` for an interval alone.
     """
     if not gaps:
         raise ValueError("a contrast needs one benchmark at least")
     share, seeds = 1 / len(gaps), min(len(each.values) for each in gaps)
-    drawn = resamples or (resamples_of(seeds) if margin == 0 else TEST_RESAMPLES)
-    sums = [group_sums(np.asarray(each.values, dtype=np.float64), each.groups) for each in gaps]
+    sums = [group_sums(as_scores(each.values), each.groups) for each in gaps]
     estimates = [float(each.values.mean()) for each in gaps]
     estimate = share * sum(estimates)
-    means: Array = share * np.sum(
-        [
-            bootstrap_means(each.values, each.groups, seed=seed + index, resamples=drawn)
-            for index, each in enumerate(gaps)
-        ],
-        axis=0,
-    )
     errors = [
         standard_error(total.mean(axis=0) - own * sizes, each.values.shape[1])
         for each, own, (total, sizes) in zip(gaps, estimates, sums, strict=True)
     ]
     error = share * sqrt(sum(each * each for each in errors))
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    resampled = [
-        (1 + int(hits)) / (1 + drawn)
-        for hits in ((means <= margin + TOLERANCE).sum(), (means >= margin - TOLERANCE).sum())
-    ]
-    if margin == 0:
-        p = _paired_p(gaps, sums, share, seed=seed, resamples=resamples or TEST_RESAMPLES)
-        greater, less = (p / 2, 1 - p / 2) if estimate > 0 else (1 - p / 2, p / 2)
+    groups = len(gaps) ** 2 / sum(1 / len(sizes) for _, sizes in sums)  # as many as have the mean's variance
+    if seeds >= MIN_SEEDS:
+        spread = crossed_spread(sums)
+        half = spread.quantile(level) * spread.error
+        low, high = max(estimate - half, -1.0), min(estimate + half, 1.0)
+        tail = spread.upper_tail(abs(estimate - margin))
     else:
-        z = (estimate - margin) / error if error else inf * np.sign(estimate - margin) if estimate != margin else 0.0
-        greater, less = _upper_tail(z), _upper_tail(-z)
-    if margin != 0 or seeds >= MIN_SEEDS:
-        greater, less = max(greater, resampled[0]), max(less, resampled[1])
+        drawn = resamples or (RESAMPLES if margin == 0 else TEST_RESAMPLES)
+        means = _resampled(gaps, share, seed=seed, resamples=drawn)
+        low, high = percentiles(means, level)
+        if margin == 0:
+            tail = _paired_p(gaps, sums, share, seed=seed, resamples=resamples or TEST_RESAMPLES) / 2
+        else:
+            beyond = means <= margin + TOLERANCE if estimate > margin else means >= margin - TOLERANCE
+            z = abs(estimate - margin) / error if error else inf
+            tail = max(_upper_tail(z), (1 + int(beyond.sum())) / (1 + drawn))
+    if abs(estimate - margin) <= TOLERANCE:
+        tail = 0.5
+    elif seeds >= MIN_SEEDS or margin != 0:
+        room = 1 + margin if estimate > margin else 1 - margin
+        tail = max(tail, flat_upper_tail(abs(estimate - margin), groups, room))
+    greater, less = (tail, 1 - tail) if estimate > margin else (1 - tail, tail)
+    floor = flat_interval(estimate, groups, low=-1.0, high=1.0, level=level)
     return Contrast(
         estimate,
-        float(low),
-        float(high),
+        min(low, floor[0]),
+        max(high, floor[1]),
         seeds < MIN_SEEDS,
-        min(1.0, 2 * min(greater, less)),
+        min(1.0, 2 * tail),
         error,
         margin,
         sum(each.values.shape[1] for each in gaps),
         greater,
         less,
         len(gaps) > 1,
+        seeds,
     )
+
+
+def paired_difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    seed: int,
+    level: float = LEVEL,
+    resamples: int | None = None,
+) -> Contrast:
+    """The contrast of `first` less `second` on one benchmark.
+
+    Args:
+        first: (seeds, queries), in 0..1; the same seeds and queries, in the same order, as `second`.
+        second: (seeds, queries), in 0..1.
+        groups: (queries,) labels; queries with the same label count together. None: each query on its own.
+        seed: seed of the random generator.
+        level: coverage of the interval.
+        resamples: number of resamples, as for `contrast`.
+    """
+    left, right = as_scores(first), as_scores(second)
+    if left.shape != right.shape:
+        raise ValueError(f"paired scores must have one shape; got {left.shape} and {right.shape}")
+    binary = bool(np.isin(np.concatenate([left, right]), (0.0, 1.0)).all())
+    return contrast([Gaps(left - right, groups, binary)], seed=seed, level=level, resamples=resamples)
+
+
+def _resampled(gaps: Sequence[Gaps], share: float, *, seed: int, resamples: int) -> Array:
+    """Bootstrap means of the contrast; benchmarks are resampled independently of each other."""
+    drawn = (
+        bootstrap_means(each.values, each.groups, seed=seed + index, resamples=resamples)
+        for index, each in enumerate(gaps)
+    )
+    means: Array = share * np.sum(list(drawn), axis=0)
+    return means
 
 
 def _upper_tail(z: float) -> float:

@@ -1,9 +1,11 @@
 """Statistics of scores, as pure functions of arrays of shape (seeds, queries). docs/statistics.md explains the choice.
 
-All seeds of a method, and all methods, are tested on the same queries. So queries are drawn jointly for all seeds.
-Drawing them separately per seed would count a hard query as several independent pieces of evidence. For the same
-reason, queries that share a context are drawn together. If groups are given, whole groups are drawn; otherwise each
-query is its own group.
+All seeds of a method, and all methods, are tested on the same queries. So queries count jointly for all seeds: as
+separate ones, a hard query would be several independent pieces of evidence. For the same reason, queries that share a
+context count together. If groups are given, whole groups are drawn; otherwise each query is its own group.
+
+From `MIN_SEEDS` seeds on, intervals and tests are about other seeds and other queries (`spread.crossed_spread`). With
+fewer seeds they are about other queries alone, by resampling.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -12,11 +14,10 @@ from math import sqrt
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from metatuner.analysis.statistics.spread import Array, crossed_spread, flat_interval
 from metatuner.hashing import hash_value
-
-Array = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -24,8 +25,9 @@ RESAMPLES = 10_000
 TEST_RESAMPLES = 100_000
 """Number of resamples for a test. No p-value is below the inverse of this number, and Holm's correction multiplies
 p-values by up to the number of pairs of methods."""
-MIN_SEEDS = 5
-"""With fewer seeds, the spread of seeds cannot be estimated: intervals are then conditional on the given seeds."""
+MIN_SEEDS = 3
+"""With fewer seeds, the spread of seeds cannot be estimated: intervals are then conditional on the given seeds, and
+nothing is significant."""
 CHUNK = 2**21
 """Random numbers held at a time, so that memory stays bounded."""
 TOLERANCE = 1e-9
@@ -61,12 +63,8 @@ def derive_seed(*names: object) -> int:
     return int(hash_value([str(name) for name in names]), 16)
 
 
-def resamples_of(seeds: int) -> int:
-    """Number of bootstrap resamples for a difference: from `MIN_SEEDS` seeds on they also bound its p-value."""
-    return RESAMPLES if seeds < MIN_SEEDS else TEST_RESAMPLES
-
-
-def _as_scores(scores: ArrayLike) -> Array:
+def as_scores(scores: ArrayLike) -> Array:
+    """The scores as an array (seeds, queries), checked."""
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"scores must have shape (seeds, queries), neither empty; got {array.shape}")
@@ -97,10 +95,9 @@ def group_sums(array: Array, groups: Sequence[Hashable] | None) -> tuple[Array, 
 def bootstrap_means(
     scores: ArrayLike, groups: Sequence[Hashable] | None = None, *, seed: int, resamples: int = RESAMPLES
 ) -> Array:
-    """Means of bootstrap resamples: groups are drawn jointly for all seeds; from `MIN_SEEDS` on, seeds are drawn too.
+    """Means of bootstrap resamples: groups are drawn jointly for all seeds; seeds are not drawn.
 
-    A resample has as many groups as the data. Its mean is over the queries drawn, so their number may vary. Drawing
-    both factors of a crossed design is the pigeonhole bootstrap (Owen 2007, Ann. Appl. Stat. 1:386).
+    A resample has as many groups as the data. Its mean is over the queries drawn, so their number may vary.
 
     Args:
         scores: (seeds, queries).
@@ -111,23 +108,14 @@ def bootstrap_means(
     Returns:
         (resamples,) means.
     """
-    sums, sizes = group_sums(_as_scores(scores), groups)
-    seeds, total = sums.shape
-    if seeds < MIN_SEEDS:
-        sums = sums.mean(axis=0, keepdims=True)
+    sums, sizes = group_sums(as_scores(scores), groups)
     # Many groups have equal sums and sizes: drawing the count of each kind equals drawing groups, and is much faster.
-    kinds, counts = np.unique(np.vstack([sums, sizes]), axis=1, return_counts=True)
-    sums, sizes = kinds[:-1], kinds[-1]
+    kinds, counts = np.unique(np.vstack([sums.mean(axis=0), sizes]), axis=1, return_counts=True)
     rng = np.random.default_rng(seed)
     means = []
     for size in _chunks(resamples, len(counts)):
-        drawn = rng.multinomial(total, counts / total, size=size)
-        if seeds < MIN_SEEDS:
-            found = drawn @ sums[0]
-        else:
-            weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
-            found = (weights @ sums * drawn).sum(axis=1)
-        means.append(found / (drawn @ sizes))
+        drawn = rng.multinomial(len(sizes), counts / len(sizes), size=size)
+        means.append(drawn @ kinds[0] / (drawn @ kinds[1]))
     return np.concatenate(means)
 
 
@@ -139,10 +127,12 @@ def mean_interval(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """The mean over seeds and queries with its percentile bootstrap interval.
+    """The mean over seeds and queries with its interval.
 
-    If all scores are 0, or all are 1, resampling sees no spread. The interval is then Wilson's, with one answer per
-    group.
+    From `MIN_SEEDS` seeds on: Wilson's interval of as many independent answers as have the variance of
+    `crossed_spread`, with Student's quantile (Korn and Graubard 1998, Survey Methodology 24:193, with Wilson's interval
+    in place of the exact one). With fewer seeds: the percentile bootstrap interval over queries. Neither is narrower
+    than `flat_interval`, which is what remains if all scores are equal.
 
     Args:
         scores: (seeds, queries), each in 0..1.
@@ -151,62 +141,34 @@ def mean_interval(
         level: coverage.
         resamples: number of resamples.
     """
-    array = _as_scores(scores)
+    array = as_scores(scores)
     estimate = float(array.mean())
-    conditional = len(array) < MIN_SEEDS
-    if estimate in (0.0, 1.0):
-        extreme = wilson_interval(estimate, len(group_sums(array, groups)[1]), level=level)
-        return Interval(estimate, extreme.low, extreme.high, conditional)
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(bootstrap_means(array, groups, seed=seed, resamples=resamples), [tail, 100 - tail])
-    return Interval(estimate, float(low), float(high), conditional)
+    sums, sizes = group_sums(array, groups)
+    floor = flat_interval(estimate, len(sizes), low=0.0, high=1.0, level=level)
+    if len(array) < MIN_SEEDS:
+        low, high = percentiles(bootstrap_means(array, groups, seed=seed, resamples=resamples), level)
+    else:
+        spread = crossed_spread([(sums, sizes)])
+        low, high = _score_interval(estimate, spread.variance, spread.quantile(level))
+    return Interval(estimate, min(low, floor[0]), max(high, floor[1]), len(array) < MIN_SEEDS)
 
 
-def paired_difference(
-    first: ArrayLike,
-    second: ArrayLike,
-    groups: Sequence[Hashable] | None = None,
-    *,
-    seed: int,
-    level: float = LEVEL,
-    resamples: int | None = None,
-) -> Difference:
-    """Mean of `first - second` with its percentile bootstrap interval and a two-sided p-value.
-
-    For binary scores of one seed, with each query its own group, the p-value is from McNemar's exact test. Otherwise it
-    is from `sign_flip_p`, the extension of that test to several seeds, graded scores and groups. From `MIN_SEEDS` seeds
-    on it is at least the bootstrap's p-value, because the bootstrap also resamples the seeds.
-
-    Args:
-        first: (seeds, queries); the same seeds and queries, in the same order, as `second`.
-        second: (seeds, queries).
-        groups: (queries,) labels; queries with the same label are drawn, and flipped, together. None: each query on its
-            own.
-        seed: seed of the random generator.
-        level: coverage of the interval.
-        resamples: number of resamples, for interval and test each. None: `resamples_of` for the interval,
-            `TEST_RESAMPLES` for the test.
-    """
-    left, right = _as_scores(first), _as_scores(second)
-    if left.shape != right.shape:
-        raise ValueError(f"paired scores must have one shape; got {left.shape} and {right.shape}")
-    gaps = left - right
-    seeds, queries = gaps.shape
-    sums, sizes = group_sums(gaps, groups)
-    drawn = resamples or resamples_of(seeds)
-    means = bootstrap_means(gaps, groups, seed=seed, resamples=drawn)
+def percentiles(means: Array, level: float) -> tuple[float, float]:
+    """The percentile interval of resampled means."""
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
-    if seeds == 1 and len(sizes) == queries and np.isin(np.concatenate([left, right]), (0.0, 1.0)).all():
-        p = mcnemar_exact(int((gaps > 0).sum()), int((gaps < 0).sum()))
-    else:
-        p = sign_flip_p(sums.mean(axis=0), seed=seed, resamples=resamples or TEST_RESAMPLES)
-    if seeds >= MIN_SEEDS:
-        crossing = min((means <= TOLERANCE).sum(), (means >= -TOLERANCE).sum())
-        p = max(p, min(1.0, 2 * (1 + int(crossing)) / (1 + drawn)))
-    estimate = float(gaps.mean())
-    error = standard_error(sums.mean(axis=0) - estimate * sizes, queries)
-    return Difference(estimate, float(low), float(high), seeds < MIN_SEEDS, p, error)
+    return float(low), float(high)
+
+
+def _score_interval(proportion: float, variance: float, quantile: float) -> tuple[float, float]:
+    """Wilson's interval of the number of independent answers that gives this variance."""
+    binomial = proportion * (1 - proportion)
+    if variance <= TOLERANCE**2 or binomial <= TOLERANCE:
+        return proportion, proportion
+    ratio = quantile**2 * variance / binomial  # z^2 / n
+    centre = (proportion + ratio / 2) / (1 + ratio)
+    half = sqrt(ratio * binomial + ratio**2 / 4) / (1 + ratio)
+    return centre - half, centre + half
 
 
 def standard_error(residuals: Array, queries: int) -> float:
