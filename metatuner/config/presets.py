@@ -53,7 +53,11 @@ def _read_preset(name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"config/presets/{name}.yaml: must be a mapping of keys")
     base = values.pop("extends", None)
-    return merge(_read_preset(base, (*chain, name)), values) if base else values
+    if not base:
+        return values
+    inherited = _read_preset(base, (*chain, name))
+    inherited.pop("claims", None)  # a preset that extends one which reproduces the paper need not do so itself
+    return merge(inherited, values)
 
 
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:
@@ -127,10 +131,14 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
     Args:
         preset: a name in config/presets.
         overrides: nested keys (or dotted keys at the top level: `{"tuning.trials": 2}`) that replace the preset's.
+            With other models, benchmarks or another nano world the paper's claims are not judged, unless they set
+            `claims` too.
 
     Experiments and variants that are set to null are left out, and so are experiments that `run` does not name.
     """
     values = _read_preset(preset)
+    if {key.split(".")[0] for key in overrides or {}} & {"models", "benchmarks", "nano"}:
+        values.pop("claims", None)
     for key, value in (overrides or {}).items():
         for part in reversed(key.split(".")[1:]):
             value = {part: value}

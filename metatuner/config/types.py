@@ -283,6 +283,11 @@ class Config(_Part):
     run: str | list[str] | None = Field(
         None, description="the experiments that are run, by name (a word, or a list); null: all; others are left out"
     )
+    claims: Literal["paper", "none"] = Field(
+        "none",
+        description="paper: the run reproduces the paper, so its claims are judged; a preset says so for itself, as "
+        "`extends` does not hand it on. none: they are not",
+    )
     extra_methods: list[str] = Field(default_factory=list, description="files of further methods")
 
     @property

@@ -242,8 +242,9 @@ class Dag:
     @cached_property
     def claims_key(self) -> str:
         """What claims depend on, in addition to scores.csv."""
-        experiments = self.plan.config.model_dump(mode="json")["experiments"]
-        return hash_value([experiments, hash_code(ANALYSIS / "claims" / "__init__.py", data=PUBLISHED)])
+        config = self.plan.config
+        experiments = config.model_dump(mode="json")["experiments"]
+        return hash_value([experiments, config.claims, hash_code(ANALYSIS / "claims" / "__init__.py", data=PUBLISHED)])
 
     @cached_property
     def framework_key(self) -> str:

@@ -16,7 +16,8 @@ from metatuner.analysis.claims.measured import (
     claim_9,
     claim_10,
 )
-from metatuner.analysis.claims.ruling import Judged, Ruling
+from metatuner.analysis.claims.needs import lacking
+from metatuner.analysis.claims.ruling import NOT_EVALUABLE, NOT_JUDGED, Judged, Ruling
 from metatuner.analysis.claims.runs import Runs
 
 
@@ -32,7 +33,11 @@ class Claim:
     judge: Callable[[Runs], Judged]
 
     def on(self, runs: Runs) -> Ruling:
-        """Judge the claim on a run."""
+        """Judge the claim on a run, if the run's preset says that it reproduces the paper, and holds what it takes."""
+        if runs.config.claims == "none":
+            return self.ruling(Judged(NOT_JUDGED, (), NOT_REPRODUCED), "measured")
+        if short := lacking(runs, self.number):
+            return self.ruling(Judged(NOT_EVALUABLE, (), short), "measured")
         return self.ruling(self.judge(runs), "measured")
 
     def ruling(self, judged: Judged, data: Literal["measured", "published"], test: str | None = None) -> Ruling:
@@ -42,13 +47,14 @@ class Claim:
         return Ruling(judged.outcome, judged.parts, judged.detail, *names)
 
 
-PAIRED = "paired test over queries (McNemar's exact test, or sign flips of groups)"
-POOLED = "sign flips of groups over all benchmarks"
+NOT_REPRODUCED = "the preset does not say that it reproduces the paper (config key `claims: paper`)"
+PAIRED = "paired test over seeds and queries (Student's t, random seeds and groups of queries)"
+POOLED = f"{PAIRED} of all benchmarks"
 EACH = "each difference above 0, p <= 0.05"
 CLAIMS: tuple[Claim, ...] = (
     Claim(
         1,
-        "MetaTuner (-I or -J, chosen on tune) beats every baseline on every benchmark",
+        "MetaTuner-J beats every baseline on every benchmark",
         "difference of mean scores, for each baseline and benchmark",
         f"{PAIRED}; intersection-union",
         EACH,
@@ -98,7 +104,7 @@ CLAIMS: tuple[Claim, ...] = (
         7,
         "MetaTuner-J is at least as good as MetaTuner-I on average (non-inferiority)",
         "mean score of -J less that of -I, averaged over benchmarks",
-        "z-test with linearised standard error, and bootstrap; the larger p",
+        POOLED,
         "difference above -1 point, p <= 0.05",
         claim_7,
     ),
@@ -106,13 +112,13 @@ CLAIMS: tuple[Claim, ...] = (
         8,
         "SFT's score varies with its training prompt, and its worst falls below the best prompt optimiser",
         "difference between two prompts, averaged over benchmarks; an optimiser's mean less SFT's under a prompt",
-        "all ordered pairs of prompts, Holm; all pairs of an optimiser and a prompt, Holm",
+        f"{POOLED}; all ordered pairs of prompts, Holm; all pairs of an optimiser and a prompt, Holm",
         "a pair more than 5 points apart; an optimiser above SFT under some prompt; corrected p <= 0.05",
         claim_8,
     ),
     Claim(
         9,
-        "Trained on three benchmarks, MetaTuner beats the baselines on the fourth",
+        "Trained on three benchmarks, MetaTuner-J beats the baselines on the fourth",
         "difference of mean scores on the benchmark left out, for each baseline",
         f"{PAIRED}; intersection-union",
         EACH,

@@ -43,10 +43,10 @@ def _judged(outcome: Outcome, parts: Sequence[Part], *details: str) -> Judged:
 def _found(outcome: Outcome) -> str:
     """An outcome in a few words, for the details of a claim with several outcomes."""
     if outcome.decisive is None or outcome.decisive.contrast is None:
-        return outcome.verdict
+        return outcome.label
     told = outcome.decisive.contrast
     interval = f"{100 * told.estimate:+.1f} [{100 * told.low:+.1f}, {100 * told.high:+.1f}] points"
-    return f"{outcome.verdict}, by {outcome.decisive.name}: {interval}"
+    return f"{outcome.label}, by {outcome.decisive.name}: {interval}"
 
 
 PARTS = ("rewriter_sft", "static_lora")
@@ -57,43 +57,44 @@ def _baselines(runs: Runs, experiment: str) -> list[str]:
     return [name for name in runs.methods(experiment) if not name.startswith("metatuner") and name not in PARTS]
 
 
-def _chosen(runs: Runs, experiment: str, tuned_on: tuple[str, ...]) -> tuple[str, str]:
-    """-I or -J, whichever had the higher mean score on tune rows of these benchmarks; and a remark on the choice."""
-    present = [name for name in METATUNER if name in runs.methods(experiment)]
-    if len(present) < 2:
-        return (present or ["metatuner_j"])[0], ""
-    means = {}
-    for name in present:
-        found = [
-            search["score"]
-            for search in runs.searches
-            if search["subject"] == name and search["benchmark"] in tuned_on and search["status"] == "current"
-        ]
-        if len(found) < len(tuned_on):
-            return "metatuner_j", "no tune scores of both -I and -J: MetaTuner-J is taken"
-        means[name] = sum(found) / len(found)
-    return max(present, key=lambda name: means[name]), ""
-
-
 def _beats_baselines(runs: Runs, experiment: str) -> Judged:
-    parts, details = [], []
-    baselines = _baselines(runs, experiment)
-    for benchmark in runs.benchmarks(experiment):
-        trained = runs.config.experiments[experiment].trained_on(benchmark)
-        chosen, detail = _chosen(runs, experiment, trained)
-        details.append(detail or f"{runs.title(benchmark)}: {runs.arm(Arm(chosen))} by tune scores")
-        for name in baselines:
-            title = f"{runs.arm(Arm(chosen))} over {runs.arm(Arm(name))} on {runs.title(benchmark)}"
-            parts.append(runs.part(title, experiment, [Arm(chosen)], [Arm(name)], [benchmark]))
-    own = [name for name in runs.methods(experiment) if name in PARTS]
-    named = f"baselines: {', '.join(runs.arm(Arm(name)) for name in baselines)}" if baselines else ""
+    """MetaTuner-J against every baseline; -I, and what is made of MetaTuner's own parts, only stand beside."""
+    benchmarks, methods = runs.benchmarks(experiment), runs.methods(experiment)
+
+    def over(first: str, others: Sequence[str], group: str = "") -> list[Part]:
+        """Parts that a method beats each of the others, on each benchmark."""
+        arms = [(Arm(first), Arm(name)) for name in others]
+        return [
+            runs.part(
+                f"{runs.arm(one)} over {runs.arm(other)} on {runs.title(benchmark)}",
+                experiment,
+                [one],
+                [other],
+                [benchmark],
+                group=group,
+            )
+            for benchmark in benchmarks
+            for one, other in arms
+        ]
+
+    baselines, own = _baselines(runs, experiment), [name for name in methods if name in PARTS]
+    parts, beside, told = over("metatuner_j", baselines), [], []
+    if baselines:
+        told.append(f"baselines: {', '.join(runs.arm(Arm(name)) for name in baselines)}")
+    if "metatuner_i" in methods:
+        beside += (instead := over("metatuner_i", baselines, "-I instead of -J"))
+        told.append(f"{runs.arm(Arm('metatuner_i'))} in its place, which decides nothing: {_found(every(instead))}")
     if own:
-        named += f"; not counted, as MetaTuner's own parts: {', '.join(runs.arm(Arm(name)) for name in own)}"
-    return _judged(every(parts), parts, *dict.fromkeys(details), named)
+        beside += (apart := over("metatuner_j", own, "MetaTuner's own parts"))
+        names = ", ".join(runs.arm(Arm(name)) for name in own)
+        found = _found(every(apart))
+        told.append(f"no baselines, but MetaTuner's own parts in another combination: {names}; -J over them: {found}")
+    judged = _judged(every(parts), parts, *told)
+    return replace(judged, parts=(*parts, *beside))
 
 
 def claim_1(runs: Runs) -> Judged:
-    """MetaTuner beats every baseline on every benchmark."""
+    """MetaTuner-J beats every baseline on every benchmark."""
     return _beats_baselines(runs, "main") if runs.has("main") else _missing("experiment main was not run")
 
 
@@ -271,7 +272,7 @@ def _across(runs: Runs, optimiser: str, variant: str, benchmarks: list[str]) -> 
 
 
 def claim_9(runs: Runs) -> Judged:
-    """Trained on the other benchmarks, MetaTuner beats the baselines."""
+    """Trained on the other benchmarks, MetaTuner-J beats the baselines."""
     if not runs.has("generalisation"):
         return _missing("experiment generalisation was not run")
     return _beats_baselines(runs, "generalisation")

@@ -10,16 +10,16 @@ from metatuner.analysis.claims.runs import Runs
 from metatuner.analysis.escaping import escape_markdown, inert
 from metatuner.analysis.names import describe_world, name_world
 from metatuner.analysis.results.published import read_published, read_test_sizes
-from metatuner.analysis.statistics import Contrast
+from metatuner.analysis.statistics import MIN_SEEDS, Contrast
 from metatuner.config import Config, Layout
 from metatuner.files import write_csv, write_text
 
 COLUMNS = (
     "claim,title,data,world,verdict,estimand,test,threshold,part,estimate,low,high,p_for,p_against,needed,needed_of,"
-    "towards,conditional,tests,detail"
+    "towards,conditional,seeds,tests,detail"
 ).split(",")
 PART_COLUMNS = (
-    "claim,data,world,part,group,estimate,low,high,margin,p,p_reverse,standard_error,queries,effect,"
+    "claim,data,world,part,group,estimate,low,high,margin,p,p_reverse,standard_error,queries,seeds,effect,"
     "probability_of_improvement,reason"
 ).split(",")
 SMALLEST_P = 0.0001
@@ -35,7 +35,9 @@ def claims(config: Config) -> list[Path]:
     told = paper.rulings(paper.Paper(read_published(), read_test_sizes()))
     worlds = {"measured": name_world(config, experiment), "published": PUBLISHED_WORLD}
     both = [ruling for pair in zip(measured, told, strict=True) for ruling in pair]
-    page = as_markdown(both, worlds, describe_world(config, experiment), searched=bool(runs.searches))
+    asked = config.claims == "paper"
+    world = describe_world(config, experiment)
+    page = as_markdown(both, worlds, world, searched=asked and bool(runs.searches), asked=asked)
     return [
         _write(layout.claims("csv"), COLUMNS, [_line(ruling, worlds) for ruling in both]),
         _write(layout.claims("parts.csv"), PART_COLUMNS, _part_lines(both, worlds)),
@@ -68,7 +70,7 @@ def _line(ruling: Ruling, worlds: dict[str, str]) -> list[str]:
         ruling.title,
         ruling.data,
         worlds[ruling.data],
-        outcome.verdict,
+        outcome.label,
         ruling.estimand,
         ruling.test,
         ruling.threshold,
@@ -80,6 +82,7 @@ def _line(ruling: Ruling, worlds: dict[str, str]) -> list[str]:
         told.scope if told and outcome.towards else "",
         outcome.towards or "",
         "" if told is None else str(told.conditional).lower(),
+        _seeds(told),
         str(outcome.tests),
         ruling.detail,
     ]
@@ -90,7 +93,7 @@ def _part_lines(rulings: Sequence[Ruling], worlds: dict[str, str]) -> list[list[
     for ruling in rulings:
         for part in ruling.parts:
             told = part.contrast
-            numbers = _numbers(part, told) if told else [""] * 8
+            numbers = _numbers(part, told) if told else [""] * 9
             more = ["" if value is None else f"{value:.3f}" for value in (part.effect, part.improvement)]
             names = [str(ruling.claim), ruling.data, worlds[ruling.data], part.name, part.group]
             lines.append([*names, *numbers, *more, part.reason])
@@ -104,10 +107,16 @@ def _numbers(part: Part, told: Contrast) -> list[str]:
         _number(part.p_reverse),
         _points(told.standard_error),
         str(told.queries),
+        _seeds(told),
     ]
 
 
-def as_markdown(rulings: Sequence[Ruling], worlds: dict[str, str], world: str, *, searched: bool) -> str:
+def _seeds(told: Contrast | None) -> str:
+    """The number of seeds; "" if there are no data, or if it is not public."""
+    return str(told.seeds) if told and told.seeds else ""
+
+
+def as_markdown(rulings: Sequence[Ruling], worlds: dict[str, str], world: str, *, searched: bool, asked: bool) -> str:
     """A page: verdicts at a glance, then each claim.
 
     Args:
@@ -115,15 +124,17 @@ def as_markdown(rulings: Sequence[Ruling], worlds: dict[str, str], world: str, *
         worlds: short names of what the rulings are about, by kind of data.
         world: what was measured, at length.
         searched: whether some settings are winners of a search.
+        asked: whether the preset says that it reproduces the paper.
     """
     lines = ["# Claims", "", f"**Measured: {escape_markdown(world)}**", ""]
     lines += [f"**Published: {PUBLISHED_WORLD}; single numbers, tested as if their test rows were independent.**", ""]
+    lines += [] if asked else [f"**{NOT_ASKED}**", ""]
     lines += ["| claim | measured | published |", "| --- | --- | --- |"]
     for own, other in zip(rulings[::2], rulings[1::2], strict=True):
-        lines.append(f"| {own.claim}. {escape_markdown(own.title)} | {own.outcome.verdict} | {other.outcome.verdict} |")
+        lines.append(f"| {own.claim}. {escape_markdown(own.title)} | {own.outcome.label} | {other.outcome.label} |")
     lines += ["", KEY, "", *([f"**{SEARCHED}**", ""] if searched else [])]
     for ruling in rulings:
-        lines += [f"## {ruling.claim}, {ruling.data} ({worlds[ruling.data]}): {ruling.outcome.verdict}", ""]
+        lines += [f"## {ruling.claim}, {ruling.data} ({worlds[ruling.data]}): {ruling.outcome.label}", ""]
         lines += [f"{escape_markdown(ruling.title)}.", ""]
         lines += [f"- Estimand: {escape_markdown(ruling.estimand)}"]
         lines += [f"- Test: {escape_markdown(ruling.test)}"] if ruling.test else []
@@ -139,8 +150,14 @@ KEY = (
     "after correction. A claim about every comparison is contradicted by one of them, after Holm's correction; a claim "
     "about some comparison only by all of them. Undecided: neither. Then the number of test queries is given at which "
     "the deciding difference, as estimated, would be significant with probability 0.8, and for which side; only the "
-    "choice of queries varies there. Not evaluable: not run, or not published. p: of the whole claim and of its "
-    "reverse, two-sided, corrected as the verdict needs. Intervals: 95 %, of the named part alone, uncorrected."
+    f"choice of queries varies there. Fewer than {MIN_SEEDS} seeds cannot show how much seeds vary: then a claim is "
+    "undecided, whatever its p-values, which hold for these seeds only. Not evaluable: not run, only in part, or not "
+    "published. p: of the whole claim and of its reverse, two-sided, corrected as the verdict needs. Intervals: 95 %, "
+    "of the named part alone, uncorrected."
+)
+NOT_ASKED = (
+    "The paper's claims are not judged on this run: its preset does not say that it reproduces the paper. To judge "
+    "them, write `claims: paper` into the preset (docs/statistics.md, Claims)."
 )
 SEARCHED = (
     "Measured verdicts are conditional on the settings. Searched settings are the winners of one random search per "

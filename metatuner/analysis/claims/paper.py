@@ -114,6 +114,6 @@ def _claim_7(paper: Paper) -> list[Part]:
 
 PARTS: dict[int, Callable[[Paper], list[Part]]] = {1: _claim_1, 2: _claim_2, 3: _claim_3, 7: _claim_7}
 DETAILS = {
-    1: "MetaTuner-J is taken: tune scores are not public, and the better of -I and -J would be chosen on test rows",
+    1: "MetaTuner-J, as in the paper's headline",
     3: "against -J; whether -I or -J was ablated is not public",
 }

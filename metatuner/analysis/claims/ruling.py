@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
-from metatuner.analysis.statistics import LEVEL, Contrast, holm
+from metatuner.analysis.statistics import LEVEL, MIN_SEEDS, Contrast, holm
 
-Verdict = Literal["supported", "contradicted", "undecided", "not evaluable"]
-VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "undecided", "not evaluable")
+Verdict = Literal["supported", "contradicted", "undecided", "not evaluable", "not judged"]
+VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "undecided", "not evaluable", "not judged")
 ALPHA = 1 - LEVEL
 """Size of each two-sided test."""
 
@@ -63,6 +63,13 @@ class Outcome:
     """Test queries needed to detect the decisive part's estimated difference; None unless the verdict is undecided."""
     towards: Verdict | None = None
     """The verdict that so many queries would support; None if there is none, or if `needed` is infinite."""
+    limit: str = ""
+    """Why no more than "undecided" can be said, such as "one seed"; "" if nothing forbids it."""
+
+    @property
+    def label(self) -> str:
+        """The verdict in print."""
+        return f"{self.verdict} ({self.limit})" if self.limit else self.verdict
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Ruling(Judged):
 
 
 NOT_EVALUABLE = Outcome("not evaluable")
+NOT_JUDGED = Outcome("not judged")
 
 
 def _two_sided(p: float) -> float:
@@ -112,11 +120,22 @@ def _reverse_weakness(part: Part) -> tuple[float, float]:
     return _told(part).p_less, _told(part).estimate
 
 
+def _within_seeds(outcome: Outcome, parts: Sequence[Part]) -> Outcome:
+    """The outcome, but at most "undecided" if a part that it rests on saw too few seeds to show their spread."""
+    few = min((_told(part) for part in parts if _told(part).conditional), key=lambda told: told.seeds, default=None)
+    if few is None:
+        return outcome
+    words = {0: "seeds not public", 1: "one seed"}
+    limit = words.get(few.seeds, f"{few.seeds} seeds")
+    return replace(outcome, verdict="undecided", needed=inf, towards=None, limit=limit)
+
+
 def every(parts: Sequence[Part]) -> Outcome:
     """An intersection-union test: every part must hold, each at `ALPHA` (Berger 1982, Technometrics 24:295).
 
     The claim is contradicted if a part is rejected in the reverse direction after Holm's correction for all parts. If a
-    part has no data, the claim is not evaluable, unless another part contradicts it.
+    part has no data, the claim is not evaluable, unless another part contradicts it. Parts of too few seeds decide
+    nothing.
     """
     measured = [part for part in parts if part.contrast is not None]
     if not measured:
@@ -125,12 +144,13 @@ def every(parts: Sequence[Part]) -> Outcome:
     count, against = len(measured), min(holm([part.p_reverse for part in measured]))
     found = Outcome("undecided", weakest, weakest.p, against, count, count)
     if against <= ALPHA:
-        return replace(found, verdict="contradicted", decisive=worst)
+        return _within_seeds(replace(found, verdict="contradicted", decisive=worst), [worst])
     if count < len(parts):
         return NOT_EVALUABLE
     if weakest.holds:
-        return replace(found, verdict="supported")
-    return _with_needed(found, "supported") if _above(weakest) else _with_needed(found, "contradicted", count)
+        return _within_seeds(replace(found, verdict="supported"), measured)
+    found = _with_needed(found, "supported") if _above(weakest) else _with_needed(found, "contradicted", count)
+    return _within_seeds(found, [weakest])
 
 
 def _above(part: Part) -> bool:
@@ -171,15 +191,19 @@ def some(parts: Sequence[Part], against: Sequence[Part] = ()) -> Outcome:
         reversed_by, reversals = max(parts, key=_reverse_weakness), 1
         q, is_reversed = reversed_by.p_reverse, _told(reversed_by).estimate < _told(reversed_by).margin
     found = Outcome("undecided", weakest, p, q, len(parts), reversals)
-    if p <= ALPHA:
-        return replace(found, verdict="supported")
     reverse = replace(found, decisive=reversed_by, tests=len(against or parts))
-    if q <= ALPHA:
-        return replace(reverse, verdict="contradicted")
-    if _above(weakest):
-        return _with_needed(found, "supported", groups)
+    if p <= ALPHA:
+        found = replace(found, verdict="supported")
+    elif q <= ALPHA:
+        found = replace(reverse, verdict="contradicted")
+    elif _above(weakest):
+        found = _with_needed(found, "supported", groups)
     # In every group some part points the other way: more such data would not support the claim.
-    return _with_needed(reverse, "contradicted", reversals) if is_reversed else _with_needed(found, None)
+    elif is_reversed:
+        found = _with_needed(reverse, "contradicted", reversals)
+    else:
+        found = _with_needed(found, None)
+    return _within_seeds(found, [*parts, *against])
 
 
 def _strongest(parts: Sequence[Part]) -> tuple[Part, float, int]:
@@ -230,10 +254,7 @@ def describe_needed(outcome: Outcome) -> str:
     if outcome.needed is None or outcome.decisive is None or (told := outcome.decisive.contrast) is None:
         return ""
     if outcome.towards is None:
-        why = (
-            "seeds are what is lacking"
-            if not told.conditional and told.needed() <= told.queries
-            else "it points nowhere"
-        )
+        lacking = "seeds are what is lacking" if told.needed() <= told.queries else "it points nowhere"
+        why = f"{MIN_SEEDS} seeds are the least" if outcome.limit else lacking
         return f"no number of test queries: {why}"
     return f"{outcome.needed:.0f} test queries of {told.scope}, and would then speak for {outcome.towards}"

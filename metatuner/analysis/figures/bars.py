@@ -17,6 +17,7 @@ from metatuner.analysis.figures.drawing import (
 )
 from metatuner.analysis.names import FAMILIES, METRICS, describe_world
 from metatuner.analysis.results.comparison import Comparison, Entry, compare, unequal_tuning
+from metatuner.analysis.statistics import MIN_SEEDS
 from metatuner.config import Config
 
 if TYPE_CHECKING:
@@ -116,11 +117,13 @@ def _draw_bar(axes: "Axes", place: int, entry: Entry, colour: str) -> None:
 def _note(comparison: Comparison, world: str) -> list[str]:
     """The note under the panels, as lines."""
     entries = comparison.entries.values()
-    conditional = any(entry.mean and entry.mean.conditional for entry in entries)
+    untested = any(entry.mark == "untested" for entry in entries)
+    tested = any(entry.p_holm is not None for entry in entries)
     return note_lines(
         f"Bars: mean over seeds and test queries; {whiskers(entries)}. "
-        + "Bold: highest mean; †: not significantly below it (paired tests, Holm)"
-        + ("; marks hold for these seeds, other seeds may differ. " if conditional else ". ")
+        + "Bold: highest mean"
+        + ("; †: not significantly below it (paired tests, Holm)" if tested else "")
+        + (f"; differences of fewer than {MIN_SEEDS} seeds are not tested. " if untested else ". ")
         + ("*: some seeds have no result. " if any(entry.mean and entry.hole for entry in entries) else "")
         + (f"{warning} " if (warning := unequal_tuning(comparison)) else "")
         + world

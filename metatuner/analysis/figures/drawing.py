@@ -110,7 +110,7 @@ def whiskers(entries: Collection[Entry]) -> str:
     single = max((len(entry.seeds) for entry in entries), default=0) == 1
     over = "" if conditional else " and seeds"
     limits = " (1 seed: intervals are over queries only)" if single else ", for these seeds" if conditional else ""
-    return f"whiskers: {100 * LEVEL:.0f} % bootstrap interval over test queries{over}{limits}"
+    return f"whiskers: {100 * LEVEL:.0f} % interval over test queries{over}{limits}"
 
 
 def size(n: int, seeds: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from metatuner.analysis.claims.output import SEARCHED
+from metatuner.analysis.claims.output import NOT_ASKED, SEARCHED
 from metatuner.analysis.escaping import from_csv
 from metatuner.analysis.figures import figures_of
 from metatuner.analysis.names import describe_world
@@ -62,7 +62,8 @@ def report(config: Config) -> Path:
         first_table=_tables(layout, ["table_1"])[0][1] if "table_1" in tables else None,
         main_figure=_figure(layout, "figure_main") if "figure_main" in figures else None,
         claims=_claims(layout),
-        searched=SEARCHED if _has_searches(layout) else "",
+        not_asked="" if config.claims == "paper" else NOT_ASKED,
+        searched=SEARCHED if config.claims == "paper" and _has_searches(layout) else "",
         tables=_tables(layout, [name for name in tables if name not in APPENDIX]),
         appendix=_tables(layout, [name for name in APPENDIX if name in tables]),
         figures=[_figure(layout, name) for name in drawn],

@@ -23,6 +23,7 @@ from metatuner.analysis.statistics import Array, Difference, Interval
 from metatuner.config import Config, Layout
 from metatuner.errors import UserError, suggest
 
+Mark = Literal["best", "tied", "differs", "untested", ""]
 MethodId = tuple[str, str]
 """Method and variant."""
 
@@ -58,10 +59,11 @@ class Entry:
     benchmark's best (the first, if several are best). None for the reference or the best itself, and for holes."""
     p_holm: float | None = None
     """p-value of `behind`, corrected for all differences to the reference on this benchmark. Without a reference,
-    corrected for all pairs of methods."""
-    mark: Literal["best", "tied", "differs", ""] = ""
+    corrected for all pairs of methods. None also for an untested difference."""
+    mark: Mark = ""
     """best: the highest mean, or equal to it. tied: not significantly below the highest mean. differs: significantly
-    different from the reference, if there is one."""
+    different from the reference, if there is one. untested: fewer than `MIN_SEEDS` seeds in common, which cannot show
+    how much seeds vary."""
 
 
 @dataclass(frozen=True)
@@ -277,19 +279,27 @@ def _mark(
                 np.stack([own[each] for each in shared]), np.stack([top[each] for each in shared]), groups, seed=seed
             )
     # The best is chosen by looking at the data, so chance decides which pairs are tested: correct for all pairs.
-    tests = len(tested) if reference else comb(len(means), 2)
-    adjusted = statistics.holm([each.p for each in tested.values()], tests=tests)
-    p_holm = dict(zip(tested, adjusted, strict=True))
+    shown = {key: each.p for key, each in tested.items() if not each.conditional}
+    tests = len(shown) if reference else comb(len(means), 2)
+    p_holm = dict(zip(shown, statistics.holm(list(shown.values()), tests=tests), strict=True))
     marked = []
     for entry in entries:
         key = (entry.method, entry.variant)
         if key in tested:
-            alike = p_holm[key] > 1 - statistics.LEVEL
-            mark: Literal["differs", "tied", ""] = (
-                ("" if alike else "differs") if reference else "tied" if alike else ""
+            entry = replace(
+                entry, behind=tested[key], p_holm=p_holm.get(key), mark=_mark_of(p_holm.get(key), reference)
             )
-            entry = replace(entry, behind=tested[key], p_holm=p_holm[key], mark=mark)
         if not reference and key in means and means[best] - means[key] <= statistics.TOLERANCE:
             entry = replace(entry, mark="best")
         marked.append(entry)
     return marked
+
+
+def _mark_of(p: float | None, reference: MethodId | None) -> Mark:
+    """The mark of a difference by its corrected p-value; None: it was not tested."""
+    if p is None:
+        return "untested"
+    alike = p > 1 - statistics.LEVEL
+    if reference:
+        return "" if alike else "differs"
+    return "tied" if alike else ""

@@ -247,7 +247,7 @@ def cohens_h(first: float, second: float) -> float:
 def probability_of_improvement(
     first: ArrayLike, second: ArrayLike, groups: Sequence[Hashable] | None = None, *, seed: int
 ) -> Interval:
-    """Probability that the first method scores higher on a query, ties counting half, with its bootstrap interval.
+    """Probability that the first method scores higher on a query, ties counting half, with its interval.
 
     The measure is from Agarwal et al. 2021 (rliable), but with queries in place of runs, and paired by query and seed.
     0.5 means that neither method is better.

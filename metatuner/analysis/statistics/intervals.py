@@ -163,7 +163,7 @@ def percentiles(means: Array, level: float) -> tuple[float, float]:
 def _score_interval(proportion: float, variance: float, quantile: float) -> tuple[float, float]:
     """Wilson's interval of the number of independent answers that gives this variance."""
     binomial = proportion * (1 - proportion)
-    if variance <= TOLERANCE**2 or binomial <= TOLERANCE:
+    if variance == 0 or binomial <= TOLERANCE:
         return proportion, proportion
     ratio = quantile**2 * variance / binomial  # z^2 / n
     centre = (proportion + ratio / 2) / (1 + ratio)

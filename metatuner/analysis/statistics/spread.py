@@ -14,12 +14,22 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
+TINY = 1e-18
+"""Variances up to this one are rounding errors."""
+GUARD = 4
+"""A p-value is at least this part of the p-value by the cautious degrees of freedom. Few seeds differ little by chance
+now and then. Their spread then seems known and small, and p-values become tiny, which a correction for many tests would
+take at their word. At the level of a single test, the guard hardly ever counts."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """The variance of an estimate over seeds and queries, with the degrees of freedom that it is known with."""
 
     variance: float
     freedom: float
+    cautious: float
+    """Degrees of freedom if seeds differ no less than single answers do."""
 
     @property
     def error(self) -> float:
@@ -27,18 +37,20 @@ class Spread:
         return sqrt(self.variance)
 
     def quantile(self, level: float) -> float:
-        """Student's t that is exceeded in absolute value with probability 1 - `level`."""
+        """How many standard errors an interval of this level extends either way."""
         from scipy.special import stdtrit  # slow to import
 
-        return float(stdtrit(self.freedom, (1 + level) / 2))
+        beyond = min((1 - level) / 2 * GUARD, 0.5)
+        return max(float(stdtrit(self.freedom, (1 + level) / 2)), float(stdtrit(self.cautious, 1 - beyond)))
 
     def upper_tail(self, distance: float) -> float:
-        """The probability that chance alone moves the estimate up by at least `distance`, which may be negative."""
+        """One-sided p-value of an estimate that lies `distance` beyond the margin; at least 0."""
         from scipy.special import stdtr  # slow to import
 
         if self.variance == 0:
-            return 0.5 if distance == 0 else 0.0 if distance > 0 else 1.0
-        return float(stdtr(self.freedom, -distance / self.error))
+            return 0.0 if distance > 0 else 0.5
+        t = -distance / self.error
+        return max(float(stdtr(self.freedom, t)), float(stdtr(self.cautious, t)) / GUARD)
 
 
 def crossed_spread(parts: Sequence[tuple[Array, Array]]) -> Spread:
@@ -47,15 +59,17 @@ def crossed_spread(parts: Sequence[tuple[Array, Array]]) -> Spread:
     The mean squares are those of a two-way analysis of variance with one value per seed and group (Searle, Casella and
     McCulloch 1992, Variance Components, chapter 4). The variance of the mean of S seeds and G groups is
     (MS_seed - MS_rest) / (S G) + MS_group / (S G). The first term, the part of seeds, counts as 0 if it is negative.
-    The degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110), of the terms that count, and at least
-    S - 1 if the part of seeds counts. Groups of several queries enter by the linearised mean (Cochran 1977, section
-    9A).
+    Groups of several queries enter by the linearised mean (Cochran 1977, section 9A).
+
+    The degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2:110) and at least S - 1. A part of seeds
+    that counts as 0 is not known to be 0: its mean square then enters with S + 1 degrees of freedom, by the unbiased
+    estimate of its variance. docs/statistics.md gives the coverage in simulations.
 
     Args:
         parts: of each benchmark, which are independent and have equal weights: (seeds, groups), the scores of a group
             added up, for at least two seeds; and (groups,), the queries in each group.
     """
-    of_seeds = of_groups = shares_seeds = shares_groups = 0.0
+    of_seeds = of_groups = shares_seeds = shares_zero = shares_groups = shares_cautious = 0.0
     for sums, sizes in parts:
         seeds, groups = sums.shape
         mean = sums.sum() / (seeds * sizes.sum())
@@ -70,11 +84,15 @@ def crossed_spread(parts: Sequence[tuple[Array, Array]]) -> Spread:
         of_seeds += seed - error
         of_groups += group
         shares_seeds += seed**2 / free_seed + error**2 / (free_seed * free_group)
+        shares_zero += seed**2 / (free_seed + 2)
         shares_groups += group**2 / free_group
-    if of_seeds <= 0:
-        return Spread(of_groups, of_groups**2 / shares_groups if shares_groups else 1.0)
-    total = of_seeds + of_groups
-    return Spread(total, max(total**2 / (shares_seeds + shares_groups), min(len(sums) for sums, _ in parts) - 1))
+        shares_cautious += max(seed, error) ** 2 / free_seed
+    total, least = of_groups + max(of_seeds, 0.0), min(len(sums) for sums, _ in parts) - 1
+    if total <= TINY:  # nothing differs
+        return Spread(0.0, least, least)
+    shares = shares_groups + (shares_seeds if of_seeds > 0 else shares_zero)
+    freedom, cautious = (max(total**2 / each, least) for each in (shares, shares_groups + shares_cautious))
+    return Spread(total, freedom, cautious)
 
 
 def flat_interval(value: float, groups: float, *, low: float, high: float, level: float) -> tuple[float, float]:

@@ -219,40 +219,12 @@ def _legend(comparison: Comparison, paper: PaperTable) -> Iterator[Text]:
     if warning := unequal_tuning(comparison):
         yield warning
     if means := [entry.mean for entry in entries if entry.mean]:
-        few = any(mean.conditional for mean in means)
-        single = max(len(entry.seeds) for entry in entries) == 1
-        drawn = (
-            "1 seed: the bootstrap draws queries only"
-            if single
-            else f"the bootstrap draws queries, not seeds: fewer than {MIN_SEEDS} seeds are too few, and intervals "
-            "hold for these seeds"
-            if few
-            else "the bootstrap draws seeds and queries"
-        )
-        yield f"Measured: mean over seeds and test queries with its {100 * LEVEL:.0f} % bootstrap interval ({drawn})."
-    if means and comparison.reference:
-        yield (
-            Span(
-                f"After the semicolon: the paired difference from {comparison.names.title(*comparison.reference)} in "
-                "points, with its uncorrected interval; "
-            ),
-            Span("*", "mark"),
-            Span(
-                f": it differs from 0 (paired test, p ≤ {1 - LEVEL:.2f} after Holm's correction within the column"
-                + ("; marks hold for these seeds, other seeds may differ)." if few else ").")
-            ),
-        )
-    elif means:
-        yield (
-            Span("bold", "bold"),
-            Span(": highest mean of a column; "),
-            Span("†", "mark"),
-            Span(
-                f": not significantly below it (paired test, p > {1 - LEVEL:.2f} after Holm's correction for all pairs "
-                "in the column); no mark: significantly below"
-                + (" (marks hold for these seeds; other seeds may differ)." if few else ".")
-            ),
-        )
+        about = "over seeds and queries, both as drawn at random"
+        if any(mean.conditional for mean in means):
+            few = f"over queries alone, for these seeds: fewer than {MIN_SEEDS} cannot show how much seeds vary"
+            about = few if all(mean.conditional for mean in means) else f"{about}; of fewer seeds: {few}"
+        yield f"Measured: mean over seeds and test queries with its {100 * LEVEL:.0f} % interval ({about})."
+        yield _marks(comparison)
     if grouped := [text for benchmark in comparison.benchmarks if (text := _grouped(comparison, benchmark))]:
         yield f"Rows that share a context are drawn together: {', '.join(grouped)}."
     if detectable := [text for benchmark in comparison.benchmarks if (text := _detectable(comparison, benchmark))]:
@@ -283,6 +255,27 @@ def _legend(comparison: Comparison, paper: PaperTable) -> Iterator[Text]:
         yield differences
     if any(entry.hole for entry in entries):
         yield "Failed and skipped cells have no score; they do not count as 0. The CSV file has the full reasons."
+
+
+def _marks(comparison: Comparison) -> Text:
+    """What the marks mean, and which differences have none because they were not tested."""
+    entries = comparison.entries.values()
+    few = f"differences of fewer than {MIN_SEEDS} seeds are not tested"
+    tested = any(entry.p_holm is not None for entry in entries)
+    untested = any(entry.mark == "untested" for entry in entries)
+    p = f"p {'≤' if comparison.reference else '>'} {1 - LEVEL:.2f} after Holm's correction"
+    if comparison.reference:
+        other = comparison.names.title(*comparison.reference)
+        opening = f"After the semicolon: the paired difference from {other} in points, with its uncorrected interval"
+        if not tested:
+            return f"{opening}; {few}." if untested else f"{opening}."
+        rest = f": it differs from 0 (paired test, {p} within the column)"
+        return (Span(f"{opening}; "), Span("*", "mark"), Span(rest + (f"; {few}." if untested else ".")))
+    best = (Span("bold", "bold"), Span(": highest mean of a column"))
+    if not tested:
+        return (*best, Span(f"; {few}." if untested else "."))
+    rest = f": not significantly below it (paired test, {p} for all pairs in the column); no mark: significantly below"
+    return (*best, Span("; "), Span("†", "mark"), Span(rest + (f", or untested: {few}." if untested else ".")))
 
 
 def _grouped(comparison: Comparison, benchmark: str) -> str:

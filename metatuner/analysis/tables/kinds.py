@@ -21,7 +21,7 @@ def table_kinds(config: Config) -> list[Path]:
         cells = [_cell(own[method].mean) if method in own else "" for method in methods]
         rows.append([titles[benchmark], kind, str(n), *cells])
     notes = [
-        "Mean over seeds and the test rows of a kind, in %, with its 95 % bootstrap interval; not corrected for the "
+        "Mean over seeds and the test rows of a kind, in %, with its 95 % interval; not corrected for the "
         "number of kinds looked at, and no kind was chosen beforehand."
     ]
     header = ["benchmark", "kind", "n", *(names.title(method) for method in methods)]
