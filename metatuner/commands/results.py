@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @command("collect scores.csv from the cells at hand")
 def scores(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.analysis.results.divergence import with_diverged
     from metatuner.analysis.results.scores import write_query_scores, write_scores, write_settings
     from metatuner.files import write_json
     from metatuner.plan import Plan
@@ -25,7 +26,8 @@ def scores(config: "Config", arguments: argparse.Namespace) -> None:
 
     plan = Plan(config)
     rows = [row.as_dict() for row in plan.grid.rows]
-    found = {key: (outcome.status, outcome.reason) for key, outcome in outcomes(plan).items()}
+    done = {key: (outcome.status, outcome.reason) for key, outcome in outcomes(plan).items()}
+    found = with_diverged(rows, done, plan.layout)
     write_scores(rows, found, plan.layout.root)
     write_query_scores((row["cell"] for row in rows), plan.layout.root)
     write_settings(rows, plan.layout.settings)
@@ -136,14 +138,15 @@ def provenance(config: "Config", arguments: argparse.Namespace) -> None:
 @command("fail if any cell failed, naming each with its reason")
 def verdict(config: "Config", arguments: argparse.Namespace) -> int:
     """Fail if any cell failed; else remove the policies that the preset does not keep."""
+    from metatuner.analysis.results.divergence import with_diverged
     from metatuner.analysis.results.verdict import write_verdict
     from metatuner.plan import Plan
     from metatuner.run.packs import outcomes
 
     plan = Plan(config)
     rows = [row.as_dict() for row in plan.grid.rows]
-    found = {key: (outcome.status, outcome.reason) for key, outcome in outcomes(plan).items()}
-    failed = write_verdict(rows, found, plan.layout.verdict)
+    done = {key: (outcome.status, outcome.reason) for key, outcome in outcomes(plan).items()}
+    failed = write_verdict(rows, with_diverged(rows, done, plan.layout), plan.layout.verdict)
     for line in failed:
         progress.say(line)
     if failed:

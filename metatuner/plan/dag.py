@@ -225,7 +225,7 @@ class Dag:
     @cached_property
     def scores_key(self) -> str:
         """What scores.csv, the files written with it and the provenance depend on, in addition to the packs."""
-        code = hash_code(ANALYSIS / "results" / "scores.py", ANALYSIS / "results" / "provenance.py")
+        code = hash_code(*(ANALYSIS / "results" / f"{name}.py" for name in ("scores", "divergence", "provenance")))
         rows = [row.as_dict() for row in self.plan.grid.rows]
         return hash_value([rows, self.plan.descriptions, self.plan.searches.describe(), code])
 

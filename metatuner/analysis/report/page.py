@@ -101,7 +101,7 @@ def _overview(layout: Layout) -> dict[str, Any]:
     status = [row["status"] for row in {row["cell"]: row for row in rows}.values()]
     names = ("method", "variant", "benchmark", "seed", "status", "reason")
     holes = dict.fromkeys(tuple(row[name] for name in names) for row in rows if row["status"] != "ok")
-    counts = {name: status.count(name) for name in ("ok", "skipped", "failed")}
+    counts = {name: status.count(name) for name in ("ok", "skipped", "failed", "diverged")}
     return {"counts": {"all": len(status), **counts}, "holes": list(holes)}
 
 

@@ -15,7 +15,8 @@ from metatuner.errors import UserError
 from metatuner.files import read_csv, read_json, write_csv, write_text
 from metatuner.hashing import canonical, hash_value
 
-STATUSES = ("ok", "skipped", "failed")
+STATUSES = ("ok", "skipped", "failed", "diverged")
+"""diverged: the fit's losses say that training broke down, so its score counts as none (`results/divergence.py`)."""
 RERUN = "run `snakemake --cores all` again, with this run's preset (`--config preset=NAME`)"
 """What to do if a file of a run is missing or broken."""
 
@@ -40,7 +41,7 @@ class Score:
     """Test rows scored: 0 unless the status is ok."""
     status: str
     reason: str
-    """Why a cell was skipped or failed."""
+    """Why a cell was skipped, failed or diverged."""
     cell: str
     """The cell's key: its folder's name below cells/."""
 
@@ -188,8 +189,8 @@ def read_query_scores(root: Path, cell: str) -> dict[str, QueryScore]:
 def write_scores(rows: Iterable[Mapping[str, Any]], outcomes: Mapping[str, tuple[str, str]], root: Path) -> Path:
     """Collect the cells of a plan into `<root>/scores.csv`.
 
-    A skipped or failed cell has one line per metric that other cells of its benchmark report, or one line without a
-    metric if none does. Its score is empty, never zero, and the line gives the reason.
+    A skipped, failed or diverged cell has one line per metric that other cells of its benchmark report, or one line
+    without a metric if none does. Its score is empty, never zero, and the line gives the reason.
 
     Args:
         rows: rows of the plan, in the order of the lines, with experiment, method, variant, benchmark, trained_on,
@@ -224,7 +225,8 @@ def write_scores(rows: Iterable[Mapping[str, Any]], outcomes: Mapping[str, tuple
 def _result(root: Path, cell: str, outcomes: Mapping[str, tuple[str, str]]) -> dict[str, Any] | tuple[str, str]:
     """A cell's metrics, or the status and reason of a hole."""
     status, reason = outcomes.get(cell, ("ok", ""))
-    if status == "ok" or (cell_folder(root, cell) / "metrics.json").is_file():
+    stored = (cell_folder(root, cell) / "metrics.json").is_file()
+    if status == "ok" or (stored and status != "diverged"):
         if not cell_folder(root, cell).is_dir():
             raise UserError(f"cell {cell} has no result in {root / 'cells'}; {RERUN}")
         return read_metrics(root, cell)
@@ -316,7 +318,7 @@ def _parse(header: Sequence[str], values: Sequence[str], where: str) -> Score:
             score = float(field["score"])
         except ValueError:
             raise UserError(
-                f"{where}: score {field['score']!r} is not a number; only skipped or failed cells have none"
+                f"{where}: score {field['score']!r} is not a number; only skipped, failed and diverged cells have none"
             ) from None
         if not 0 <= score <= 100:  # NaN fails this too
             raise UserError(f"{where}: score {field['score']} is not in 0 to 100; scores are percentages")

@@ -1,4 +1,4 @@
-"""Whether a run can be trusted: every cell has a result or was skipped for a stated reason."""
+"""Whether a run can be trusted: every cell has a result, diverged, or was skipped for a stated reason."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from metatuner.files import write_json
 def write_verdict(rows: Iterable[Mapping[str, Any]], outcomes: Mapping[str, tuple[str, str]], path: Path) -> list[str]:
     """Write the cells without a result, and why, to a JSON file.
 
-    Skipped cells are listed; they are not failures.
+    Skipped and diverged cells are listed; they are not failures.
 
     Args:
         rows: rows of the plan, as for `scores.write_scores`. A cell that several experiments share is named once.
@@ -21,16 +21,16 @@ def write_verdict(rows: Iterable[Mapping[str, Any]], outcomes: Mapping[str, tupl
     Returns:
         One line per failed cell; the verdict is ok if there are none.
     """
-    cells: dict[str, list[str]] = {"failed": [], "skipped": []}
+    cells: dict[str, list[str]] = {"failed": [], "skipped": [], "diverged": []}
     count = 0
     for key, row in {row["cell"]: row for row in reversed(list(rows))}.items():
         count += 1
         status, reason = outcomes.get(key, ("failed", "not evaluated"))
         if status != "ok":
             cells[status].append(f"{_name(row)}: {' '.join(reason.split()) or 'no reason given'}")
-    failed, skipped = cells["failed"][::-1], cells["skipped"][::-1]
-    write_json(path, {"ok": not failed, "cells": count, "failed": failed, "skipped": skipped})
-    return failed
+    named = {status: lines[::-1] for status, lines in cells.items()}
+    write_json(path, {"ok": not named["failed"], "cells": count, **named})
+    return named["failed"]
 
 
 def _name(row: Mapping[str, Any]) -> str:

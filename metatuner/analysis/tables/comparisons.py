@@ -254,7 +254,10 @@ def _legend(comparison: Comparison, paper: PaperTable) -> Iterator[Text]:
     if differences := _published_differences(comparison, paper):
         yield differences
     if any(entry.hole for entry in entries):
-        yield "Failed and skipped cells have no score; they do not count as 0. The CSV file has the full reasons."
+        yield (
+            "Failed, skipped and diverged cells have no score; they do not count as 0. The CSV file has the full "
+            "reasons."
+        )
 
 
 def _marks(comparison: Comparison) -> Text:
