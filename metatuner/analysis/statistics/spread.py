@@ -5,7 +5,7 @@ Pure functions of sums by group, as `intervals.group_sums` gives them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import erfc, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -125,4 +125,4 @@ def flat_upper_tail(distance: float, groups: float, room: float) -> float:
     """
     if room <= 0:
         return 0.0
-    return NormalDist().cdf(-sqrt(groups * distance / room))
+    return erfc(sqrt(groups * distance / room / 2)) / 2  # of the normal distribution, to full precision
