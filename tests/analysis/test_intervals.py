@@ -18,7 +18,7 @@ from metatuner.analysis.statistics import (
     smallest_detectable_effect,
     wilson_interval,
 )
-from metatuner.analysis.statistics.intervals import TEST_RESAMPLES, bootstrap_means, mcnemar_exact, sign_flip_p
+from metatuner.analysis.statistics.intervals import bootstrap_means, mcnemar_exact, sign_flip_p
 
 
 def answers(seeds: int, queries: int, chance: float, seed: int = 0) -> np.ndarray:

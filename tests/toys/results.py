@@ -24,6 +24,7 @@ def fake_config(
     """A resolved nano-like preset with its results in `results`; `keys` replace top-level keys."""
     values: dict[str, Any] = {
         "preset": "nano",
+        "claims": "paper",
         "results": str(results),
         "models": {"actor": {"path": "nano:actor"}, "generators": {"large": {"path": "nano:generator"}}},
         "benchmarks": {name: {"source": "nano", "sizes": {"train": 8, "test": 40}} for name in METRICS},

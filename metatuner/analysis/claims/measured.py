@@ -82,7 +82,7 @@ def _beats_baselines(runs: Runs, experiment: str) -> Judged:
     if baselines:
         told.append(f"baselines: {', '.join(runs.arm(Arm(name)) for name in baselines)}")
     if "metatuner_i" in methods:
-        beside += (instead := over("metatuner_i", baselines, "-I instead of -J"))
+        beside += (instead := over("metatuner_i", baselines, f"{runs.arm(Arm('metatuner_i'))} instead"))
         told.append(f"{runs.arm(Arm('metatuner_i'))} in its place, which decides nothing: {_found(every(instead))}")
     if own:
         beside += (apart := over("metatuner_j", own, "MetaTuner's own parts"))
