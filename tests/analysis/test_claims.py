@@ -242,12 +242,10 @@ def without_differences(config: Config) -> list[str]:
 
 
 def test_in_a_world_without_differences_no_claim_of_one_is_supported(tmp_path: Path) -> None:
-    found = [
-        each
-        for seed in (0, 10)
-        for each in without_differences(everything(tmp_path / str(seed), range(seed, seed + 3)))
-    ]
-    assert found.count("supported") == 0
+    found = []
+    for seed in (0, 10):
+        found += without_differences(everything(tmp_path / str(seed), range(seed, seed + 3)))
+    assert found.count("supported") <= 1  # of 16, each with a chance of 2.5 % at most
     assert found.count("undecided") > len(found) / 2
 
 
@@ -593,7 +591,7 @@ def test_claims_name_j_and_i_only_stands_beside_it(tmp_path: Path) -> None:
     assert row["part"].startswith("MetaTuner-J over ")
     assert "MetaTuner-I in its place, which decides nothing: supported" in row["detail"]
     groups = {row["part"].split(" over ")[0]: row["group"] for row in parts_of(config, 1)}
-    assert groups == {"MetaTuner-J": "", "MetaTuner-I": "-I instead of -J"}
+    assert groups == {"MetaTuner-J": "", "MetaTuner-I": "MetaTuner-I instead"}
 
 
 @pytest.mark.parametrize(("seeds", "words"), [([0], "one seed"), ([0, 1], "2 seeds")])

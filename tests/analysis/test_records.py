@@ -69,10 +69,14 @@ def test_the_verdict_names_each_failed_cell_once_with_its_reason(tmp_path: Path)
     outcomes = {row["cell"]: ("ok", "") for row in rows}
     outcomes[rows[0]["cell"]] = ("failed", "ValueError: no\nloss")
     outcomes[rows[5]["cell"]] = ("skipped", "no generator")
+    outcomes[rows[1]["cell"]] = ("diverged", "the loss rose")
     failed = write_verdict([*rows, {**rows[0], "experiment": "again"}], outcomes, tmp_path / "verdict.json")
     assert failed == ["sft on math, seed 0: ValueError: no loss"]
     record = json.loads((tmp_path / "verdict.json").read_text())
-    assert record == {"ok": False, "cells": 8, "failed": failed, "skipped": ["opro on gsm8k, seed 0: no generator"]}
+    skipped, diverged = ["opro on gsm8k, seed 0: no generator"], ["sft on gsm8k, seed 0: the loss rose"]
+    assert record == {"ok": False, "cells": 8, "failed": failed, "skipped": skipped, "diverged": diverged}
+    write_verdict(rows, {**outcomes, rows[0]["cell"]: ("ok", "")}, tmp_path / "verdict.json")
+    assert json.loads((tmp_path / "verdict.json").read_text())["ok"]  # a fit that diverged is no failure of the run
 
 
 def test_cells_keep_the_order_of_the_plan_and_are_named_with_their_variant(tmp_path: Path) -> None:

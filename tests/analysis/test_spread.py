@@ -1,4 +1,4 @@
-"""Seeds and queries as drawn at random: the size of tests and the coverage of intervals, and the variance by slow loops."""
+"""Seeds and queries as drawn at random: size of tests, coverage of intervals, and the variance by slow loops."""
 
 from math import sqrt
 
