@@ -20,17 +20,24 @@ from metatuner.analysis.statistics import Contrast, unpaired_difference, wilson_
 from metatuner.analysis.statistics.intervals import mcnemar_exact
 from metatuner.config import Config
 from metatuner.errors import UserError
-from tests.toys.results import CHANCES, METRICS, fake_config, fake_name, fake_run, few_draws, plan_rows, write_cells
+from tests.toys.results import (
+    CHANCES,
+    METRICS,
+    fake_config,
+    fake_name,
+    fake_run,
+    few_draws,
+    judge_parts,
+    plan_rows,
+    write_cells,
+)
 
 EQUAL = dict.fromkeys(CHANCES, 0.5)
 
 quick = pytest.fixture(autouse=True)(few_draws)
 
 
-@pytest.fixture(autouse=True)
-def of_the_papers_list_a_part_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Judge small runs too. What a claim needs of a run is tested in test_claims_needs.py."""
-    monkeypatch.setattr("metatuner.analysis.claims.listed.lacking", lambda runs, claim: "")
+small = pytest.fixture(autouse=True)(judge_parts)
 
 
 def judged(config: Config) -> dict[tuple[int, str], dict[str, str]]:

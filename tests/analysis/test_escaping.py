@@ -15,9 +15,10 @@ from metatuner.analysis.diff import diff
 from metatuner.analysis.escaping import escape_latex, escape_markdown, from_csv, inert
 from metatuner.analysis.tables import tables_of
 from metatuner.config import Config
-from tests.toys.results import CHANCES, fake_config, fake_run, few_draws, plan_rows
+from tests.toys.results import CHANCES, fake_config, fake_run, few_draws, judge_parts, plan_rows
 
 quick = pytest.fixture(autouse=True)(few_draws)
+small = pytest.fixture(autouse=True)(judge_parts)
 
 TEXTS = [
     "a *b* _c_ **d** __e__ ~f~",

@@ -29,7 +29,7 @@ from metatuner.errors import UserError
 from tests.analysis.test_appendix import run
 from tests.analysis.test_costs import HEADER
 from tests.toys.browser import PROGRAM, Browser, scratch
-from tests.toys.results import few_draws, plan_rows
+from tests.toys.results import few_draws, judge_parts, plan_rows
 
 MARK = "document.body.setAttribute('data-hacked', 'yes')"
 HOSTILE = (
@@ -88,7 +88,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
     (root / "efficiency.csv").write_text(f"{HEADER}\nmetatuner_j,math,0,2,3,1,2,2,0.5,0.4,0.6,1.5,9,9,cpu\n")
     for make in (*tables_of(config).values(), *figures_of(config).values()):
         make(config)
-    claims(config)
+    with pytest.MonkeyPatch.context() as patch:
+        judge_parts(patch)
+        claims(config)
     write_provenance(config, {"note": HOSTILE}, root / "provenance.json")
     return config, report(config).read_text(encoding="utf-8")
 

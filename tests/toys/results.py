@@ -149,6 +149,11 @@ def fake_run(config: Config, *, n: int = 40, **cells: Any) -> list[dict[str, Any
     return rows
 
 
+def judge_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge claims on small runs too. What a claim needs of a run is tested in test_claims_needs.py."""
+    monkeypatch.setattr("metatuner.analysis.claims.listed.lacking", lambda runs, claim: "")
+
+
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use fewer resamples, for tests that do not look at small p-values. A test module makes it an autouse fixture."""
     for module in ("intervals", "contrasts"):
