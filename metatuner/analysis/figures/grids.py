@@ -358,7 +358,7 @@ def _note(
             f"{'; '.join([*opening, whiskers(entries)])}.",
             *filter(None, [more]),
             *([f"Generators: {models}."] if len(comparisons) > 1 else []),
-            f"The points of a panel share their test queries: paired tests are in table_{experiment}.",
+            f"The points of a panel share their test queries: paired differences are in table_{experiment}.",
             *(["no result: see scores.csv for the reason."] if any(not entry.mean for entry in entries) else []),
             *warnings,
             *filter(None, [CAVEATS.get(experiment), stated]),
