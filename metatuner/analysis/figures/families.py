@@ -161,8 +161,11 @@ def _note(left: Comparison, right: Comparison | None, world: str) -> str:
         if right and (optimisers := [each for each in left.methods if left.names.family(each[0]) == "prompt"])
         else ""
     )
+    told = whiskers(left.entries.values())
+    if right and (other := whiskers(right.entries.values())) != told:
+        told += f" (right, {other})"
     inherited = " SFT's rates were searched under p~; other prompts inherit them." if right else ""
     return (
-        f"{'; '.join(sizes)}. Points: mean over seeds and test queries; {whiskers(left.entries.values())}. {metric}."
+        f"{'; '.join(sizes)}. Points: mean over seeds and test queries; {told}. {metric}."
         f"{highest}{inherited} {f'{warning} ' if warning else ''}{world}"
     )
