@@ -13,6 +13,8 @@ from metatuner.analysis.statistics import LEVEL, MIN_SEEDS, Difference, newcombe
 from metatuner.analysis.tables.table import Span, Table, Text, write_tables
 from metatuner.config import DEFAULT_VARIANT, Config
 
+ROUGH = 5
+"""With fewer seeds, their standard deviation is a rough number."""
 REASON_LENGTH = 70
 """Maximum characters of a hole's reason in a table cell; the CSV has the whole reason."""
 
@@ -302,7 +304,7 @@ def _spread(comparison: Comparison) -> str:
     if not spreads:
         return ""
     largest, entry = max(spreads, key=lambda each: each[0])
-    few = "a rough number with so few; " if max(len(entry.seeds) for _, entry in spreads) < MIN_SEEDS else ""
+    few = "a rough number with so few; " if max(len(entry.seeds) for _, entry in spreads) < ROUGH else ""
     return (
         f"Standard deviation of the means of a method's seeds, in points ({few}all in the CSV file, "
         f"seed_sd): median {100 * median(sd for sd, _ in spreads):.1f}, largest {100 * largest:.1f} "
