@@ -134,6 +134,14 @@ def test_the_variance_is_that_of_mean_squares_and_its_degrees_of_freedom_are_sat
     assert found.cautious == pytest.approx(max(3, total**2 / (max(of_seed, rest) ** 2 / 3 + of_query**2 / 29)))
 
 
+def test_groups_of_unequal_size_enter_by_the_linearised_mean() -> None:
+    sizes = 1.0 + np.arange(40) % 4
+    sums = np.tile(np.random.default_rng(5).binomial(sizes.astype(int), 0.6).astype(float), (3, 1))  # seeds that agree
+    residuals = sums[0] - sizes * sums[0].sum() / sizes.sum()
+    error = sqrt(40 / 39 * (residuals**2).sum()) / sizes.sum()  # Cochran 1977, section 9A
+    assert crossed_spread([(sums, sizes)]).error == pytest.approx(error)
+
+
 def test_benchmarks_add_their_parts_and_no_part_of_seeds_is_cut_at_zero_on_its_own() -> None:
     rng = np.random.default_rng(11)
     parts = [rng.normal(size=(3, queries)) for queries in (20, 50)]
