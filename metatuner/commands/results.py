@@ -146,7 +146,10 @@ def verdict(config: "Config", arguments: argparse.Namespace) -> int:
     plan = Plan(config)
     rows = [row.as_dict() for row in plan.grid.rows]
     done = {key: (outcome.status, outcome.reason) for key, outcome in outcomes(plan).items()}
-    failed = write_verdict(rows, with_diverged(rows, done, plan.layout), plan.layout.verdict)
+    found = with_diverged(rows, done, plan.layout)
+    failed = write_verdict(rows, found, plan.layout.verdict)
+    if diverged := sum(status == "diverged" for status, _ in found.values()):
+        progress.say(f"{diverged} cells have no score, as their fits diverged; {plan.layout.verdict} names them")
     for line in failed:
         progress.say(line)
     if failed:
