@@ -158,4 +158,4 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use fewer resamples, for tests that do not look at small p-values. A test module makes it an autouse fixture."""
     for module in ("intervals", "contrasts"):
         monkeypatch.setattr(f"metatuner.analysis.statistics.{module}.TEST_RESAMPLES", 4000)
-    monkeypatch.setattr("metatuner.analysis.statistics.intervals.RESAMPLES", 2000)
+        monkeypatch.setattr(f"metatuner.analysis.statistics.{module}.RESAMPLES", 2000)
