@@ -429,7 +429,7 @@ def test_tables_and_figures_are_the_same_bytes_from_another_process(tmp_path: Pa
     code = (
         "import json, sys; from pathlib import Path\n"
         "from metatuner.analysis.statistics import contrasts, intervals\n"
-        f"intervals.RESAMPLES = {drawn.RESAMPLES}\n"
+        f"intervals.RESAMPLES = contrasts.RESAMPLES = {drawn.RESAMPLES}\n"
         f"intervals.TEST_RESAMPLES = contrasts.TEST_RESAMPLES = {drawn.TEST_RESAMPLES}\n"
         "from metatuner.config import read_config; from metatuner.analysis.figures import figures_of\n"
         "from metatuner.analysis.tables import tables_of\n"
