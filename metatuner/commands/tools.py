@@ -66,7 +66,6 @@ def bench(arguments: argparse.Namespace) -> None:
     configured=False,
 )
 def lm_eval(arguments: argparse.Namespace) -> None:
-    from metatuner.run.evaluation import lm_eval_command
-    from metatuner.run.export import open_cell
+    from metatuner.run.lm_eval_model import lm_eval_command
 
-    lm_eval_command(arguments.arguments, open_cell)
+    lm_eval_command(arguments.arguments)

@@ -52,7 +52,7 @@ def lock_versions() -> dict[str, str]:
     return found
 
 
-def _folder_hash(folder: Path, key: str) -> str:
+def folder_hash(folder: Path, key: str) -> str:
     """A hash of a local model folder: small files by their bytes, shards by name, size and time of change."""
     if not folder.is_dir():
         raise UserError(f"config key {key!r}: no folder {folder}; name a folder that exists, or a Hub id")
@@ -100,7 +100,7 @@ class Keys:
         if recipe is not None:
             return hash_value([used, nano.model_identity(recipe, self.world), self.config.nano.trained])
         if is_local(model):
-            return hash_value([used, _folder_hash(self.model_path(role), self._model_place(role))])
+            return hash_value([used, folder_hash(self.model_path(role), self._model_place(role))])
         return hash_value(used)
 
     @cache

@@ -2,17 +2,14 @@
 
 import hashlib
 import json
-import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
 from lm_eval.tasks import TaskManager
 
 from metatuner.errors import UserError
@@ -26,70 +23,32 @@ from metatuner.hashing import ROOT
 TASKS = ROOT / "metatuner" / "harness" / "tasks"
 
 
-@register_model("metatuner_policy")
 class PolicyLM(LM):
-    """A policy as an lm-eval model. The policy uses its own prompts and its benchmark's decoding rules."""
+    """A policy as an lm-eval model of this project's tasks. It has its own prompts and its benchmark's decoding rules.
 
-    open_policy: ClassVar[Callable[..., Policy] | None] = None
-    """Opens the policy that `--model_args` names; set by `lm_eval_command`."""
+    `metatuner.run.lm_eval_model` is the model that lm-eval's command line knows.
+    """
 
-    def __init__(self, policy: Policy, ask_as: str = "") -> None:
-        """Wrap a policy.
-
-        Args:
-            policy: answers the requests.
-            ask_as: the benchmark that gives initial prompt, stops and length limit to tasks other than ours.
-        """
+    def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
-        self.ask_as = ask_as
         self.responses: dict[str, Response] = {}
         """The last responses, by query id."""
 
-    @classmethod
-    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
-        """A model from `--model_args`: this class takes `ask_as`, and `open_policy` gets the rest."""
-        if cls.open_policy is None:
-            raise UserError("model metatuner_policy: policies are opened by the command line; use `metatuner lm-eval`")
-        names = dict(arg_dict)
-        ask_as = names.pop("ask_as", "")
-        return cls(cls.open_policy(**names), ask_as)
-
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The policy's completions, in order."""
-        queries = [self._query(request) for request in requests]
+        queries = [Query(request.doc["id"], request.doc["benchmark"], request.args[0]) for request in requests]
         responses = self.policy.respond(queries)
         self.responses = {query.id: response for query, response in zip(queries, responses, strict=True)}
-        return [
-            _cut(response.completion, request.args[1].get("until"))
-            for request, response in zip(requests, responses, strict=True)
-        ]
-
-    def _query(self, request: Instance) -> Query:
-        text = request.args[0]
-        if (request.task_name or "").startswith("metatuner_"):
-            return Query(request.doc["id"], request.doc["benchmark"], text)
-        if not self.ask_as:
-            raise UserError(
-                f"task {request.task_name} is not one of metatuner's: add ask_as=BENCHMARK to --model_args, "
-                "the benchmark whose initial prompt and limits to use"
-            )
-        return Query(f"{request.task_name}-{request.doc_id}", self.ask_as, text)
+        return [response.completion for response in responses]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Always raises `UserError`: a policy answers in text only."""
-        raise UserError("model metatuner_policy only generates; choose tasks with output_type generate_until")
+        raise UserError("model metatuner only generates; choose tasks with output_type generate_until")
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Always raises `UserError`: a policy answers in text only."""
-        raise UserError("model metatuner_policy only generates; choose tasks with output_type generate_until")
-
-
-def _cut(completion: str, until: str | Sequence[str] | None) -> str:
-    """A completion, cut at the task's own stop texts."""
-    for stop in [until] if isinstance(until, str) else until or []:
-        completion = completion.split(stop)[0] if stop else completion
-    return completion
+        raise UserError("model metatuner only generates; choose tasks with output_type generate_until")
 
 
 def evaluate_policy(
@@ -174,26 +133,3 @@ def _record(sample: dict[str, Any], response: Response, benchmark: Benchmark) ->
         "cut_tokens": response.cut_tokens,
         "cut_demos": response.cut_demos,
     }
-
-
-def lm_eval_command(argv: Sequence[str], open_policy: Callable[..., Policy]) -> None:
-    """lm-eval's own command line, which also knows the model `metatuner_policy` and our tasks.
-
-    Args:
-        argv: its arguments, e.g. `--model metatuner_policy --model_args ... --tasks metatuner_gsm8k`.
-        open_policy: gets the items of `--model_args` by keyword and returns the policy to evaluate.
-    """
-    from lm_eval.__main__ import cli_evaluate
-
-    words = list(argv)
-    runs = words[:1] == ["run"] or (words[:1] != [] and words[0].startswith("--") and words[0] != "--help")
-    if runs and "--include_path" not in words:
-        words += ["--include_path", str(TASKS)]
-    before = sys.argv
-    PolicyLM.open_policy = staticmethod(open_policy)
-    sys.argv = ["metatuner lm-eval", *words]
-    try:
-        cli_evaluate()
-    finally:
-        sys.argv = before
-        PolicyLM.open_policy = None

@@ -4,9 +4,7 @@ from pathlib import Path
 
 from baselines.metatuner import MetaTunerPolicy
 from metatuner import progress
-from metatuner.config import read_config
 from metatuner.errors import UserError
-from metatuner.harness.policy import Policy
 from metatuner.harness.rows import read_rows
 from metatuner.plan import Cell
 from metatuner.run.workshop import Workshop
@@ -50,16 +48,3 @@ def export(shop: Workshop, key: str, query: str | None, row: str | None, out: Pa
     prompt = policy.tuner.export_adapter(query, out, prompt=initial)
     progress.say(f"wrote {out}; load it with PeftModel.from_pretrained on {policy.tuner.actor.spec.path}")
     return prompt
-
-
-def open_cell(*, config: str, cell: str) -> Policy:
-    """The policy of the finished cell that lm-eval's `--model_args` names.
-
-    Args:
-        config: `results/<preset>/config.json`.
-        cell: the cell's key in scores.csv.
-    """
-    shop = Workshop(read_config(Path(config)))
-    if cell not in shop.plan.grid.cells:
-        raise UserError(f"cell {cell!r} is not in the plan of {config}; take a key from scores.csv of the same preset")
-    return shop.open_policy(shop.plan.grid.cells[cell].fit, share=True)

@@ -13,6 +13,7 @@ import torch
 from metatuner.config import Config
 from metatuner.errors import UserError
 from metatuner.files import complete_folder, write_json
+from metatuner.harness.benchmarks import Benchmark
 from metatuner.harness.budget import Budget
 from metatuner.harness.ground import Ground
 from metatuner.harness.method import make_settings, settings_dict
@@ -102,6 +103,8 @@ class Workshop:
         """All inputs of a fit."""
         settings, cls = self.plan.settings, self.plan.registry[fit.method].cls
         limits, proposer = settings.budget(fit.method), settings.proposer(fit.method, fit.settings)
+        benchmarks = {name: self.benchmarks[name] for name in (*fit.train, *fit.transfer)}
+        roles = {"actor": "actor", **({"generator": fit.generator} if fit.generator else {})}
         identity: dict[str, Any] = {
             "key": fit.key,
             "method": fit.method,
@@ -110,6 +113,9 @@ class Workshop:
             "generator": fit.generator,
             "seed": fit.seed,
             "requires": {needed.method: needed.key for needed in fit.requires},
+            # With these a saved policy is used without its config.
+            "models": {role: _without_device(self._spec(name)) for role, name in roles.items()},
+            "benchmarks": {name: asked(each) for name, each in benchmarks.items()},
         }
         if fit.rows is not None:
             identity["rows"] = fit.rows
@@ -120,7 +126,7 @@ class Workshop:
         return FitTask(
             key=fit.key,
             method=method,
-            benchmarks={name: self.benchmarks[name] for name in (*fit.train, *fit.transfer)},
+            benchmarks=benchmarks,
             pools={name: self.layout.data(name) / "pool.jsonl" for name in fit.train},
             sizes={name: self.plan.grid.fit_sizes(name, fit.rows) for name in fit.train},
             generator=fit.generator,
@@ -233,3 +239,16 @@ class Workshop:
             return failure(cell.key, error, self.failures(cell.key))
         self.failures(cell.key).unlink(missing_ok=True)
         return Outcome(cell.key, "ok")
+
+
+def _without_device(spec: ModelSpec) -> dict[str, Any]:
+    return {name: value for name, value in asdict(spec).items() if name != "device"}
+
+
+def asked(benchmark: Benchmark) -> dict[str, Any]:
+    """How queries of a benchmark are asked."""
+    return {
+        "initial_prompt": benchmark.initial_prompt,
+        "max_new_tokens": benchmark.max_new_tokens,
+        "stops": list(benchmark.stops),
+    }

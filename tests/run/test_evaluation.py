@@ -2,86 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import lm_eval.tasks
 import pytest
 import yaml
-from lm_eval.api.instance import Instance
 
 import metatuner.harness.benchmarks as benchmarks
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import benchmark_ids, get_benchmark
-from metatuner.harness.ground import Ground
-from metatuner.harness.policy import Policy
-from metatuner.harness.query import Prepared, Query, Response
-from metatuner.harness.rows import Row, rows_to_text
-from metatuner.run.evaluation import TASKS, PolicyLM, evaluate_policy, lm_eval_command
-
-
-class Actor(Ground):
-    """Answers each query by its script: by its id, or all by one text."""
-
-    def __init__(self, script: Mapping[str, str] | str) -> None:
-        self.script = script
-        self.asked: list[Query] = []
-
-    def answer(self, queries: Sequence[Query], prompts: str | Sequence[str], **how: Any) -> list[Response]:
-        self.asked += queries
-        if isinstance(self.script, str):
-            return [Response("p", self.script, 1, 1, False) for _ in queries]
-        return [
-            Response(
-                prompt=prompt,
-                completion=self.script[query.id],
-                prompt_tokens=len(query.text),
-                completion_tokens=len(self.script[query.id]),
-                truncated=query.id == "b",
-                cut_tokens=3 if query.id == "c" else 0,
-                cut_demos=2 if query.id in "ad" else 0,
-            )
-            for query, prompt in zip(queries, prompts, strict=True)
-        ]
-
-
-class Scripted(Policy):
-    """Its ground answers each query by a script."""
-
-    ground: Actor
-
-    def __init__(self, script: Mapping[str, str] | str) -> None:
-        self.ground = Actor(script)
-
-    @property
-    def asked(self) -> list[Query]:
-        return self.ground.asked
-
-    def prepare(self, queries: Sequence[Query]) -> Prepared:
-        return Prepared([f"prompt of {query.id}" for query in queries])
-
-    def write(self, folder: Path) -> dict[str, Any]:
-        raise NotImplementedError
-
-    @classmethod
-    def read(cls, folder: Path, state: dict[str, Any], ground: Any) -> "Scripted":
-        raise NotImplementedError
-
-
-GOLDS = {"c": "3", "a": "1", "d": "4", "b": "2"}
-ROWS = [
-    Row(id, "gsm8k", f"  Q {id}?\n", (gold,), f"#### {gold}", f"kind {id}", f"group é of {id}")
-    for id, gold in GOLDS.items()
-]
-ANSWERS = {"a": "#### 1", "b": "#### 2.0", "c": "none", "d": "é 5"}
-
-
-def split_file(folder: Path, rows: Sequence[Row] = ROWS) -> Path:
-    path = folder / "test.jsonl"
-    path.write_text(rows_to_text(rows), encoding="utf-8")
-    return path
+from metatuner.harness.query import Query
+from metatuner.harness.rows import Row
+from metatuner.run.evaluation import TASKS, evaluate_policy
+from tests.toys.policy import ANSWERS, Scripted, split_file
 
 
 def test_records_and_means_say_what_the_policy_answered(tmp_path: Path) -> None:
@@ -213,102 +145,3 @@ def test_a_benchmark_of_one_file_is_evaluated_without_a_task_file(
 def test_rows_of_another_benchmark_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds rows of gsm8k, not of math"):
         evaluate_policy(Scripted(ANSWERS), get_benchmark("math"), split_file(tmp_path), tmp_path)
-
-
-# ---- tasks that are not ours ---------------------------------------------------------------------------------------
-
-
-def request(text: str, until: Any, number: int = 0, task: str = "theirs") -> Instance:
-    """A request of a task of lm-eval's own."""
-    return Instance(
-        request_type="generate_until",
-        doc={},
-        arguments=(text, {"until": until} if until is not None else {}),
-        idx=0,
-        metadata=(task, number, 1),
-    )
-
-
-@pytest.mark.parametrize(
-    ("until", "kept"),
-    [
-        ([], "one. two\n\nthree\nfour"),
-        (None, "one. two\n\nthree\nfour"),
-        (["\n\n"], "one. two"),
-        (" two", "one."),
-        (["\n"], "one. two"),
-        (["four", "."], "one"),
-        ([".", "four"], "one"),
-        (["five"], "one. two\n\nthree\nfour"),
-        (["", "three"], "one. two\n\n"),
-        (["one"], ""),
-    ],
-)
-def test_an_answer_to_a_foreign_task_ends_before_the_first_of_its_stops(until: Any, kept: str) -> None:
-    model = PolicyLM(Scripted("one. two\n\nthree\nfour"), ask_as="gsm8k")
-    assert model.generate_until([request("x", until), request("y", None)]) == [kept, "one. two\n\nthree\nfour"]
-
-
-def test_a_foreign_task_is_asked_as_the_benchmark_that_is_named() -> None:
-    policy = Scripted("ok")
-    model = PolicyLM(policy, ask_as="hotpotqa")
-    model.generate_until([request("first", [], 4), request("second", [], 7)])
-    assert policy.asked == [Query("theirs-4", "hotpotqa", "first"), Query("theirs-7", "hotpotqa", "second")]
-    with pytest.raises(UserError, match=r"task theirs .*ask_as=BENCHMARK"):
-        PolicyLM(policy).generate_until([request("x", [])])
-
-
-def test_ask_as_is_ours_and_the_other_model_arguments_are_the_policys(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def open_policy(**names: Any) -> Policy:
-        asked.append(names)
-        return Scripted("ok")
-
-    monkeypatch.setattr(PolicyLM, "open_policy", staticmethod(open_policy))
-    told = {"fit": "abc", "ask_as": "math"}
-    assert PolicyLM.create_from_arg_obj(told).ask_as == "math"
-    assert asked == [{"fit": "abc"}]
-    assert told == {"fit": "abc", "ask_as": "math"}
-
-
-def test_tasks_that_rank_answers_are_refused() -> None:
-    model = PolicyLM(Scripted("ok"))
-    for refused in (model.loglikelihood, model.loglikelihood_rolling):
-        with pytest.raises(UserError, match="generate_until"):
-            refused([])
-
-
-def test_a_policy_cannot_be_opened_outside_the_command_line() -> None:
-    with pytest.raises(UserError, match="use `metatuner lm-eval`"):
-        PolicyLM.create_from_arg_obj({"fit": "x"})
-
-
-def test_lm_evals_command_line_finds_our_model_and_tasks(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Its own thousands of task files are left out: to index them takes half a minute on a busy machine.
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
-    folder = tmp_path / "gsm8k"
-    folder.mkdir()
-    split_file(folder)
-    policy, asked = Scripted(ANSWERS), []
-
-    def open_policy(**names: str) -> Policy:
-        asked.append(names)
-        return policy
-
-    lm_eval_command(
-        [
-            *["--model", "metatuner_policy", "--model_args", "preset=smoke,fit=abc", "--tasks", "metatuner_gsm8k"],
-            *["--metadata", json.dumps({"rows": str(tmp_path)}), "--output_path", str(tmp_path / "out")],
-        ],
-        open_policy,
-    )
-    assert asked == [{"preset": "smoke", "fit": "abc"}]
-    assert len(policy.asked) == 4
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "|accuracy" in line]
-    assert "metatuner_gsm8k" in line
-    assert "0.5" in line
-    (results,) = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(results.read_text(encoding="utf-8"))["results"]["metatuner_gsm8k"]["accuracy,extract"] == 0.5

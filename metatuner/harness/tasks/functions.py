@@ -7,7 +7,9 @@ from typing import Any
 
 import datasets
 from lm_eval.api.filter import Filter
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_aggregation, register_filter
+from lm_eval.api.task import ConfigurableTask
 
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import Benchmark, get_benchmark
@@ -73,3 +75,36 @@ class Extract(Filter):
 def share(values: Sequence[object]) -> float:
     """The share of documents with a value."""
     return sum(value is not None for value in values) / len(values)
+
+
+class RowsTask(ConfigurableTask):
+    """A task of rows. lm-eval's caches of requests and of answers never mix its rows or its benchmark with others."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def build_all_requests(
+        self, *, cache_requests: bool = False, system_instruction: str | None = None, **options: Any
+    ) -> None:
+        """Ignores `cache_requests`: lm-eval finds cached requests by the task's name, which does not name the rows.
+
+        Raises `UserError` for a system instruction.
+        """
+        if system_instruction is not None:
+            raise UserError(
+                f"task {self.config.task}: its query holds no instruction, because a policy has its own prompt; "
+                "leave out --system_instruction"
+            )
+        super().build_all_requests(**options)
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **options: Any) -> Instance:
+        """The request of a row. A stop text that no model writes names the benchmark.
+
+        lm-eval's cache of answers knows a request by its text and stops alone, and a query may stand in two benchmarks.
+        """
+        request = super().construct_requests(doc, ctx, **options)
+        text, how = request.arguments
+        until = how.get("until") or []
+        until = [until] if isinstance(until, str) else list(until)
+        request.arguments = (text, {**how, "until": [*until, f"<|metatuner {doc['benchmark']}|>"]})
+        return request
