@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next((at for start, at in places if str(item.path).startswith(start)), len(FIRST)))
 
 
-@pytest.hookimpl(optionalhook=True)
+@pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Run tests of a file in one process, because they share fixtures; so do tests of the DAG, which read one run."""
     from xdist.scheduler import LoadScopeScheduling

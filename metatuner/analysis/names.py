@@ -22,7 +22,7 @@ FAMILIES = {
 BENCHMARKS = {"math": "MATH", "gsm8k": "GSM8K", "hotpotqa": "HotpotQA", "cosmosqa": "CosmosQA"}
 """In the paper's order."""
 
-METRICS = {"accuracy": "Accuracy", "em": "Exact match", "f1": "F1"}
+METRICS = {"accuracy": "Accuracy", "em": "Exact match", "exact_match": "Exact match", "f1": "F1"}
 
 VARIANTS = {
     "without_f": "w/o F",
@@ -83,7 +83,12 @@ WORLDS = {
 }
 """Short names of worlds, for table columns."""
 
-ROWS = {"hub": "the Hub's data sets", "local": "rows from local files", "nano": "synthetic nano rows"}
+ROWS = {
+    "hub": "the Hub's data sets",
+    "local": "rows from local files",
+    "nano": "synthetic nano rows",
+    "lm_eval": "lm-eval's tasks",
+}
 
 
 @dataclass(frozen=True)

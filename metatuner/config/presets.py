@@ -143,8 +143,9 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
         for part in reversed(key.split(".")[1:]):
             value = {part: value}
         values = merge(values, {key.split(".")[0]: value})
-    if isinstance(values.get("extra_methods"), str):  # --config extra_methods=FILE gives a bare name
-        values["extra_methods"] = [values["extra_methods"]]
+    for key in ("extra_methods", "extra_benchmarks"):  # --config extra_methods=FILE gives a bare name
+        if isinstance(values.get(key), str):
+            values[key] = [values[key]]
     values["experiments"] = _chosen(_without_nulls(values.get("experiments")), values.get("run"))
     values.setdefault("preset", preset)
     values.setdefault("results", f"results/{preset}")

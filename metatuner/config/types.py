@@ -112,8 +112,14 @@ class SizesConfig(_Part):
 class BenchmarkConfig(_Part):
     """Where a benchmark's rows come from, and how many are used."""
 
-    source: Literal["nano", "local", "hub"]
+    source: Literal["nano", "local", "hub", "lm_eval"]
     path: str | None = Field(None, description="local: a folder with train.jsonl and test.jsonl ($VARIABLES expand)")
+    task: str | None = Field(None, description="lm_eval: the name of a task that generates text, from lm-eval")
+    include_path: str | None = Field(
+        None, description="lm_eval: a folder with the files of a task of your own ($VARIABLES expand)"
+    )
+    metric: str | None = Field(None, description="lm_eval: the task's metric; null: exact_match")
+    filter: str | None = Field(None, description="lm_eval: the task's filter that finds the answer; null: its first")
     sizes: SizesConfig
     initial_prompt: str | None = Field(
         None,
@@ -123,9 +129,18 @@ class BenchmarkConfig(_Part):
     split_seed: int = Field(0, ge=0, description="draws the fixed splits")
 
     @model_validator(mode="after")
-    def _path_goes_with_local(self) -> "BenchmarkConfig":
+    def _keys_go_with_the_source(self) -> "BenchmarkConfig":
         if (self.source == "local") != (self.path is not None):
             raise ValueError("`path` goes with `source: local`, and only with it")
+        task = self.source == "lm_eval"
+        if task != (self.task is not None):
+            raise ValueError("`task` goes with `source: lm_eval`, and only with it")
+        if task and (self.initial_prompt is None or self.max_new_tokens is None):
+            raise ValueError(
+                "`source: lm_eval` needs `initial_prompt` and `max_new_tokens`: a task has neither; add them"
+            )
+        if not task and (self.include_path or self.metric or self.filter):
+            raise ValueError("`include_path`, `metric` and `filter` go with `source: lm_eval` only")
         return self
 
 
@@ -289,6 +304,9 @@ class Config(_Part):
         "`extends` does not hand it on. none: they are not",
     )
     extra_methods: list[str] = Field(default_factory=list, description="files of further methods")
+    extra_benchmarks: list[str] = Field(
+        default_factory=list, description="files of further benchmarks; <id>.py defines the benchmark <id>"
+    )
 
     @property
     def main(self) -> str:

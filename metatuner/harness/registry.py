@@ -52,7 +52,7 @@ class Registry:
             module = None
             try:
                 module = _import_file(file)
-                self._add_module(module, file, _siblings(file))
+                self._add_module(module, file, siblings(file))
             except BrokenFile as error:
                 self._add_broken(file.stem, error)
             except UserError as error:
@@ -134,7 +134,7 @@ def _methods_of(module: ModuleType, package: str) -> list[type[Method]]:
     ]
 
 
-def _siblings(file: Path) -> tuple[Path, ...]:
+def siblings(file: Path) -> tuple[Path, ...]:
     """The Python files in the same folder that a user's file imports by name."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))

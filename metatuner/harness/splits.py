@@ -161,7 +161,11 @@ def hash_ids(rows: Iterable[Row]) -> str:
 
 def _hub_place(benchmark: Benchmark, split: str) -> str:
     hub = benchmark.hub
-    return "" if hub is None else f"the Hub ({hub.path}, {hub.train if split == 'train' else hub.test} split)"
+    return (
+        "its lm-eval task"
+        if hub is None
+        else f"the Hub ({hub.path}, {hub.train if split == 'train' else hub.test} split)"
+    )
 
 
 def _sample(rows: Sequence[Row], count: int, rng: random.Random) -> list[Row]:

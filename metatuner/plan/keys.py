@@ -10,8 +10,8 @@ from typing import Any
 from metatuner import nano
 from metatuner.config import BenchmarkConfig, Config, Layout, ModelConfig, expand_path
 from metatuner.errors import UserError
-from metatuner.harness.benchmarks import benchmark_file
-from metatuner.harness.registry import Registry
+from metatuner.harness.benchmarks import benchmark_file, benchmark_files
+from metatuner.harness.registry import Registry, siblings
 from metatuner.hashing import ROOT, hash_code, hash_file, hash_value
 
 HARNESS, RUN = ROOT / "metatuner" / "harness", ROOT / "metatuner" / "run"
@@ -76,6 +76,10 @@ class Keys:
         self.config, self.registry = config, registry
         self.layout = Layout(config)
         self.world = nano.World(seed=config.nano.world_seed, null=config.nano.null)
+        own = benchmark_files(config.extra_benchmarks)
+        for name, benchmark in config.benchmarks.items():
+            if benchmark.source == "lm_eval" and name in own:
+                raise UserError(f"benchmarks.{name}: {own[name]} defines {name!r}; give lm-eval's task another name")
 
     # ---- models ------------------------------------------------------------------------------------------------
 
@@ -188,8 +192,28 @@ class Keys:
             source = [world, self.world_sizes()[benchmark]["train"]]
         elif config.source == "local":
             source = [hash_file(file) for file in self.source_files(benchmark)]
-        used = config.model_dump(mode="json", exclude={"path": True, "sizes": {"audit"}})
+        elif config.source == "lm_eval":
+            source = [
+                config.task,
+                config.metric,
+                config.filter,
+                self._task_files(benchmark),
+                lock_versions()["lm-eval"],
+            ]
+        places = dict.fromkeys(("path", "task", "include_path", "metric", "filter"), True)
+        used = config.model_dump(mode="json", exclude={**places, "sizes": {"audit"}})
         return hash_value([used, source])
+
+    def _task_files(self, benchmark: str) -> list[Any]:
+        """The files of a task of the user's own, by content."""
+        include = self.config.benchmarks[benchmark].include_path
+        if include is None:
+            return []
+        folder = expand_path(include, f"benchmarks.{benchmark}.include_path")
+        if not folder.is_dir():
+            raise UserError(f"benchmarks.{benchmark}.include_path: no folder {folder}; name the folder of the task")
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+        return [[file.relative_to(folder).as_posix(), hash_file(file)] for file in files]
 
     @cache
     def data_identity(self, benchmark: str) -> str:
@@ -199,14 +223,24 @@ class Keys:
     @cache
     def data_key(self, benchmark: str) -> str:
         """A hash of what a benchmark's rows and its scoring depend on."""
-        code = _code(benchmark_file(benchmark), HARNESS / "splits.py")
+        code = self._benchmark_code(benchmark, HARNESS / "splits.py")
         return hash_value([self._rows(benchmark, self.world_key), code])
+
+    def _benchmark_code(self, benchmark: str, *more: Path) -> str:
+        """A hash of the code of a benchmark's file and of `more`."""
+        if self.config.benchmarks[benchmark].source == "lm_eval":
+            return _code(HARNESS / "benchmarks" / "lm_eval_task.py", *more)
+        file = benchmark_file(benchmark, self.config.extra_benchmarks)
+        if file.is_relative_to(HARNESS):
+            return _code(file, *more)
+        return hash_code(file, *more, data=siblings(file))
 
     @cache
     def public_key(self, benchmark: str) -> str:
         """A hash of what is known about a benchmark without its rows."""
         config = self.config.benchmarks[benchmark]
-        return hash_value([config.initial_prompt, config.max_new_tokens, _code(benchmark_file(benchmark))])
+        asked: list[Any] = [config.initial_prompt, config.max_new_tokens, self._benchmark_code(benchmark)]
+        return hash_value(asked if config.task is None else [*asked, config.task, self._task_files(benchmark)])
 
     # ---- code --------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from metatuner.config import Config
+from metatuner.config import Config, expand_path
 from metatuner.errors import UserError, suggest
 from metatuner.files import write_text
 from metatuner.harness.benchmarks import Benchmark, get_benchmark, load_hub, load_rows
+from metatuner.harness.benchmarks.lm_eval_task import LmEvalBenchmark, Task
 from metatuner.harness.splits import check_data, draw_splits
 from metatuner.plan import Plan
 
@@ -17,9 +18,13 @@ SPLITS = ("pool", "tune", "test")
 def configured(config: Config, name: str) -> Benchmark:
     """A benchmark with the preset's overrides."""
     wanted = config.benchmarks[name]
-    return get_benchmark(name).with_overrides(
-        initial_prompt=wanted.initial_prompt, max_new_tokens=wanted.max_new_tokens
-    )
+    found: Benchmark
+    if wanted.task is not None:
+        folder = wanted.include_path and expand_path(wanted.include_path, f"benchmarks.{name}.include_path")
+        found = LmEvalBenchmark(name, Task(wanted.task, folder or None, wanted.metric, wanted.filter))
+    else:
+        found = get_benchmark(name, config.extra_benchmarks)
+    return found.with_overrides(initial_prompt=wanted.initial_prompt, max_new_tokens=wanted.max_new_tokens)
 
 
 def check_sources(plan: Plan) -> Iterator[str]:
@@ -42,8 +47,9 @@ def draw(plan: Plan, name: str) -> str:
         raise UserError(f"--benchmark {name!r}: {suggest(name, config.benchmarks)}")
     benchmark, source = configured(config, name), config.benchmarks[name]
     names = ("train", "test") if source.source == "local" else ("train", "tune", "test", "audit")
-    files = dict(zip(names, plan.keys.source_files(name), strict=source.source != "hub"))
-    if source.source == "hub":
+    afar = source.source in ("hub", "lm_eval")
+    files = dict(zip(names, plan.keys.source_files(name), strict=not afar))
+    if afar:
         loaded = {split: load_hub(benchmark, split) for split in ("train", "test")}
     else:
         loaded = {split: load_rows(benchmark, file) for split, file in files.items() if split != "audit"}

@@ -17,7 +17,7 @@ from metatuner.files import write_json, write_lines
 from metatuner.harness.benchmarks import Benchmark
 from metatuner.harness.policy import Policy
 from metatuner.harness.query import Query, Response
-from metatuner.harness.tasks.functions import STOPPED
+from metatuner.harness.tasks.functions import STOPPED, offer
 from metatuner.hashing import ROOT
 
 TASKS = ROOT / "metatuner" / "harness" / "tasks"
@@ -72,6 +72,7 @@ def evaluate_policy(
         stopped (by reason).
     """
     model = PolicyLM(policy)
+    offer(benchmark)
     tasks = _load_task(benchmark, test_file)
     (name,) = tasks["tasks"]
     results = lm_eval.evaluate(lm=model, task_dict=tasks, bootstrap_iters=0)

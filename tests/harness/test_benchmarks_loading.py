@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-import metatuner.harness.benchmarks as benchmarks
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import (
     benchmark_file,
@@ -171,18 +170,55 @@ def test_overrides_make_another_benchmark_and_leave_the_first_alone() -> None:
     assert base.with_overrides().max_new_tokens == base.max_new_tokens
 
 
-def test_the_one_file_of_the_docs_adds_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_one_file_of_the_docs_adds_a_benchmark(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "capitals.py").write_text(code, encoding="utf-8")
-    monkeypatch.setattr(benchmarks, "_FOLDER", tmp_path)
-    monkeypatch.setattr(benchmarks, "__path__", [*benchmarks.__path__, str(tmp_path)])
-    assert benchmark_ids() == ["capitals"]
-    capitals = get_benchmark("capitals")
+    file = tmp_path / "capitals.py"
+    file.write_text(code, encoding="utf-8")
+    assert benchmark_file("capitals", [str(file)]) == file
+    capitals = get_benchmark("capitals", [str(file)])
     raw = write(tmp_path / "r.jsonl", '{"id": "1", "country": "France", "capital": "Paris"}')
     (row,) = load_rows(capitals, raw)
     answers = [capitals.extract(text) for text in ("\nParis.\n", "Lyon", "")]
     assert [one.metrics["em"] for one in capitals.score_all(answers, [row] * 3)] == [1, 0, 0]
+    assert "capitals" not in benchmark_ids()
+
+
+EMPTY = "from metatuner.harness.benchmarks.base import Benchmark\n\n\nclass Mine(Benchmark):\n    id = "
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("absent.py", None, r"extra_benchmarks: no file .*absent\.py"),
+        ("gsm8k.py", EMPTY + "'gsm8k'\n", r"gsm8k\.py defines 'gsm8k' already; rename it"),
+        ("My Own.py", EMPTY + "'my'\n", "its name must be <id>.py"),
+        ("mine.yaml", "", "its name must be <id>.py"),
+        ("mine.py", "import nothing_of_this_name\n", r"mine\.py does not import: ModuleNotFoundError: .*mend the file"),
+        ("mine.py", "x = (", r"mine\.py does not import: SyntaxError"),
+        ("mine.py", "raise SystemExit(3)", r"mine\.py does not import: SystemExit: 3"),
+        ("mine.py", EMPTY + "'other'\n", "must define exactly one Benchmark, with id = 'mine'"),
+        ("mine.py", "", "must define exactly one Benchmark, with id = 'mine'"),
+        ("mine.py", EMPTY + "'mine'\n", "Mine lacks extract, row, score"),
+    ],
+)
+def test_a_users_file_that_is_no_benchmark_is_refused_in_one_line(
+    name: str, text: str | None, said: str, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=said) as refused:
+        get_benchmark("mine", [tmp_path / name])
+    assert "\n" not in str(refused.value)
+
+
+def test_two_users_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / "a" / "mine.py", tmp_path / "b" / "mine.py"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(EMPTY + "'mine'\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"b/mine\.py: .*a/mine\.py defines 'mine' already"):
+        get_benchmark("mine", files)
 
 
 def test_a_benchmark_without_a_hub_address_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

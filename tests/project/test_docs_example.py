@@ -10,6 +10,7 @@ import yaml
 from peft import PeftModel
 
 from metatuner.config import load_config
+from metatuner.harness.benchmarks.lm_eval_task import Task
 from metatuner.lm import ModelSpec, generate, load_lm, render
 from metatuner.plan import Plan
 from tests.toys.lm import save_tiny
@@ -75,6 +76,13 @@ def test_a_documented_preset_has_the_experiments_that_its_page_names(
     preset = yaml.safe_load(block(page, "yaml", opening))
     config = load_config(preset.pop("extends"), preset)
     assert set(config.experiments) == experiments
+
+
+def test_the_documented_task_of_lm_evals_is_a_benchmark_of_a_preset() -> None:
+    named = yaml.safe_load(block("benchmarks.md", "yaml", "benchmarks:\n"))
+    benchmark = load_config("nano", named).benchmarks["trivia"]
+    assert (benchmark.source, benchmark.task) == ("lm_eval", "triviaqa")
+    assert Task(str(benchmark.task))._own_file().parent.name == "triviaqa"
 
 
 def test_the_documented_experiment_shares_cells_with_nano_under_its_winners() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from lm_eval.api.model import CachingLM
 import metatuner.run.lm_eval_model as lm_eval_model
 from metatuner.config import Config, load_config
 from metatuner.errors import UserError
+from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.query import Query
 from metatuner.harness.rows import Row
 from metatuner.hashing import ROOT
@@ -162,6 +164,24 @@ def test_lm_evals_command_line_finds_our_model_and_tasks(
     assert "metatuner_gsm8k" in line
     assert "0.5" in line
     assert results["metatuner_gsm8k"]["accuracy,extract"] == 0.5
+
+
+def test_a_benchmark_of_the_users_file_is_a_task_once_a_task_file_names_it(
+    command: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (task,) = re.findall(r"```yaml\n(include:.*?)```", page, re.DOTALL)
+    (tmp_path / "capitals.py").write_text(code, encoding="utf-8")
+    (tmp_path / "own").mkdir()
+    task = task.replace("/path/to/metatuner/", f"{ROOT / 'metatuner'}/").replace("/path/to/", f"{tmp_path}/")
+    (tmp_path / "own" / "metatuner_capitals.yaml").write_text(task, encoding="utf-8")
+    rows = [Row(id, "capitals", id, (id,), id, "all", id) for id in "ab"]
+    policy = Scripted({"a": "A", "b": "c"})
+    policy.ground.benchmarks = {"capitals": get_benchmark("capitals", [tmp_path / "capitals.py"])}
+    words = ("--include_path", str(tmp_path / "own"))
+    results = command(Saved(policy, "it"), split_file(tmp_path / "rows", rows), *words, tasks="metatuner_capitals")
+    assert results["metatuner_capitals"]["em,extract"] == 0.5
 
 
 def test_cached_requests_of_one_data_set_are_not_asked_or_scored_for_another(

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from metatuner.config import Config, load_config
+from metatuner import hashing
+from metatuner.config import Config, load_config, resolve
 from metatuner.errors import UserError
+from metatuner.harness.query import Response
 from metatuner.harness.rows import read_rows
 from metatuner.plan import Plan
 from metatuner.plan.winners import read_winners
@@ -189,3 +191,153 @@ def test_a_fit_whose_requirement_is_missing_fails_and_says_so(config: Config) ->
     outcome = shop.fit(shop.plan.grid.fit("dpo", settings, ("gsm8k",), "", 3), share=False)
     assert outcome.status == "failed"
     assert "sft" in outcome.reason
+
+
+CAPITALS = """
+from metatuner.harness.benchmarks.base import Benchmark, first_line, text_field
+from metatuner.harness.rows import Row
+
+
+class Capitals(Benchmark):
+    id = "capitals"
+    version = 1
+    metrics = ("em",)
+    primary = "em"
+    initial_prompt = "name the capital"
+    max_new_tokens = 4
+
+    def row(self, raw):
+        country, capital = text_field(raw, "country"), text_field(raw, "capital")
+        return Row(raw["id"], self.id, country, (capital,), capital, "all", country)
+
+    def extract(self, completion):
+        return first_line(completion)
+
+    def score(self, extracted, row):
+        return {"em": float(extracted in row.gold)}
+"""
+SUMS = {
+    "task": "sums",
+    "dataset_path": "json",
+    "training_split": "train",
+    "test_split": "test",
+    "output_type": "generate_until",
+    "doc_to_text": "{{a}} and 1?",
+    "doc_to_target": "{{sum}}",
+    "generation_kwargs": {"until": ["\n"], "do_sample": False},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+@pytest.fixture
+def own(config: Config, tmp_path: Path) -> Config:
+    """A preset whose benchmarks are a file of the user's and a task of lm-eval's. Its method answers 2."""
+    (tmp_path / "capitals.py").write_text(CAPITALS)
+    (tmp_path / "rows" / "capitals").mkdir()
+    (tmp_path / "task").mkdir()
+    for split, count in (("train", 30), ("test", 6)):
+        lines = [json.dumps({"id": f"{n}", "country": f"{split} {n}", "capital": f"{n}"}) + "\n" for n in range(count)]
+        (tmp_path / "rows" / "capitals" / f"{split}.jsonl").write_text("".join(lines))
+        start = 0 if split == "test" else 100
+        lines = [json.dumps({"a": start + n, "sum": f"{start + n + 1}"}) + "\n" for n in range(count)]
+        (tmp_path / "task" / f"{split}.jsonl").write_text("".join(lines))
+    files = {split: str(tmp_path / "task" / f"{split}.jsonl") for split in ("train", "test")}
+    (tmp_path / "task" / "sums.yaml").write_text(json.dumps(SUMS | {"dataset_kwargs": {"data_files": files}}))
+    sizes = {"train": 8, "dev": 3, "tune": 3, "test": 6, "audit": 0}
+    values = _values(config) | {
+        "extra_benchmarks": [str(tmp_path / "capitals.py")],
+        "tuning": {"winners": None},
+        "methods": {},
+        "benchmarks": {
+            "capitals": {"source": "local", "path": str(tmp_path / "rows"), "sizes": sizes},
+            "adding": {
+                "source": "lm_eval",
+                "task": "sums",
+                "include_path": str(tmp_path / "task"),
+                "initial_prompt": "add",
+                "max_new_tokens": 4,
+                "sizes": sizes,
+            },
+        },
+        "experiments": {
+            "toy": {"methods": ["mine"], "benchmarks": ["capitals", "adding"], "seeds": [3], "generator": "large"}
+        },
+    }
+    return resolve(values)
+
+
+def test_a_benchmark_of_the_users_file_and_a_task_of_lm_evals_are_fitted_and_evaluated_like_others(
+    own: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert step("check-data", own) == 0
+    checked = capsys.readouterr().out
+    assert "capitals train: 30 rows from" in checked
+    assert "adding test: 6 rows from its lm-eval task" in checked
+    for name in ("capitals", "adding"):
+        step("data", own, benchmark=name)
+    shop = Workshop(own)
+    for cell in shop.plan.grid.cells.values():
+        assert shop.fit(cell.fit, share=False).status == "ok"
+        assert shop.evaluate(cell, share=False).status == "ok"
+        folder = shop.layout.cell(cell.key)
+        records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        assert {record["extracted"] for record in records} == {"2"}
+        # Of six test rows, 2 answers the country with this number, and the sum of 1 and 1.
+        assert [record["score"] for record in records if record["gold"] == ["2"]] == [1.0]
+        assert sum(record["score"] for record in records) == 1.0
+        metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+        assert list(metrics.values()) == pytest.approx([1 / 6])
+        rows = read_rows(shop.layout.data(cell.benchmark) / "tune.jsonl")
+        assert shop.score([Response("p", row.gold[0], 1, 1, False) for row in rows], rows) == 100.0
+
+
+def test_each_own_benchmark_counts_in_its_own_keys_alone(own: Config, tmp_path: Path) -> None:
+    def keys() -> dict[str, str]:
+        hashing._parsed.cache_clear()  # a file is read once per process
+        made = Plan(own)
+        return {name: made.keys.data_key(name) for name in own.benchmarks} | {
+            f"cell {cell.benchmark}": key for key, cell in made.grid.cells.items()
+        }
+
+    before = keys()
+    (tmp_path / "capitals.py").write_text(CAPITALS.replace("float(extracted in row.gold)", "float(extracted is None)"))
+    after = keys()
+    assert {name for name in before if after[name] != before[name]} == {"capitals", "cell capitals"}
+    (tmp_path / "task" / "sums.yaml").write_text((tmp_path / "task" / "sums.yaml").read_text().replace("and 1", "+ 1"))
+    assert {name for name in before if keys()[name] != after[name]} == {"adding", "cell adding"}
+    values = _values(own)
+    other = resolve(
+        {
+            **values,
+            "benchmarks": {**values["benchmarks"], "adding": {**values["benchmarks"]["adding"], "metric": "bleu"}},
+        }
+    )
+    assert Plan(other).keys.data_key("adding") not in (before["adding"], keys()["adding"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("adding", {"task": None}, "`task` goes with `source: lm_eval`"),
+        ("adding", {"initial_prompt": None}, "needs `initial_prompt` and `max_new_tokens`"),
+        ("capitals", {"metric": "em"}, "go with `source: lm_eval` only"),
+        ("adding", {"include_path": "/nowhere"}, "benchmarks.adding.include_path: no folder /nowhere"),
+    ],
+)
+def test_keys_of_an_lm_eval_task_that_do_not_go_together_are_refused(
+    name: str, changes: dict[str, Any], said: str, own: Config
+) -> None:
+    values = _values(own)
+    values["benchmarks"][name] |= changes
+    with pytest.raises(UserError, match=said):
+        Plan(resolve(values)).keys.data_key(name)
+
+
+def test_an_lm_eval_task_may_not_take_a_benchmarks_name(own: Config) -> None:
+    values = _values(own)
+    values["benchmarks"]["gsm8k"] = values["benchmarks"].pop("adding")
+    values["experiments"]["toy"]["benchmarks"] = ["capitals", "gsm8k"]
+    with pytest.raises(
+        UserError, match=r"benchmarks.gsm8k: .*gsm8k.py defines 'gsm8k'; give lm-eval's task another name"
+    ):
+        Plan(resolve(values))

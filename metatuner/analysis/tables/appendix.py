@@ -12,12 +12,14 @@ from metatuner.analysis.results.scores import RERUN, cell_folder, main_scores, r
 from metatuner.analysis.tables.table import Table, write_tables
 from metatuner.config import DEFAULT_VARIANT, Config, Layout
 from metatuner.files import read_json, read_lines
-from metatuner.harness.benchmarks import get_benchmark
+from metatuner.harness.benchmarks import Benchmark, get_benchmark
+from metatuner.harness.benchmarks.lm_eval_task import LmEvalBenchmark, Task
 
 SHOWN = "metatuner_j"
 """Table 9 shows prompts of this method."""
 BESIDE = "zero_shot"
 """Table 9 compares `SHOWN` with this method."""
+SOURCES = {"hub": "the Hub", "local": "local files", "nano": "the nano world", "lm_eval": "lm-eval's task"}
 CASES = {"won": (True, False), "lost": (False, True), "both": (True, True), "neither": (False, False)}
 """Cases of Table 9: whether `SHOWN` and `BESIDE` solve the row."""
 
@@ -29,7 +31,7 @@ def table_6(config: Config) -> list[Path]:
     header += ["kinds of test queries", "metric", "test rows in the paper"]
     rows = []
     for name in _benchmarks(config):
-        used, benchmark = config.benchmarks[name], get_benchmark(name)
+        used, benchmark = config.benchmarks[name], _benchmark(config, name)
         test = read_lines(Layout(config).data(name) / "test.jsonl", RERUN)
         splits = read_json(Layout(config).data(name) / "splits.json", RERUN)["splits"]
         pool = splits["pool"]["n"]
@@ -39,7 +41,7 @@ def table_6(config: Config) -> list[Path]:
         rows.append(
             [
                 benchmark_title(name, used.source),
-                {"hub": "the Hub", "local": "local files", "nano": "the nano world"}[used.source],
+                SOURCES[used.source],
                 str(train),
                 str(used.sizes.dev),
                 str(splits["tune"]["n"]),
@@ -91,11 +93,12 @@ def table_8(config: Config) -> list[Path]:
     """Initial prompts and templates: `tables/table_8.{csv,md,tex,json}`."""
     rows = []
     for name in _benchmarks(config):
-        used, benchmark = config.benchmarks[name], get_benchmark(name)
+        used, benchmark = config.benchmarks[name], _benchmark(config, name)
         title = benchmark_title(name, used.source)
         rows.append([title, "initial prompt p~", used.initial_prompt or benchmark.initial_prompt])
         rows.append([title, "most new tokens", str(used.max_new_tokens or benchmark.max_new_tokens)])
-        rows.append([title, "texts that end a completion", ", ".join(map(repr, benchmark.stops)) or "none"])
+        stops = f"those of {used.task}" if used.task else ", ".join(map(repr, benchmark.stops)) or "none"
+        rows.append([title, "texts that end a completion", stops])
     for name, model in config.models.generators.items():
         rows.append([f"generator {name}", "system turn, when it writes a prompt", model.rewrite_system])
         rows.append([f"generator {name}", "user turn, when it writes a prompt", model.rewrite_user])
@@ -213,6 +216,14 @@ APPENDIX: dict[str, Callable[[Config], list[Path]]] = {
 
 def _world(config: Config) -> str:
     return describe_world(config, config.main)
+
+
+def _benchmark(config: Config, name: str) -> Benchmark:
+    """A benchmark as it is asked and scored. An lm-eval task is not loaded: the config has its prompt and its limit."""
+    used = config.benchmarks[name]
+    if used.task is not None:
+        return LmEvalBenchmark(name, Task(used.task, metric=used.metric))
+    return get_benchmark(name, config.extra_benchmarks)
 
 
 def _benchmarks(config: Config) -> list[str]:

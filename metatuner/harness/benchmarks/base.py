@@ -68,6 +68,10 @@ class Benchmark(ABC):
         """A Hub record as a raw row. The default keeps it; if it has no id, its place ("train-17") becomes the id."""
         return {"id": place, **record}
 
+    def official(self, split: str) -> list[Row] | None:
+        """Rows of the official `split` ("train" or "test") that the benchmark loads itself; None: `hub` says where."""
+        return None
+
     @abstractmethod
     def row(self, raw: dict[str, Any]) -> Row:
         """Check and render a raw row. `UserError` names the field that is missing or has the wrong type."""

@@ -35,8 +35,12 @@ def _checked(benchmark: Benchmark, placed: Iterable[tuple[str, dict[str, Any]]])
 def load_hub(benchmark: Benchmark, split: str) -> list[Row]:
     """The rows of the official `split` ("train" or "test") from the Hugging Face Hub, in the order of the Hub.
 
+    A benchmark that loads its rows itself is asked for them.
+
     Raises `UserError` if the benchmark has no Hub address, the Hub cannot be reached, or a record lacks a field.
     """
+    if (own := benchmark.official(split)) is not None:
+        return own
     source = benchmark.hub
     if source is None:
         raise UserError(f"{benchmark.id}: has no Hub address; name local JSON Lines files in the config instead")

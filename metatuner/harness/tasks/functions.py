@@ -18,17 +18,32 @@ from metatuner.harness.rows import Row, read_rows
 STOPPED = "stopped"
 """Key next to the metrics: why scoring an answer stopped early (see `Scored`), or None."""
 
-_benchmark = cache(get_benchmark)
+_by_id = cache(get_benchmark)
+_offered: dict[str, Benchmark] = {}
 
 
-def documents(*, benchmark: str, rows: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+def offer(benchmark: Benchmark) -> None:
+    """Let tasks of this process use this benchmark by its id."""
+    _offered[benchmark.id] = benchmark
+
+
+def _benchmark(id: str) -> Benchmark:
+    return _offered.get(id) or _by_id(id)
+
+
+def documents(
+    *, benchmark: str, rows: str | None = None, file: str | None = None, **_: Any
+) -> dict[str, datasets.Dataset]:
     """The test documents of a task, kept in memory.
 
     Args:
         benchmark: the benchmark's id, from the task's `dataset_kwargs`.
         rows: a split file of the benchmark, or a folder with `<benchmark>/test.jsonl`; from lm-eval's `--metadata`.
+        file: the file that defines the benchmark, if it is not one of the package's; from the task's `dataset_kwargs`.
         **_: other entries of the metadata, ignored.
     """
+    if file is not None:
+        offer(get_benchmark(benchmark, [file]))
     if rows is None:
         raise UserError(
             f"task metatuner_{benchmark}: its rows are not named; "
@@ -81,7 +96,11 @@ class RowsTask(ConfigurableTask):
     """A task of rows. lm-eval's caches of requests and of answers never mix its rows or its benchmark with others."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+        metrics = config.get("metric_list") or []
+        if STOPPED not in [entry["metric"] for entry in metrics]:  # `score` gives it for every benchmark
+            metrics = [*metrics, {"metric": STOPPED, "aggregation": "metatuner_share", "higher_is_better": False}]
+        known = {key: value for key, value in config.items() if key != "class"}
+        super().__init__(config=known | {"metric_list": metrics})
 
     def build_all_requests(
         self, *, cache_requests: bool = False, system_instruction: str | None = None, **options: Any
