@@ -137,7 +137,8 @@ def _cut(completion: str, until: str | Sequence[str] | None) -> str:
 
 def _say_in_one_line() -> None:
     """In a process of lm-eval's own command, let an error that the user can mend end it with one line."""
-    if Path(sys.argv[0]).stem not in ("lm-eval", "lm_eval"):
+    program = Path(sys.argv[0])
+    if not {"lm-eval", "lm_eval"} & {program.stem, program.parent.name}:  # python -m lm_eval: lm_eval/__main__.py
         return
     before = sys.excepthook
 

@@ -402,6 +402,23 @@ def test_what_a_saved_policy_lacks_is_said_in_one_line(fitted: tuple[Config, Pat
         open_named(pretrained=str(folder))
 
 
+def test_a_policy_of_a_users_own_kind_is_opened_with_the_file_of_its_method(
+    fitted: tuple[Config, Path], tmp_path: Path
+) -> None:
+    _, folder = fitted
+    page = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
+    (code,) = [each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "nearest_demos" in each]
+    (tmp_path / "own.py").write_text(code.replace("nearest_demos", "nearest_here"), encoding="utf-8")
+    state = {"prompts": {"gsm8k": "w5"}, "demos": [["w1", "w2"]], "shots": 1}
+    manifest = {"format": 1, "kind": "nearest_here", "state": state}
+    (folder / "policy" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UserError, match="unknown policy kind 'nearest_here'"):
+        open_named(pretrained=str(folder))
+    policy = open_named(pretrained=str(folder), methods=str(tmp_path / "own.py")).policy
+    (response,) = policy.respond([Query("q", "gsm8k", "w1 w1")])
+    assert response.prompt == "w5"
+
+
 # ---- lm-eval's own command -----------------------------------------------------------------------------------------
 
 
