@@ -48,7 +48,7 @@ class Lab(Ground):
         for name in dict.fromkeys(row.benchmark for row in rows):
             benchmark = self.benchmark(name)
             chosen = [i for i, row in enumerate(rows) if row.benchmark == name]
-            extracted = [benchmark.extract(completions[i]) for i in chosen]
+            extracted = [benchmark.extract(completions[i], rows[i]) for i in chosen]
             for i, scored in zip(chosen, benchmark.score_all(extracted, [rows[i] for i in chosen]), strict=True):
                 rewards[i] = scored.metrics[benchmark.primary]
         return rewards

@@ -198,7 +198,7 @@ class Workshop:
     def score(self, responses: Sequence[Response], rows: Sequence[Row]) -> float:
         """The primary metric of responses to rows of one benchmark, 0 to 100."""
         benchmark = self.benchmarks[rows[0].benchmark]
-        extracted = [benchmark.extract(response.completion) for response in responses]
+        extracted = [benchmark.extract(one.completion, row) for one, row in zip(responses, rows, strict=True)]
         scored = benchmark.score_all(extracted, rows)
         return round(100 * sum(one.metrics[benchmark.primary] for one in scored) / len(rows), 4)
 

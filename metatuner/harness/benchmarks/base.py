@@ -77,8 +77,11 @@ class Benchmark(ABC):
         """Check and render a raw row. `UserError` names the field that is missing or has the wrong type."""
 
     @abstractmethod
-    def extract(self, completion: str) -> str | None:
-        """The answer that a completion states, or None if it states no answer."""
+    def extract(self, completion: str, row: Row) -> str | None:
+        """The answer that a completion to a row states, or None if it states no answer.
+
+        The row tells which options there are. Its reference must not guide what is extracted.
+        """
 
     @abstractmethod
     def score(self, extracted: str | None, row: Row) -> dict[str, float]:

@@ -4,18 +4,27 @@ import re
 from typing import Any
 
 from metatuner.errors import UserError
-from metatuner.harness.benchmarks.base import Benchmark, HubSource, after_last, first_line, kind_of, text_field
+from metatuner.harness.benchmarks.base import Benchmark, HubSource, kind_of, text_field
+from metatuner.harness.metrics import statements
 from metatuner.harness.metrics.text import exact_match, token_f1
 from metatuner.harness.rows import Row, normalise_text
 
-_MARKER = re.compile(r"\banswer\s*:", re.IGNORECASE)
+# Lines after an unmarked answer that explain it.
+_REMARK = re.compile(
+    r"(?:note|explanation|explained|source|reason|reasoning|rationale|justification|evidence|reference|support"
+    r"|supporting facts?|i hope)\b",
+    re.IGNORECASE,
+)
+_REASON = re.compile(r",? (?:because|since|as stated|as mentioned|according to|based on)\b.*", re.IGNORECASE)
+_WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|emph)\s?\{([^{}]*)\}|\\[()\[\]]|(?<!\\)\$|\\(?=[$%&#_ ])")
+_BULLET = re.compile(r"(?:[-+\u2022>] |#+ )")
 
 
 class HotpotQA(Benchmark):
     """Raw rows: `question`, `answer`, `type`, `context` [[title, [sentence, ...]], ...]."""
 
     id = "hotpotqa"
-    version = 1
+    version = 2
     metrics = ("em", "f1")
     primary = "em"
     hub = HubSource(
@@ -54,12 +63,13 @@ class HotpotQA(Benchmark):
             group=normalise_text(query),
         )
 
-    def extract(self, completion: str) -> str | None:
-        """The line after the last "Answer:"; without one, the last non-empty line."""
-        marked = after_last(_MARKER, completion)
-        if marked is not None:
-            return first_line(marked)
-        return first_line("\n".join(reversed(completion.splitlines())))
+    def extract(self, completion: str, row: Row) -> str | None:
+        """The text after the last "Answer:" (also a box, a heading, "the answer is"); without one, the last line.
+
+        Of a longer statement only the first sentence counts. Remarks after an unmarked answer are left out.
+        """
+        text = statements.tidy(statements.after_thought(completion))
+        return statements.first_of(statements.segments(text), _stated, _unmarked)
 
     def score(self, extracted: str | None, row: Row) -> dict[str, float]:
         """Exact match and token F1, each against the best reference."""
@@ -69,6 +79,36 @@ class HotpotQA(Benchmark):
             "em": max(exact_match(extracted, gold) for gold in row.gold),
             "f1": max(token_f1(extracted, gold) for gold in row.gold),
         }
+
+
+def _stated(text: str) -> str | None:
+    plain = statements.without_emphasis(text)
+    spoken = None
+    for statement in statements.statements(plain):
+        if answer := _answer(statement.text, spoken=not statement.colon):
+            if statement.colon:
+                return answer
+            spoken = spoken or answer
+    boxes = statements.boxes(text)
+    return _answer(boxes[-1][2]) if boxes else spoken
+
+
+def _unmarked(text: str) -> str | None:
+    lines = [line for line in statements.without_emphasis(text).split("\n") if line.strip(" -*_=#")]
+    kept = [line for line in lines if not _REMARK.match(line)] or lines
+    if not kept:
+        return None
+    # A short first line followed by a sentence: the answer, then its explanation.
+    first, last = kept[0].split(), kept[-1].split()
+    answer_first = len(kept) > 1 and len(first) <= 6 and kept[0][-1] not in ":?.," and len(last) >= 8
+    return _answer(kept[0] if answer_first else kept[-1])
+
+
+def _answer(text: str, *, spoken: bool = False) -> str | None:
+    boxes = statements.boxes(statements.first_line(text))
+    line = boxes[0][2] if boxes else statements.first_line(text)
+    line = statements.sentence(_WRAPPER.sub(r"\1", _BULLET.sub("", line, count=1)))
+    return statements.unquoted(_REASON.sub("", line, count=1) if spoken else line) or None
 
 
 def _paragraphs(raw: dict[str, Any]) -> list[str]:

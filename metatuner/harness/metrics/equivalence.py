@@ -1,12 +1,12 @@
 r"""Equivalence of mathematical expressions in LaTeX (MATH), decided in a worker process with limits.
 
-math-verify parses both expressions into SymPy and compares them. An expression comes from a model, so it may be endless
-or huge. Therefore the comparison runs in one worker process, which is started when first needed. The kernel enforces
-its memory limit and its timer. If the worker is stopped, that expression scores 0, the reason is recorded, and a new
-worker replaces it.
+An expression comes from a model, so it may be endless or huge. Therefore SymPy compares expressions in a worker
+process, which is started when first needed. The kernel enforces its memory limit and its timer. An expression that
+exceeds a limit scores 0, and the reason is recorded. If the worker itself is killed, a new one repeats the comparison.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import re
@@ -19,7 +19,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+import metatuner
 from metatuner.harness.metrics import equivalence_worker
+from metatuner.harness.metrics.latex import canonical
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -28,12 +30,12 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 class Limits:
     """What one comparison may use."""
 
-    cpu_seconds: float = 3.0
+    cpu_seconds: float = 1.5
     """Processor time rather than wall-clock time, so that a busy machine does not change scores."""
     wall_seconds: float = 60.0
     """Stops a process that waits instead of computing."""
     memory_bytes: int = 2 * 1024**3
-    """Address space of the worker, including its libraries (0.3 GB)."""
+    """Address space of a comparison, including its libraries (0.3 GB)."""
     characters: int = 2000
     """Longer expressions are not compared; the longest answer in MATH has 159."""
 
@@ -56,18 +58,29 @@ class Comparer:
         self._process: subprocess.Popen[str] | None = None
 
     def compare(self, answer: str, gold: str) -> Verdict:
-        """Whether math-verify finds the LaTeX expressions `answer` and `gold` equivalent, within the limits."""
+        """Whether the LaTeX answers mean the same (`mathematics.equal_answers`), within the limits."""
         if max(len(answer), len(gold)) > self.limits.characters:
             return Verdict(False, "length")
         with self._lock:
-            process = self._running()
-            stdin, stdout = _pipes(process)
+            for _ in range(2):  # a worker that something else killed is replaced, and its comparison repeated once
+                verdict = self._ask(answer, gold)
+                if verdict.stopped != "crash":
+                    return verdict
+            return verdict
+
+    def _ask(self, answer: str, gold: str) -> Verdict:
+        stdin, stdout = _pipes(self._running())
+        try:
             stdin.write(json.dumps([answer, gold]) + "\n")
             stdin.flush()
             reply = stdout.readline()
-            if reply:
-                return Verdict(json.loads(reply))
-            return Verdict(False, equivalence_worker.STOPPED_BY.get(process.wait(), "crash"))
+        except BrokenPipeError:
+            reply = ""
+        if not reply.endswith("\n"):
+            self._end()
+            return Verdict(False, "crash")
+        found = json.loads(reply)
+        return Verdict(found) if isinstance(found, bool) else Verdict(False, found)
 
     def close(self) -> None:
         """End the worker; the next comparison starts another."""
@@ -88,9 +101,16 @@ class Comparer:
         return self._process
 
     def _start(self) -> subprocess.Popen[str]:
-        # A fresh interpreter on one file inherits neither this process's memory (a model's weights) nor its modules.
-        command = [sys.executable, "-P", str(Path(equivalence_worker.__file__)), json.dumps(asdict(self.limits))]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+        # A fresh interpreter inherits neither this process's memory (a model's weights) nor its modules.
+        command = [sys.executable, "-P", "-m", equivalence_worker.__name__, json.dumps(asdict(self.limits))]
+        paths = [str(Path(metatuner.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
         if _pipes(process)[1].readline().strip() != equivalence_worker.READY:
             raise RuntimeError(f"the worker that compares expressions did not start (exit status {process.wait()})")
         return process
@@ -98,7 +118,10 @@ class Comparer:
     def _end(self) -> None:
         """Reap a process that has ended or is about to."""
         if self._process is not None:
-            self._process.communicate()
+            for pipe in _pipes(self._process):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+            self._process.wait()
             self._process = None
 
 
@@ -116,64 +139,17 @@ os.register_at_fork(after_in_child=_comparer.forget)
 def equivalent(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[Verdict]:
     """For each (answer, references): whether the answer is equivalent to any reference. One worker compares all pairs.
 
-    The worker is not used for texts that are equal after light normalisation, for plain integers, or for the same pair
-    a second time.
+    The worker is not used for texts with one canonical form, for plain integers, or for the same pair a second time.
     """
     return [_any_equal(answer, tuple(golds)) for answer, golds in pairs]
 
 
 @lru_cache(maxsize=65536)
 def _any_equal(answer: str, golds: tuple[str, ...]) -> Verdict:
-    plain, plain_golds = normalise_latex(answer), [normalise_latex(gold) for gold in golds]
+    plain, plain_golds = canonical(answer), [canonical(gold) for gold in golds]
     if plain in plain_golds:
         return Verdict(True)
     if all(map(_INTEGER.fullmatch, [plain, *plain_golds])):
         return Verdict(int(plain) in map(int, plain_golds))
     verdicts = [_comparer.compare(answer, gold) for gold in golds]
     return max(verdicts, key=lambda verdict: (verdict.equal, verdict.stopped is not None))
-
-
-def normalise_latex(text: str) -> str:
-    r"""Normalise what only changes looks: `\dfrac`, `\left(`, `\!`, `$`, runs of white space, a final full stop."""
-    for written, plain in ((r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), (r"\!", ""), ("$", "")):
-        text = text.replace(written, plain)
-    for size in (r"\left", r"\right"):
-        for bracket in "()[]|":
-            text = text.replace(size + bracket, bracket)
-    return " ".join(text.split()).removesuffix(".")
-
-
-def last_boxed(text: str) -> str | None:
-    r"""The content of the last balanced `\boxed{...}` (also `\fbox{...}` and `\boxed 5`); None if there is none."""
-    starts = []
-    for command in (r"\boxed", r"\fbox"):
-        at = text.find(command)
-        while at >= 0:
-            starts.append(at + len(command))
-            at = text.find(command, at + 1)
-    for start in sorted(starts, reverse=True):
-        inside = _argument(text, start)
-        if inside is not None:
-            return inside.strip()
-    return None
-
-
-def _argument(text: str, start: int) -> str | None:
-    """A command's argument: the content of balanced braces, or text up to white space or `$`; None if unbalanced."""
-    while start < len(text) and text[start] == " ":
-        start += 1
-    if not text.startswith("{", start):
-        bare = text[start:].split("$")[0].split()
-        return bare[0] if bare else None
-    depth, at = 0, start
-    while at < len(text):
-        if text[at] == "\\":
-            at += 1  # an escaped brace is a character, not a bracket
-        elif text[at] == "{":
-            depth += 1
-        elif text[at] == "}":
-            depth -= 1
-            if not depth:
-                return text[start + 1 : at]
-        at += 1
-    return None

@@ -12,7 +12,7 @@ from lm_eval.api.registry import register_aggregation, register_filter
 from lm_eval.api.task import ConfigurableTask
 
 from metatuner.errors import UserError
-from metatuner.harness.benchmarks import Benchmark, get_benchmark
+from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.rows import Row, read_rows
 
 STOPPED = "stopped"
@@ -79,11 +79,8 @@ class Extract(Filter):
 
     def apply(self, resps: Sequence[Sequence[str]], docs: Sequence[dict[str, Any]]) -> list[str | None]:
         """One answer per document; None if there is none."""
-        return [self._of(document).extract(responses[0]) for responses, document in zip(resps, docs, strict=True)]
-
-    @staticmethod
-    def _of(document: dict[str, Any]) -> Benchmark:
-        return _benchmark(document["benchmark"])
+        rows = map(Row.from_json, docs)
+        return [_benchmark(row.benchmark).extract(responses[0], row) for responses, row in zip(resps, rows, strict=True)]
 
 
 @register_aggregation("metatuner_share")

@@ -1,0 +1,369 @@
+"""Whether two answers mean the same: structures part by part, values exactly.
+
+No comparison uses floating-point numbers of fixed precision: decimals are fractions, and irrational values are compared
+with 60 significant digits, relative to their size. Runs in the worker process of `equivalence`, which limits it.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+from latex2sympy2_extended import NormalizationConfig, latex2sympy  # type: ignore[import-untyped]
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[import-untyped]
+from sympy.core.relational import Relational  # type: ignore[import-untyped]
+
+from metatuner.harness.metrics.latex import canonical, exact_decimals, words
+from metatuner.harness.metrics.structure import Node, expanded, readings
+
+DIGITS = 60
+_CLOSE = sympy.Float(10) ** -40
+SIGNIFICANT = 10
+"""A decimal with at least as many significant digits may be a rounded irrational or repeating value."""
+_DECIMAL = re.compile(r"^-?(\d*)\.(\d+)$")
+_INEQUALITIES = {"<": ("<", False), r"\le": ("<", True), ">": (">", False), r"\ge": (">", True)}
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})\u00b0")
+_CIS = re.compile(r"(?:\\text\{cis\}|\\?cis)\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+\u00b0|\\frac\{[^{}]*\}\{[^{}]*\}|[\w\\]+))")
+_NORMALISE = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
+
+def equal_answers(answer: str, gold: str) -> bool:
+    """Whether two LaTeX answers mean the same, in one of their readings each."""
+    left, right = canonical(answer), canonical(gold)
+    if left == right and left:
+        return True
+    return any(_decided(expanded(a), expanded(g)) for a, g in product(readings(left), readings(right)))
+
+
+def _decided(answer: Node, gold: Node) -> bool:
+    """As `same`. What SymPy or its grammar cannot read or decide counts as different."""
+    try:
+        return same(answer, gold)
+    except MemoryError:
+        raise
+    except Exception:  # the grammar raises Exception itself
+        return False
+
+
+def same(answer: Node, gold: Node) -> bool:
+    """Whether an answer's structure means what the gold one does."""
+    if answer == gold:
+        return True
+    if answer.kind == "words" and answer.parts and gold.kind != "words":  # an option with its value
+        return same(answer.parts[0], gold) or words(gold.text) == answer.text
+    if answer.kind == "relation" and set(answer.marks) <= {"=", r"\approx", r"\in", r"\equiv"} and gold.kind != "relation":
+        return same(expanded(answer.parts[-1]), gold)
+    if gold.kind == "relation" and answer.kind != "relation" and _names(gold):
+        return same(answer, expanded(gold.parts[-1]))
+    compare = _COMPARISONS.get((answer.kind, gold.kind))
+    if compare is not None:
+        return compare(answer, gold)
+    if gold.kind in ("tuple", "union", "set") and answer.kind in ("relation", "list"):
+        return (as_set := _solutions(answer)) is not None and same(as_set, gold)
+    if answer.kind in ("tuple", "union", "set") and gold.kind == "relation":
+        return (as_set := _solutions(gold)) is not None and same(answer, as_set)
+    # A list with one element is that element.
+    if answer.kind in ("list", "set") and len(answer.parts) == 1:
+        return same(answer.parts[0], gold)
+    if gold.kind in ("list", "set") and len(gold.parts) == 1:
+        return same(answer, gold.parts[0])
+    return False
+
+
+def _names(relation: Node) -> bool:
+    """Whether a gold relation only names its value: `x = 5`, `f(x) = x + 3`, `(x,y) = (3,4)`, `x \\in [0,1]`."""
+    return set(relation.marks) <= {"=", r"\in"} and _name(relation.parts[0])
+
+
+def _name(node: Node) -> bool:
+    if node.kind == "tuple":
+        return all(map(_name, node.parts))
+    return bool(re.fullmatch(r"(?:\\?[a-zA-Z]+|[a-zA-Z](?:_\{?\w+\}?)?)'?(?:\([\w, ]+\))?", node.text)) and node.kind in ("value", "words")
+
+
+def _ordered(answer: Node, gold: Node) -> bool:
+    return len(answer.parts) == len(gold.parts) and all(map(same, map(_unnamed, answer.parts), map(_unnamed, gold.parts)))
+
+
+def _unnamed(node: Node) -> Node:
+    return node.parts[-1] if node.kind == "relation" and set(node.marks) == {"="} else node
+
+
+def _unordered(answer: Node, gold: Node) -> bool:
+    """Whether each part of one has its own equal part in the other: repeated elements count."""
+    if len(answer.parts) != len(gold.parts):
+        return False
+    left = list(gold.parts)
+    for part in answer.parts:
+        match = next((other for other in left if same(part, other) or same(_unnamed(part), _unnamed(other))), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True
+
+
+def _brackets(answer: Node, gold: Node) -> bool:
+    """Pairs and intervals: the same brackets (they matter for two elements) and equal elements in order."""
+    if len(gold.parts) == 2 and answer.text != gold.text:
+        return False
+    return _ordered(answer, gold)
+
+
+def _wrapped_list(answer: Node, gold: Node) -> bool:
+    """A list in brackets against a plain list."""
+    return answer.text in ("()", "[]", "") and _unordered(answer, gold)
+
+
+def _unwrapped_list(answer: Node, gold: Node) -> bool:
+    """A plain list against a pair: in order, as in `p = 7` and `q = 2` against `(7, 2)`."""
+    if (solutions := _solutions(answer)) is not None and solutions.kind != "list":
+        return same(solutions, gold)
+    return gold.text == "()" and _ordered(answer, gold)
+
+
+def _list_and_union(answer: Node, gold: Node) -> bool:
+    return (solutions := _solutions(answer)) is not None and same(solutions, gold)
+
+
+def _matrices(answer: Node, gold: Node) -> bool:
+    return answer.columns == gold.columns and _ordered(answer, gold)
+
+
+def _vector(answer: Node, gold: Node) -> bool:
+    """A column or a row against a pair in round or angle brackets."""
+    matrix, pair = (answer, gold) if answer.kind == "matrix" else (gold, answer)
+    return pair.text == "()" and matrix.columns in (1, len(matrix.parts)) and _ordered(answer, gold)
+
+
+def _ratios(answer: Node, gold: Node) -> bool:
+    if len(answer.parts) != len(gold.parts) or r"\ldots" in answer.text + gold.text:
+        return False
+    left, right = [list(map(_expression, node.parts)) for node in (answer, gold)]
+    return all(equal_values(a * right[0], g * left[0]) for a, g in zip(left[1:], right[1:], strict=True))
+
+
+def _quotient(answer: Node, gold: Node) -> bool:
+    ratio, value = (answer, gold) if answer.kind == "ratio" else (gold, answer)
+    if len(ratio.parts) != 2:
+        return False
+    above, below = map(_expression, ratio.parts)
+    return equal_values(above, _expression(value) * below)
+
+
+def _text_and_value(answer: Node, gold: Node) -> bool:
+    """Words against a value: letters as they stand ("C", "c"), or an option with its value ("C) 7")."""
+    left, right = words(answer.text), words(gold.text)
+    return left == right and left != ""
+
+
+def _texts(answer: Node, gold: Node) -> bool:
+    if answer.text == gold.text:
+        return True
+    option = re.fullmatch(r"[a-z]", gold.text)
+    return option is not None and answer.text.split()[:1] == [gold.text] and len(answer.text) < 40
+
+
+def _relations(answer: Node, gold: Node) -> bool:
+    if answer.marks == gold.marks and len(answer.parts) == len(gold.parts) and all(map(same, answer.parts, gold.parts)):
+        return True
+    left, right = _solutions(answer), _solutions(gold)
+    if left is not None and right is not None:
+        return _variables(answer) == _variables(gold) and same(left, right)
+    if set(answer.marks) == set(gold.marks) == {"="}:
+        if _name(answer.parts[0]) and _name(gold.parts[0]):
+            if answer.parts[0].text == gold.parts[0].text and same(answer.parts[-1], gold.parts[-1]):
+                return True
+        return _proportional(_gap(answer), _gap(gold), positive=False)
+    if len(answer.marks) == len(gold.marks) == 1 and {*answer.marks, *gold.marks} <= set(_INEQUALITIES):
+        (one, closed), (other, also) = (_INEQUALITIES[node.marks[0]] for node in (answer, gold))
+        sign = 1 if one == other else -1
+        return closed == also and _proportional(sign * _gap(answer), _gap(gold), positive=True)
+    return False
+
+
+def _gap(relation: Node) -> Any:
+    return _expression(relation.parts[0]) - _expression(relation.parts[-1])
+
+
+def _variables(relation: Node) -> set[str]:
+    return {str(symbol) for part in relation.parts for symbol in _expression(part).free_symbols}
+
+
+def _solutions(node: Node) -> Node | None:
+    r"""The set of solutions of an inequality in one variable that stands alone (`x < 4`, `0 < x \le 7`), or of several."""
+    if node.kind == "list":
+        parts = [_solutions(part) if part.kind == "relation" else None for part in node.parts]
+        found = [part for part in parts if part is not None]
+        return Node("union", parts=tuple(found)) if found and len(found) == len(parts) else None
+    if node.kind != "relation":
+        return None
+    if node.marks == (r"\in",):
+        return node.parts[1]
+    parts, marks = node.parts, node.marks
+    if not set(marks) <= set(_INEQUALITIES) or len({_INEQUALITIES[mark][0] for mark in marks}) != 1:
+        return None
+    if _INEQUALITIES[marks[0]][0] == ">":
+        parts, marks = parts[::-1], marks[::-1]
+    closed = [_INEQUALITIES[mark][1] for mark in marks]
+    infinite = {-1: Node("value", r"-\infty"), 1: Node("value", r"\infty")}
+    if len(parts) == 3 and _name(parts[1]):
+        return Node("tuple", "([)]"[closed[0]] + ")]"[closed[1]], (parts[0], parts[2]))
+    if len(parts) == 2 and _name(parts[0]):
+        return Node("tuple", "(" + ")]"[closed[0]], (infinite[-1], parts[1]))
+    if len(parts) == 2 and _name(parts[1]):
+        return Node("tuple", "(["[closed[0]] + ")", (parts[0], infinite[1]))
+    return None
+
+
+# ---- values ----------------------------------------------------------------------------------------------------
+
+
+def _values(answer: Node, gold: Node) -> bool:
+    if answer.unit_power and gold.unit_power and answer.unit_power != gold.unit_power:
+        return False
+    if answer.text == gold.text and answer.percent == gold.percent:
+        return True
+    left, right = _expression(answer), _expression(gold)
+    if equal_values(left, right) or _rounded(answer.text, right) or _rounded(gold.text, left):
+        return True
+    if answer.percent != gold.percent:
+        hundredth = sympy.Rational(1, 100)
+        left, right = (left * hundredth, right) if answer.percent else (left, right * hundredth)
+        return equal_values(left, right)
+    return False
+
+
+def _rounded(text: str, value: Any) -> bool:
+    """Whether a long decimal is a value, rounded or cut off at its last digit."""
+    match = _DECIMAL.match(text)
+    if match is None or len((match[1] + match[2]).lstrip("0")) < SIGNIFICANT or _DECIMAL.match(str(value)):
+        return False
+    number = value.evalf(DIGITS) if value.is_number and value.is_real else None
+    exact = value.is_Rational and str(value.q).strip("0") in ("1", "")
+    if number is None or not number.is_Float and not number.is_Integer or exact:
+        return False
+    return bool(abs(number - sympy.Rational(text)) <= sympy.Rational(10) ** -len(match[2]))
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Any:
+    text = _CIS.sub(lambda found: _cis(found[1] or found[2] or found[3]), text)
+    text = _DEGREES.sub(r"(\\frac{\1 \\pi}{180})", exact_decimals(text)).replace("\u00b0", "")
+    parsed = latex2sympy(
+        text,
+        is_real=True,
+        normalization_config=_NORMALISE,
+        conversion_config=ConversionConfig(lowercase_symbols=len(set(text)) == len(set(text.lower()))),
+    )
+    if not isinstance(parsed, sympy.Basic | sympy.MatrixBase):
+        return parsed
+    return parsed.subs(sympy.Symbol("i", real=True), sympy.I).doit()
+
+
+def _cis(angle: str) -> str:
+    return rf"(\cos({angle})+i\sin({angle}))"
+
+
+def _expression(node: Node) -> Any:
+    """The SymPy expression of a value; `ValueError` for anything else."""
+    if node.kind in ("words", "value"):
+        found = _parsed(node.text)
+        if isinstance(found, sympy.Expr | sympy.MatrixBase):
+            return found
+    raise ValueError(f"no expression: {node.kind}")
+
+
+def equal_values(left: Any, right: Any) -> bool:
+    """Whether two SymPy expressions have one value, or one at every point where both are real."""
+    if left == right:
+        return True
+    if isinstance(left, sympy.MatrixBase) or isinstance(right, sympy.MatrixBase):
+        shaped = isinstance(left, sympy.MatrixBase) and isinstance(right, sympy.MatrixBase) and left.shape == right.shape
+        return shaped and all(equal_values(a, b) for a, b in zip(left, right, strict=True))
+    if left.is_infinite or right.is_infinite or left.has(sympy.nan, sympy.zoo) or right.has(sympy.nan, sympy.zoo):
+        return False
+    if left.is_Rational and right.is_Rational:
+        return False
+    symbols = sorted(left.free_symbols | right.free_symbols, key=str)
+    if left.free_symbols != right.free_symbols and not (left - right).is_number:
+        # A symbol may still cancel out.
+        left, right = sympy.simplify(left), sympy.simplify(right)
+        if left.free_symbols != right.free_symbols:
+            return False
+    verdicts = [verdict for point in _points(symbols, left, right) if (verdict := _agree(left, right, point)) is not None]
+    return bool(verdicts) and all(verdicts)
+
+
+def _points(symbols: Sequence[Any], left: Any, right: Any) -> list[dict[Any, Any]]:
+    """Points to compare at: fixed fractions of both signs; whole numbers where a factorial or a floor needs them."""
+    if not symbols:
+        return [{}]
+    whole = left.has(sympy.factorial, sympy.binomial, sympy.floor, sympy.Mod) or right.has(sympy.factorial, sympy.binomial, sympy.floor, sympy.Mod)
+    if whole:
+        return [{symbol: sympy.Integer(3 + 2 * n + 5 * i) for i, symbol in enumerate(symbols)} for n in range(5)]
+    values = [Fraction(7, 3), Fraction(-11, 7), Fraction(5, 13), Fraction(-3, 17), Fraction(19, 2), Fraction(-23, 5), Fraction(1, 29), Fraction(31, 11)]
+    return [
+        {symbol: sympy.Rational(values[(n + 3 * i) % len(values)] + Fraction(i, 37)) for i, symbol in enumerate(symbols)}
+        for n in range(len(values))
+    ]
+
+
+def _agree(left: Any, right: Any, point: dict[Any, Any]) -> bool | None:
+    """Whether both have one value at a point; None if one has no value there, or only one that is not real."""
+    a, b = (side.subs(point).evalf(DIGITS) for side in (left, right))
+    if not (a.is_number and b.is_number) or any(not part.is_finite for side in (a, b) for part in side.as_real_imag()):
+        return None
+    real = all(abs(side.as_real_imag()[1]) <= _CLOSE * (1 + abs(side)) for side in (a, b))
+    if not real and point and not (left.has(sympy.I) or right.has(sympy.I)):
+        return None
+    size, gap = max(abs(a), abs(b)), abs(a - b)
+    if gap <= _CLOSE * size:
+        return True
+    if size > _CLOSE:
+        return False
+    return bool(sympy.simplify(left - right) == 0)
+
+
+def _proportional(left: Any, right: Any, *, positive: bool) -> bool:
+    """Whether two expressions differ by a constant factor other than 0 (positive for inequalities)."""
+    symbols = left.free_symbols
+    if symbols != right.free_symbols or not symbols:
+        return False
+    factors = []
+    for point in _points(sorted(symbols, key=str), left, right):
+        a, b = (side.subs(point).evalf(DIGITS) for side in (left, right))
+        if a.is_number and b.is_number and a.is_finite and b.is_finite and abs(b) > _CLOSE:
+            factors.append(a / b)
+    first = factors[0] if factors else sympy.Integer(0)
+    if len(factors) < 2 or abs(first) < _CLOSE or (positive and not sympy.re(first) > 0):
+        return False
+    return all(abs(factor - first) <= _CLOSE * abs(first) for factor in factors)
+
+
+_COMPARISONS = {
+    ("list", "list"): _unordered,
+    ("set", "set"): _unordered,
+    ("list", "set"): _unordered,
+    ("set", "list"): _unordered,
+    ("tuple", "list"): _wrapped_list,
+    ("list", "tuple"): _unwrapped_list,
+    ("list", "union"): _list_and_union,
+    ("union", "list"): lambda answer, gold: _list_and_union(gold, answer),
+    ("union", "union"): _unordered,
+    ("tuple", "tuple"): _brackets,
+    ("matrix", "matrix"): _matrices,
+    ("matrix", "tuple"): _vector,
+    ("tuple", "matrix"): _vector,
+    ("ratio", "ratio"): _ratios,
+    ("ratio", "value"): _quotient,
+    ("value", "ratio"): _quotient,
+    ("time", "ratio"): _ratios,
+    ("time", "time"): _texts,
+    ("relation", "relation"): _relations,
+    ("words", "words"): _texts,
+    ("words", "value"): _text_and_value,
+    ("value", "words"): _text_and_value,
+    ("value", "value"): _values,
+}
