@@ -146,6 +146,8 @@ def equivalent(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[Verdict]:
 
 @lru_cache(maxsize=65536)
 def _any_equal(answer: str, golds: tuple[str, ...]) -> Verdict:
+    if len(answer) > _comparer.limits.characters:
+        return Verdict(False, "length")
     plain, plain_golds = canonical(answer), [canonical(gold) for gold in golds]
     if plain in plain_golds:
         return Verdict(True)
