@@ -30,8 +30,11 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a UTF-8 text file, with line ends as given, completely or not at all."""
-    return write_bytes(path, text.encode())
+    r"""Write a UTF-8 text file, with line ends as given, completely or not at all.
+
+    Half of a surrogate pair, which UTF-8 cannot hold, becomes its escape (`\ud800`). In JSON this is read back as it was.
+    """
+    return write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def read_text(path: Path, remedy: str) -> str:

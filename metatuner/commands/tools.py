@@ -1,4 +1,4 @@
-"""Commands that use finished policies elsewhere, and measurements of speed."""
+"""Commands that use finished policies or the harness's scores elsewhere, and measurements of speed."""
 
 import argparse
 from pathlib import Path
@@ -31,6 +31,27 @@ def swaps(config: "Config", arguments: argparse.Namespace) -> None:
 
     for line in scores_under_swaps(workshop(config, arguments), arguments.cell):
         print(line)
+
+
+@command(
+    "score answers of any origin as the harness scores its own",
+    option("file", type=Path, help='JSON Lines: {"benchmark": ID, "completion": TEXT, "row": RAW_ROW} per line'),
+    option("--out", type=Path, help="write JSON Lines there; by default to standard output"),
+    configured=False,
+    description="Adds what was extracted and each metric to every line. docs/benchmarks.md states the rules.",
+)
+def score(arguments: argparse.Namespace) -> None:
+    import json
+
+    from metatuner.files import write_lines
+    from metatuner.run.scoring import score_file
+
+    scored = score_file(arguments.file)
+    if arguments.out is not None:
+        write_lines(arguments.out, scored)
+        return
+    for record in scored:
+        print(json.dumps(record))
 
 
 @command(

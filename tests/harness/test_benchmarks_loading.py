@@ -88,7 +88,7 @@ def test_a_row_says_its_own_kind_if_it_has_one(name: str) -> None:
 def test_a_target_is_extracted_and_scores_one(name: str) -> None:
     benchmark = get_benchmark(name)
     row = benchmark.row(RAW[name])
-    assert benchmark.score(benchmark.extract(row.target), row) == dict.fromkeys(benchmark.metrics, 1.0)
+    assert benchmark.score(benchmark.extract(row.target, row), row) == dict.fromkeys(benchmark.metrics, 1.0)
     assert benchmark.score(None, row) == dict.fromkeys(benchmark.metrics, 0.0)
     assert benchmark.primary in benchmark.metrics
 
@@ -179,7 +179,7 @@ def test_the_one_file_of_the_docs_adds_a_benchmark(tmp_path: Path) -> None:
     capitals = get_benchmark("capitals", [str(file)])
     raw = write(tmp_path / "r.jsonl", '{"id": "1", "country": "France", "capital": "Paris"}')
     (row,) = load_rows(capitals, raw)
-    answers = [capitals.extract(text) for text in ("\nParis.\n", "Lyon", "")]
+    answers = [capitals.extract(text, row) for text in ("\nParis.\n", "Lyon", "")]
     assert [one.metrics["em"] for one in capitals.score_all(answers, [row] * 3)] == [1, 0, 0]
     assert "capitals" not in benchmark_ids()
 

@@ -28,7 +28,7 @@ def patient_comparer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Comparer]:
 @pytest.mark.parametrize("name", benchmark_ids())
 def test_every_gold_completion_scores_one(data_root: Path, name: str) -> None:
     benchmark, rows = get_benchmark(name), rows_of(data_root, name)
-    scored = benchmark.score_all([benchmark.extract(row.target) for row in rows], rows)
+    scored = benchmark.score_all([benchmark.extract(row.target, row) for row in rows], rows)
     assert {row.id for row, one in zip(rows, scored, strict=True) if set(one.metrics.values()) != {1.0}} == set()
     assert all(tuple(one.metrics) == benchmark.metrics for one in scored)
 
@@ -38,7 +38,7 @@ def test_every_wrong_completion_scores_zero(data_root: Path, name: str) -> None:
     benchmark, rows = get_benchmark(name), rows_of(data_root, name)
     by_gold = {row.gold: row for row in rows}
     others = [next(other for gold, other in by_gold.items() if differs(gold[0], row.gold[0])) for row in rows]
-    scored = benchmark.score_all([benchmark.extract(other.target) for other in others], rows)
+    scored = benchmark.score_all([benchmark.extract(other.target, row) for other, row in zip(others, rows, strict=True)], rows)
     assert {row.id for row, one in zip(rows, scored, strict=True) if one.metrics[benchmark.primary] != 0.0} == set()
 
 

@@ -119,7 +119,8 @@ def test_known_values() -> None:
     ],
 )
 def test_the_line_after_the_last_answer_mark_counts_else_the_last_line(completion: str, extracted: str | None) -> None:
-    assert HOTPOTQA.extract(completion) == extracted
+    row = HOTPOTQA.row({"id": "a", "question": "?", "answer": "x", "type": "t", "context": [["a", ["b"]]]})
+    assert HOTPOTQA.extract(completion, row) == extracted
 
 
 @pytest.mark.parametrize(
@@ -144,4 +145,6 @@ def test_the_line_after_the_last_answer_mark_counts_else_the_last_line(completio
 def test_an_option_letter_is_found_in_parentheses_then_after_answer_is_then_alone(
     completion: str, extracted: str | None
 ) -> None:
-    assert COSMOSQA.extract(completion) == extracted
+    options = {f"answer{i}": text for i, text in enumerate(["go bed", "she slept", "they ate", "none"])}
+    row = COSMOSQA.row({"id": "a", "context": "c", "question": "?", "label": 0, **options})
+    assert COSMOSQA.extract(completion, row) == extracted

@@ -26,7 +26,7 @@ _BOLD = re.compile(r"\*\*([^*\n]{1,60})\*\*")
 _ADJUNCT = re.compile(
     r"\s?(?:,? (?:(?:on|in|after|over|during|within|per|with|across|among) "
     r"|for (?!MONEY|(?:\w+ )?NUMBER (?:dollars?|cents?|euros?|pounds?)\b)|rounded to |to the nearest |of which )"
-    r"(?:(?:the|a|an|each|every|all|these|those|her|his|their|its|next|first|last|about|exactly|only|day|week|month|year"
+    r"(?:(?:the|a|an|each|every|these|those|her|his|their|its|next|first|last|about|exactly|only|day|week|month|year"
     r"|hour|minute|step|part|chapter|room|row|level|round|grade|question) ){0,3}(?:NUMBER|MONEY)(?: [a-z]+){0,4}|\([^()]*\))\s?[.!]?$"
 )
 _SLOT = re.compile("NUMBER|MONEY")

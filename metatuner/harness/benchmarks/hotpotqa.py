@@ -17,7 +17,7 @@ _REMARK = re.compile(
 )
 _REASON = re.compile(r",? (?:because|since|as stated|as mentioned|according to|based on)\b.*", re.IGNORECASE)
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|emph)\s?\{([^{}]*)\}|\\[()\[\]]|(?<!\\)\$|\\(?=[$%&#_ ])")
-_BULLET = re.compile(r"(?:[-+\u2022>] |#+ )")
+_BULLET = re.compile(r"^(?:[-+\u2022>] |#+ )")
 
 
 class HotpotQA(Benchmark):
@@ -95,6 +95,7 @@ def _stated(text: str) -> str | None:
 
 def _unmarked(text: str) -> str | None:
     lines = [line for line in statements.without_emphasis(text).split("\n") if line.strip(" -*_=#")]
+    lines = [line for line in lines if not statements.is_mark(line)]
     kept = [line for line in lines if not _REMARK.match(line)] or lines
     if not kept:
         return None

@@ -108,6 +108,11 @@ def _statement(text: str, end: int, colon: bool) -> Statement:
     return Statement(rest, colon)
 
 
+def is_mark(line: str) -> bool:
+    """Whether a line without emphasis is only a mark, such as "Answer:"."""
+    return _HEADING.fullmatch(line.strip()) is not None
+
+
 def sentence(text: str) -> str:
     """The first sentence of a text. A full stop after an initial or an abbreviation ends none."""
     for match in _SENTENCE_END.finditer(text):
