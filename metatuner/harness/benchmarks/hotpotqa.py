@@ -17,6 +17,7 @@ _REMARK = re.compile(
 )
 _REASON = re.compile(r",? (?:because|since|as stated|as mentioned|according to|based on)\b.*", re.IGNORECASE)
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|emph)\s?\{([^{}]*)\}|\\[()\[\]]|(?<!\\)\$|\\(?=[$%&#_ ])")
+_LISTED = re.compile(r"\d{1,2}\. (?!It |This )")
 _BULLET = re.compile(r"^(?:[-+\u2022>] |#+ )")
 
 
@@ -108,7 +109,9 @@ def _unmarked(text: str) -> str | None:
 def _answer(text: str, *, spoken: bool = False) -> str | None:
     boxes = statements.boxes(statements.first_line(text))
     line = boxes[0][2] if boxes else statements.first_line(text)
-    line = statements.sentence(_WRAPPER.sub(r"\1", _BULLET.sub("", line, count=1)))
+    line = _WRAPPER.sub(r"\1", _BULLET.sub("", line, count=1))
+    if not _LISTED.match(line):
+        line = statements.sentence(line)
     return statements.unquoted(_REASON.sub("", line, count=1) if spoken else line) or None
 
 

@@ -18,6 +18,7 @@ _JOIN = re.compile(
 _SPAN = re.compile(
     r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\.|[^$\\\n])+)\$|\\\(((?:[^\n\\]|\\[^()\n])+)\\\)|\\\[((?:[^\\]|\\[^\[\]])+)\\\]"
 )
+_EMPTY_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{\s*\}")
 _BETWEEN = re.compile(r"[\s.]*(?:,|;|,? ?(?:and|or))?\s*$")
 _LEAD = re.compile(
     r"(?:(?:therefore|thus|hence|so|then|simply|just|exactly|clearly|now|equal to|given by|that|it is|we get|[,:])\s*)+",
@@ -143,7 +144,7 @@ def _concluded(text: str) -> str | None:
     """The last formula, bold text or number of the last line that has one."""
     for line in reversed(text.split("\n")):
         spans = [next(group for group in span.groups() if group).strip() for span in _SPAN.finditer(line)]
-        if spans:
+        if spans := [span for span in spans if not _EMPTY_BOX.fullmatch(span)]:
             return next((span for span in reversed(spans) if any(map(str.isdigit, span)) or "=" in span), spans[-1])
         if bold := [content for content in _BOLD.findall(line) if not content.endswith(":")]:
             return str(bold[-1])

@@ -5,8 +5,8 @@ once, then forks: the fork compares, under limits that the kernel enforces. If a
 is ready within milliseconds. Nothing in an answer is executed: only the LaTeX grammar of latex2sympy2 reads it.
 """
 
+import contextlib
 import json
-import mmap
 import os
 import resource
 import signal
@@ -31,30 +31,59 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.dup2(nowhere, sys.stderr.fileno())
-    comparing = mmap.mmap(-1, 1)  # shared with the fork: whether it has read a request and not replied yet
-    _reply(replies, READY)
-    while True:
-        fork = os.fork()
-        if not fork:
-            _compare_all(limits, replies, comparing)
+    _write(replies, READY)
+    fork: _Fork | None = None
+    for line in sys.stdin:
+        fork = fork or _Fork(limits, replies)
+        reply = fork.ask(line)
+        if reply is None:
+            reply, fork = json.dumps(_STOPPED_BY.get(fork.end(), "crash")), None
+        _write(replies, reply.strip())
+
+
+class _Fork:
+    """A copy of this process that compares one request after the other, until a limit ends it."""
+
+    def __init__(self, limits: dict[str, float], replies: IO[str]) -> None:
+        (requests_out, requests_in), (answers_out, answers_in) = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(requests_in)
+            os.close(answers_out)
+            os.close(replies.fileno())
+            sys.stdin.close()
+            _compare_all(limits, os.fdopen(requests_out, encoding="utf-8"), os.fdopen(answers_in, "w", encoding="utf-8"))
             os._exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
-        if status == 0:
-            return
-        if comparing[0]:
-            comparing[0] = 0
-            _reply(replies, json.dumps(_STOPPED_BY.get(status, "crash")))
+        os.close(requests_out)
+        os.close(answers_in)
+        self.requests = os.fdopen(requests_in, "w", encoding="utf-8")
+        self.answers = os.fdopen(answers_out, encoding="utf-8")
+
+    def ask(self, line: str) -> str | None:
+        """The reply to a request; None if the fork ended instead."""
+        try:
+            self.requests.write(line)
+            self.requests.flush()
+        except BrokenPipeError:
+            return None
+        return self.answers.readline() or None
+
+    def end(self) -> int:
+        """The exit status of a fork that ended."""
+        self.answers.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.requests.close()
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def _compare_all(limits: dict[str, float], replies: IO[str], comparing: mmap.mmap) -> None:
+def _compare_all(limits: dict[str, float], requests: IO[str], replies: IO[str]) -> None:
     from metatuner.harness.metrics.mathematics import equal_answers
 
     memory = int(limits["memory_bytes"])
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in sys.stdin:
-        comparing[0] = 1
+    for line in requests:
         # These signals have no handler. They end the process whatever it is doing, even if its parent is gone.
         signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])
         signal.setitimer(signal.ITIMER_REAL, limits["wall_seconds"])
@@ -65,13 +94,12 @@ def _compare_all(limits: dict[str, float], replies: IO[str], comparing: mmap.mma
             os._exit(_OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _reply(replies, json.dumps(verdict))
-        comparing[0] = 0
+        _write(replies, json.dumps(verdict))
 
 
-def _reply(replies: IO[str], line: str) -> None:
-    replies.write(line + "\n")
-    replies.flush()
+def _write(file: IO[str], line: str) -> None:
+    file.write(line + "\n")
+    file.flush()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ _REWRITINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:dots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\.\.", r"\\ldots "),
         (r"\\textdollar(?![a-zA-Z])|\\\$|\$", ""),
         (r"\\cents?(?![a-zA-Z])|\\textcent(?![a-zA-Z])", r"\\text{ cents}"),
-        (r"\^\s*\{?\s*(?:\\circ|\\degree|\^\\circ)\s*\}?|\\degree(?![a-zA-Z])", "\u00b0"),
+        (r"\^\s*\{?\s*(?:\\circ|\\degree|\^\\circ)\s*\}?|\\degree(?![a-zA-Z])", "\u00b0 "),
         (r"\s*\{\s*([,.])\s*\}\s*(?=\d)", r"\1"),
         (r"(?<=\d),\s*\\!\s*(?=\d{3})", ","),
         (r"\\!", ""),

@@ -119,7 +119,7 @@ def sentence(text: str) -> str:
         words = text[max(0, match.start() - 24) : match.start()].split()
         word = words[-1].strip("(" + _QUOTES).lower() if words else ""
         last = word.endswith(".") or match[0] == "\n" or not text[match.end() :].strip()
-        if last or (word.isdigit() and match.start() > len(word)) or _NEXT_SENTENCE.match(text, match.end()) or (len(word) > 1 and word not in _ABBREVIATIONS and "." not in word):
+        if last or word.replace(".", "").isdigit() or _NEXT_SENTENCE.match(text, match.end()) or (len(word) > 1 and word not in _ABBREVIATIONS and "." not in word):
             return text[: match.start()]
     return text
 

@@ -83,6 +83,9 @@ def read(text: str) -> Node:
     if text.startswith("]") and text.endswith(("[", "]")) or (text.startswith(("[", "(")) and text.endswith("[")):
         # The French way to write that an end is left out.
         text = "(" * (text[0] == "]") + text[0] * (text[0] != "]") + text[1:-1] + ")" * (text[-1] == "[") + "]" * (text[-1] == "]")
+    units = _TRAILING_UNITS.search(text)
+    if units and text.startswith(("(", "[", r"\{", r"\begin")) and text[: units.start()].rstrip().endswith((")", "]", "}")):
+        text = text[: units.start()].rstrip()
     if found := _OPTION.match(text):
         return Node("words", (found[1] or found[2]).casefold(), (read(text[found.end() :].rstrip("}")),))
     if found := _LETTERS.match(text):
