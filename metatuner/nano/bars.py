@@ -83,7 +83,9 @@ class _Bench:
             for prompt, row in zip(told, rows, strict=True)
         ]
         answers = generate(lm, inputs, max_new_tokens=self.new_tokens)
-        scored = self.benchmark.score_all([self.benchmark.extract(answer.text, row) for answer, row in zip(answers, rows, strict=True)], rows)
+        scored = self.benchmark.score_all(
+            [self.benchmark.extract(answer.text, row) for answer, row in zip(answers, rows, strict=True)], rows
+        )
         return [one.metrics[self.benchmark.primary] for one in scored]
 
 

@@ -48,10 +48,22 @@ def test_every_listed_answer_gets_the_score_that_a_reader_would_give(
 def test_score_keeps_other_keys_and_adds_what_was_extracted_and_each_metric(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = {"benchmark": "hotpotqa", "completion": "Answer: Lisbon town", "row": RAW["hotpotqa"]("Lisbon"), "model": "m"}
+    asked = {
+        "benchmark": "hotpotqa",
+        "completion": "Answer: Lisbon town",
+        "row": RAW["hotpotqa"]("Lisbon"),
+        "model": "m",
+    }
     cli.main(["score", str(write_lines(tmp_path / "asked.jsonl", [asked]))])
     (line,) = capsys.readouterr().out.splitlines()
-    expected = {"benchmark": "hotpotqa", "model": "m", "extracted": "Lisbon town", "em": 0.0, "f1": 2 / 3, "stopped": None}
+    expected = {
+        "benchmark": "hotpotqa",
+        "model": "m",
+        "extracted": "Lisbon town",
+        "em": 0.0,
+        "f1": 2 / 3,
+        "stopped": None,
+    }
     assert json.loads(line) == pytest.approx(expected)
 
 
@@ -86,7 +98,20 @@ def test_half_of_a_surrogate_pair_is_written_read_back_and_scored(tmp_path: Path
 
 
 HOSTILE = [
-    *[r"\boxed{", "answer ", "answer: ", "Answer:\n", "the answer is not ", "#### ", "####", "(A) ", "**", "_", "$", r"\("],
+    *[
+        r"\boxed{",
+        "answer ",
+        "answer: ",
+        "Answer:\n",
+        "the answer is not ",
+        "#### ",
+        "####",
+        "(A) ",
+        "**",
+        "_",
+        "$",
+        r"\(",
+    ],
     *[r"\[ ", "\n", " ", ". ", "1 ", "1,", "1/", "=", "{", "\\", r"\boxed{1} and ", "\nQuestion: a\n", "</think>"],
     *["twenty ", "in 3 boxes ", "of which 3 ", "option A is ", "a\u2028", "\ud800", "1 000 ", "answer to the "],
 ]

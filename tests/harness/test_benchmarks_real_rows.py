@@ -38,7 +38,9 @@ def test_every_wrong_completion_scores_zero(data_root: Path, name: str) -> None:
     benchmark, rows = get_benchmark(name), rows_of(data_root, name)
     by_gold = {row.gold: row for row in rows}
     others = [next(other for gold, other in by_gold.items() if differs(gold[0], row.gold[0])) for row in rows]
-    scored = benchmark.score_all([benchmark.extract(other.target, row) for other, row in zip(others, rows, strict=True)], rows)
+    scored = benchmark.score_all(
+        [benchmark.extract(other.target, row) for other, row in zip(others, rows, strict=True)], rows
+    )
     assert {row.id for row, one in zip(rows, scored, strict=True) if one.metrics[benchmark.primary] != 0.0} == set()
 
 

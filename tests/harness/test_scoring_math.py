@@ -67,7 +67,9 @@ def equal(answer: str, gold: str) -> bool:
         ("", None),
     ],
 )
-def test_the_last_box_counts_else_the_stated_answer_else_the_last_result(completion: str, extracted: str | None) -> None:
+def test_the_last_box_counts_else_the_stated_answer_else_the_last_result(
+    completion: str, extracted: str | None
+) -> None:
     assert MATH.extract(completion, ROW) == extracted
 
 
@@ -271,7 +273,8 @@ def test_a_worker_that_was_killed_between_two_comparisons_costs_no_score() -> No
 
 @pytest.mark.parametrize("whole", [True, False], ids=["worker and fork", "fork alone"])
 def test_a_worker_that_is_killed_during_a_comparison_repeats_it(whole: bool) -> None:
-    before, comparer = psutil.Process().children(), Comparer(Limits(cpu_seconds=600))
+    before = psutil.Process().children(recursive=True)
+    comparer = Comparer(Limits(cpu_seconds=600))
     try:
         comparer.compare("x+1", "1+x")
         (worker,) = [child for child in psutil.Process().children() if child not in before]

@@ -45,7 +45,9 @@ def test_the_actor_was_trained_and_says_what_the_language_wants() -> None:
     rows: list[Row] = [benchmark.row(each) for each in raw]
     asked = [render(lm, "think step by step and end with #### .", row.query, reserve=48).ids for row in rows]
     found = generate(lm, asked, max_new_tokens=48, stops=benchmark.stops)
-    scored = benchmark.score_all([benchmark.extract(each.text, row) for each, row in zip(found, rows, strict=True)], rows)
+    scored = benchmark.score_all(
+        [benchmark.extract(each.text, row) for each, row in zip(found, rows, strict=True)], rows
+    )
     right = sum(one.metrics[benchmark.primary] for one in scored) / len(rows)
     assert right > 0.3  # an untrained model never is
 

@@ -19,8 +19,12 @@ from metatuner.harness.rows import Row, normalise_text
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 _MARKER = re.compile(r"(?<!#)####(?!#)")
 # "#### 3. Total number of eggs" and "#### Step 2" are headings. They state no answer.
-_HEADING = re.compile(r"\s?(?:\d{1,2}[.)] [A-Za-z]|(?:step|part|question|problem|case|section|day|method)\b)", re.IGNORECASE)
-_ANSWER_HEADING = re.compile(r"[^\w\n]*(?:the )?(?:final |correct )?(?:answer|result|total)?[^\w\n]*(?:\n|$)", re.IGNORECASE)
+_HEADING = re.compile(
+    r"\s?(?:\d{1,2}[.)] [A-Za-z]|(?:step|part|question|problem|case|section|day|method)\b)", re.IGNORECASE
+)
+_ANSWER_HEADING = re.compile(
+    r"[^\w\n]*(?:the )?(?:final |correct )?(?:answer|result|total)?[^\w\n]*(?:\n|$)", re.IGNORECASE
+)
 _BOLD = re.compile(r"\*\*([^*\n]{1,60})\*\*")
 # What may follow the answer in the last sentence: "on day 7", "in 3 boxes", "rounded to 2 places", "of which 3 are red".
 _ADJUNCT = re.compile(

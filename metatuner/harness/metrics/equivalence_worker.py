@@ -52,7 +52,9 @@ class _Fork:
             os.close(answers_out)
             os.close(replies.fileno())
             sys.stdin.close()
-            _compare_all(limits, os.fdopen(requests_out, encoding="utf-8"), os.fdopen(answers_in, "w", encoding="utf-8"))
+            _compare_all(
+                limits, os.fdopen(requests_out, encoding="utf-8"), os.fdopen(answers_in, "w", encoding="utf-8")
+            )
             os._exit(0)
         os.close(requests_out)
         os.close(answers_in)

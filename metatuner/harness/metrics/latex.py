@@ -15,11 +15,46 @@ _CHARACTERS = {
     **dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb", '"'),
     **dict.fromkeys("\u2018\u2019", "'"),
     **dict.fromkeys("\u00b7\u22c5\u2219\u2022", r"\cdot "),
-    **{"\u00d7": r"\times ", "\u00f7": r"\div ", "\u2215": "/", "\u2044": "/", "\u221a": r"\sqrt ", "\u221b": r"\sqrt[3] "},
-    **{"\u2264": r"\le ", "\u2a7d": r"\le ", "\u2265": r"\ge ", "\u2a7e": r"\ge ", "\u2260": r"\ne ", "\u2248": r"\approx "},
-    **{"\u00b1": r"\pm ", "\u2213": r"\mp ", "\u221e": r"\infty ", "\u03c0": r"\pi ", "\u00b0": r"^\circ ", "\u2205": r"\emptyset "},
-    **{"\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u27e8": r"\langle ", "\u27e9": r"\rangle ", "\u2026": r"\ldots "},
-    **{"\u211d": r"\mathbb{R}", "\u2124": r"\mathbb{Z}", "\u03b8": r"\theta ", "\u03b1": r"\alpha ", "\u03b2": r"\beta ", "\u03bb": r"\lambda "},
+    **{
+        "\u00d7": r"\times ",
+        "\u00f7": r"\div ",
+        "\u2215": "/",
+        "\u2044": "/",
+        "\u221a": r"\sqrt ",
+        "\u221b": r"\sqrt[3] ",
+    },
+    **{
+        "\u2264": r"\le ",
+        "\u2a7d": r"\le ",
+        "\u2265": r"\ge ",
+        "\u2a7e": r"\ge ",
+        "\u2260": r"\ne ",
+        "\u2248": r"\approx ",
+    },
+    **{
+        "\u00b1": r"\pm ",
+        "\u2213": r"\mp ",
+        "\u221e": r"\infty ",
+        "\u03c0": r"\pi ",
+        "\u00b0": r"^\circ ",
+        "\u2205": r"\emptyset ",
+    },
+    **{
+        "\u222a": r"\cup ",
+        "\u2229": r"\cap ",
+        "\u2208": r"\in ",
+        "\u27e8": r"\langle ",
+        "\u27e9": r"\rangle ",
+        "\u2026": r"\ldots ",
+    },
+    **{
+        "\u211d": r"\mathbb{R}",
+        "\u2124": r"\mathbb{Z}",
+        "\u03b8": r"\theta ",
+        "\u03b1": r"\alpha ",
+        "\u03b2": r"\beta ",
+        "\u03bb": r"\lambda ",
+    },
     **{"\u2236": ":", "\uff1a": ":", "\u20ac": r"\$", "\u00a3": r"\$", "\u00a5": r"\$", "\u00a2": r"\text{ cents}"},
 }
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
@@ -30,7 +65,10 @@ _REWRITINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for form, plain in (
         (r"\\\\(?=[a-zA-Z])(?!.*\\begin)", r"\\"),  # doubled backslashes of a JSON string
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?(?=[()\[\]|{}\\<>/.])", ""),
-        (r"\\(?:displaystyle|textstyle|limits|nolimits|mathstrut|quad|qquad|hspace\{[^{}]*\}|vspace\{[^{}]*\}|phantom\{[^{}]*\})(?![a-zA-Z])", " "),
+        (
+            r"\\(?:displaystyle|textstyle|limits|nolimits|mathstrut|quad|qquad|hspace\{[^{}]*\}|vspace\{[^{}]*\}|phantom\{[^{}]*\})(?![a-zA-Z])",
+            " ",
+        ),
         (r"\\(?:lbrace|\{)", r"\\{"),
         (r"\\(?:rbrace|\})", r"\\}"),
         (r"\\(?:lbrack)(?![a-zA-Z])", "["),
@@ -79,7 +117,10 @@ _REWRITINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<![\\a-zA-Z])(?:infinity|inf|oo)(?![a-zA-Z])|\\text\{\s*infinity\s*\}", r"\\infty "),
         (r"\+\s*\\infty", r"\\infty"),
         (r"\^\s*\(([^()]{1,40})\)", r"^{\1}"),
-        (r"\^\s*\{\s*(?:\\text\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}|(?<=\d)(?:st|nd|rd|th)\b|(?<=\d)\\text\{\s*(?:st|nd|rd|th)\s*\}", ""),
+        (
+            r"\^\s*\{\s*(?:\\text\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}|(?<=\d)(?:st|nd|rd|th)\b|(?<=\d)\\text\{\s*(?:st|nd|rd|th)\s*\}",
+            "",
+        ),
         (r"\\sqrt\s*\(([^()]{1,200})\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*(\[[^\[\]]{1,20}\])?\s*(\d+|[a-zA-Z])", r"\\sqrt\1{\2}"),
         (r"\\frac\s*([\da-zA-Z])\s*([\da-zA-Z])", r"\\frac{\1}{\2}"),
@@ -94,7 +135,9 @@ _BRACED_NUMBER = re.compile(r"(?<![\\\w}\]^_])\{\s*(-?[\d.,]+|[a-zA-Z]|\\pi)\s*\
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{?\s*(\d+)\s*\}?")
 _BLANK_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])")
 _THIN_THOUSANDS = re.compile(r"(?<=\d)\u2009(?=\d{3})")
-_MIXED = re.compile(r"(?<![\d.}\w/^_])(\d+)\s*(?:\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|\s(\d+)\s*/\s*(\d+)(?![\d]))")
+_MIXED = re.compile(
+    r"(?<![\d.}\w/^_])(\d+)\s*(?:\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|\s(\d+)\s*/\s*(\d+)(?![\d]))"
+)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s+(?=\w{3})")
 _SCALED = re.compile(rf"(\d[\d.]*)\s*(?:\\text\{{)?\s*({'|'.join(_SCALES)})s?\b\s*\}}?")
 

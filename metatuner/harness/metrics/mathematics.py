@@ -26,8 +26,11 @@ SIGNIFICANT = 10
 _DECIMAL = re.compile(r"^-?(\d*)\.(\d+)$")
 _INEQUALITIES = {"<": ("<", False), r"\le": ("<", True), ">": (">", False), r"\ge": (">", True)}
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})\u00b0")
-_CIS = re.compile(r"(?:\\text\{cis\}|\\?cis)\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+\u00b0|\\frac\{[^{}]*\}\{[^{}]*\}|[\w\\]+))")
+_CIS = re.compile(
+    r"(?:\\text\{cis\}|\\?cis)\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+\u00b0|\\frac\{[^{}]*\}\{[^{}]*\}|[\w\\]+))"
+)
 _NORMALISE = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
+
 
 def equal_answers(answer: str, gold: str) -> bool:
     """Whether two LaTeX answers mean the same, in one of their readings each."""
@@ -53,7 +56,11 @@ def same(answer: Node, gold: Node) -> bool:
         return True
     if answer.kind == "words" and answer.parts and gold.kind != "words":  # an option with its value
         return same(answer.parts[0], gold) or words(gold.text) == answer.text
-    if answer.kind == "relation" and set(answer.marks) <= {"=", r"\approx", r"\in", r"\equiv"} and gold.kind != "relation":
+    if (
+        answer.kind == "relation"
+        and set(answer.marks) <= {"=", r"\approx", r"\in", r"\equiv"}
+        and gold.kind != "relation"
+    ):
         return same(expanded(answer.parts[-1]), gold)
     if gold.kind == "relation" and answer.kind != "relation" and _names(gold):
         return same(answer, expanded(gold.parts[-1]))
@@ -80,11 +87,15 @@ def _names(relation: Node) -> bool:
 def _name(node: Node) -> bool:
     if node.kind == "tuple":
         return all(map(_name, node.parts))
-    return bool(re.fullmatch(r"(?:\\?[a-zA-Z]+|[a-zA-Z](?:_\{?\w+\}?)?)'?(?:\([\w, ]+\))?", node.text)) and node.kind in ("value", "words")
+    return bool(
+        re.fullmatch(r"(?:\\?[a-zA-Z]+|[a-zA-Z](?:_\{?\w+\}?)?)'?(?:\([\w, ]+\))?", node.text)
+    ) and node.kind in ("value", "words")
 
 
 def _ordered(answer: Node, gold: Node) -> bool:
-    return len(answer.parts) == len(gold.parts) and all(map(same, map(_unnamed, answer.parts), map(_unnamed, gold.parts)))
+    return len(answer.parts) == len(gold.parts) and all(
+        map(same, map(_unnamed, answer.parts), map(_unnamed, gold.parts))
+    )
 
 
 def _unnamed(node: Node) -> Node:
@@ -280,7 +291,9 @@ def equal_values(left: Any, right: Any) -> bool:
     if left == right:
         return True
     if isinstance(left, sympy.MatrixBase) or isinstance(right, sympy.MatrixBase):
-        shaped = isinstance(left, sympy.MatrixBase) and isinstance(right, sympy.MatrixBase) and left.shape == right.shape
+        shaped = (
+            isinstance(left, sympy.MatrixBase) and isinstance(right, sympy.MatrixBase) and left.shape == right.shape
+        )
         return shaped and all(equal_values(a, b) for a, b in zip(left, right, strict=True))
     if left.is_infinite or right.is_infinite or left.has(sympy.nan, sympy.zoo) or right.has(sympy.nan, sympy.zoo):
         return False
@@ -292,7 +305,9 @@ def equal_values(left: Any, right: Any) -> bool:
         left, right = sympy.simplify(left), sympy.simplify(right)
         if left.free_symbols != right.free_symbols:
             return False
-    verdicts = [verdict for point in _points(symbols, left, right) if (verdict := _agree(left, right, point)) is not None]
+    verdicts = [
+        verdict for point in _points(symbols, left, right) if (verdict := _agree(left, right, point)) is not None
+    ]
     return bool(verdicts) and all(verdicts)
 
 
@@ -300,12 +315,26 @@ def _points(symbols: Sequence[Any], left: Any, right: Any) -> list[dict[Any, Any
     """Points to compare at: fixed fractions of both signs; whole numbers where a factorial or a floor needs them."""
     if not symbols:
         return [{}]
-    whole = left.has(sympy.factorial, sympy.binomial, sympy.floor, sympy.Mod) or right.has(sympy.factorial, sympy.binomial, sympy.floor, sympy.Mod)
+    whole = left.has(sympy.factorial, sympy.binomial, sympy.floor, sympy.Mod) or right.has(
+        sympy.factorial, sympy.binomial, sympy.floor, sympy.Mod
+    )
     if whole:
         return [{symbol: sympy.Integer(3 + 2 * n + 5 * i) for i, symbol in enumerate(symbols)} for n in range(5)]
-    values = [Fraction(7, 3), Fraction(-11, 7), Fraction(5, 13), Fraction(-3, 17), Fraction(19, 2), Fraction(-23, 5), Fraction(1, 29), Fraction(31, 11)]
+    values = [
+        Fraction(7, 3),
+        Fraction(-11, 7),
+        Fraction(5, 13),
+        Fraction(-3, 17),
+        Fraction(19, 2),
+        Fraction(-23, 5),
+        Fraction(1, 29),
+        Fraction(31, 11),
+    ]
     return [
-        {symbol: sympy.Rational(values[(n + 3 * i) % len(values)] + Fraction(i, 37)) for i, symbol in enumerate(symbols)}
+        {
+            symbol: sympy.Rational(values[(n + 3 * i) % len(values)] + Fraction(i, 37))
+            for i, symbol in enumerate(symbols)
+        }
         for n in range(len(values))
     ]
 

@@ -29,7 +29,9 @@ _NEXT_QUESTION = re.compile(
     re.IGNORECASE,
 )
 _THOUGHT_ENDS = re.compile(r"</(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
-_EMPHASIS = re.compile(r"(?<![\w*\\])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w*])|(?<!\w)_{1,3}(?=\S)|(?<=\S)_{1,3}(?![\w{])|`+")
+_EMPHASIS = re.compile(
+    r"(?<![\w*\\])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w*])|(?<!\w)_{1,3}(?=\S)|(?<=\S)_{1,3}(?![\w{])|`+"
+)
 _BLANKS = re.compile(r"[^\S\n]+")
 _LINES = re.compile(r"[\r\v\f\x1c-\x1e\x85\u2028\u2029]+|\n\s*\n")
 # So that a text of many statements is read in linear time: the last ones count, and so many characters of each.
@@ -119,7 +121,12 @@ def sentence(text: str) -> str:
         words = text[max(0, match.start() - 24) : match.start()].split()
         word = words[-1].strip("(" + _QUOTES).lower() if words else ""
         last = word.endswith(".") or match[0] == "\n" or not text[match.end() :].strip()
-        if last or word.replace(".", "").isdigit() or _NEXT_SENTENCE.match(text, match.end()) or (len(word) > 1 and word not in _ABBREVIATIONS and "." not in word):
+        if (
+            last
+            or word.replace(".", "").isdigit()
+            or _NEXT_SENTENCE.match(text, match.end())
+            or (len(word) > 1 and word not in _ABBREVIATIONS and "." not in word)
+        ):
             return text[: match.start()]
     return text
 

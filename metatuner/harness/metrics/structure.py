@@ -20,13 +20,20 @@ _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
 _PAIR = re.compile(r"^[(\[]\s*\d{1,3},\d{3}\s*[)\]]$")
 _UNION = re.compile(r"\s*\\cup(?![a-zA-Z])\s*")
 _MATRIX = re.compile(r"^\\begin\{([pb]?)matrix\}(.*)\\end\{\1matrix\}$", re.DOTALL)
-_BASE = re.compile(r"^\(?\s*(?:\\text\{\s*)?([\dA-Fa-f]+(?:\.[\dA-Fa-f]+)?)\s*\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{\s*)?(?:base\s*)?\}?\s*\(?\s*(\w+)\s*\)?\s*\}*$")
+_BASE = re.compile(
+    r"^\(?\s*(?:\\text\{\s*)?([\dA-Fa-f]+(?:\.[\dA-Fa-f]+)?)\s*\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{\s*)?(?:base\s*)?\}?\s*\(?\s*(\w+)\s*\)?\s*\}*$"
+)
 _IN_BASE = re.compile(r"^([\dA-Fa-f]+)\s*(?:\\text\{\s*)?\(?(?:in )?base[- ]?(?:\})?\s*(\w+)\)?\s*\}?$")
-_BASES = {name: str(value) for value, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)}
+_BASES = {
+    name: str(value)
+    for value, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)
+}
 _BASES |= {"sixteen": "16", "binary": "2", "octal": "8", "hexadecimal": "16", "hex": "16"}
 _TIME = re.compile(r"^(\d{1,2}):([0-5]\d)\s*(?:\\text\{)?\s*([ap])?\.?\s*(?:m\.?)?\s*\}?$", re.IGNORECASE)
 _RATIO = re.compile(r"^[^:]+(?::[^:]+)+$|^(\d+)\s*\\text\{\s*to\s*\}\s*(\d+)$")
-_FUNCTIONS = "sin cos tan cot sec csc cis log ln exp sqrt pi arcsin arccos arctan sinh cosh tanh max min gcd lcm lim mod det"
+_FUNCTIONS = (
+    "sin cos tan cot sec csc cis log ln exp sqrt pi arcsin arccos arctan sinh cosh tanh max min gcd lcm lim mod det"
+)
 _UNITS = "cm mm km ft in kg mg lb lbs oz ml hr hrs sq mi yd pm am mph kmh cc rs min sec m g"
 _TEXT = r"\\text\{[^{}]*\}"
 _BARE_UNIT = (
@@ -34,13 +41,24 @@ _BARE_UNIT = (
     + "|".join(sorted((unit for unit in _UNITS.split() if len(unit) > 1), key=len, reverse=True))
     + r")(?![a-zA-Z]))"
 )
-_TRAILING_UNITS = re.compile(rf"(?:\s*(?:{_TEXT}|{_BARE_UNIT})(?:\s*\^\s*\{{?\s*[23]\s*\}}?)?(?:\s*/\s*[a-zA-Z]+)?)+\.?$")
+_TRAILING_UNITS = re.compile(
+    rf"(?:\s*(?:{_TEXT}|{_BARE_UNIT})(?:\s*\^\s*\{{?\s*[23]\s*\}}?)?(?:\s*/\s*[a-zA-Z]+)?)+\.?$"
+)
 _POWER = re.compile(r"\^\s*\{?\s*([23])")
 _LEADING_TEXT = re.compile(rf"^(?:{_TEXT}|(?:[a-zA-Z]{{2,}}\s+)+(?=[-+\d\\(])|\\approx(?![a-zA-Z]))\s*(?=\S)")
 _ONLY_WORDS = re.compile(r"^[^\d^_=<>+*/|]*$")
 _COMMANDS = re.compile(r"\\(?!text\b)[a-zA-Z]+")
 _NOTHING = frozenset(
-    ("empty set", "no solution", "no solutions", "no real solution", "no real solutions", "none", "no such numbers exist", "null set")
+    (
+        "empty set",
+        "no solution",
+        "no solutions",
+        "no real solution",
+        "no real solutions",
+        "none",
+        "no such numbers exist",
+        "null set",
+    )
 )
 
 
@@ -82,9 +100,19 @@ def read(text: str) -> Node:
             return Node("base", found[1].upper(), marks=(base,))
     if text.startswith("]") and text.endswith(("[", "]")) or (text.startswith(("[", "(")) and text.endswith("[")):
         # The French way to write that an end is left out.
-        text = "(" * (text[0] == "]") + text[0] * (text[0] != "]") + text[1:-1] + ")" * (text[-1] == "[") + "]" * (text[-1] == "]")
+        text = (
+            "(" * (text[0] == "]")
+            + text[0] * (text[0] != "]")
+            + text[1:-1]
+            + ")" * (text[-1] == "[")
+            + "]" * (text[-1] == "]")
+        )
     units = _TRAILING_UNITS.search(text)
-    if units and text.startswith(("(", "[", r"\{", r"\begin")) and text[: units.start()].rstrip().endswith((")", "]", "}")):
+    if (
+        units
+        and text.startswith(("(", "[", r"\{", r"\begin"))
+        and text[: units.start()].rstrip().endswith((")", "]", "}"))
+    ):
         text = text[: units.start()].rstrip()
     if found := _OPTION.match(text):
         return Node("words", (found[1] or found[2]).casefold(), (read(text[found.end() :].rstrip("}")),))
@@ -123,7 +151,11 @@ def _expanded(node: Node) -> list[Node]:
     if node.kind != "value" or r"\pm" not in node.text:
         return [node]
     return [
-        Node("value", re.sub(r"^\s*\+\s*", "", node.text.replace(r"\pm", upper).replace(r"\mp", lower)), percent=node.percent)
+        Node(
+            "value",
+            re.sub(r"^\s*\+\s*", "", node.text.replace(r"\pm", upper).replace(r"\mp", lower)),
+            percent=node.percent,
+        )
         for upper, lower in (("+", "-"), ("-", "+"))
     ]
 

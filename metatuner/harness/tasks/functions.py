@@ -80,7 +80,9 @@ class Extract(Filter):
     def apply(self, resps: Sequence[Sequence[str]], docs: Sequence[dict[str, Any]]) -> list[str | None]:
         """One answer per document; None if there is none."""
         rows = map(Row.from_json, docs)
-        return [_benchmark(row.benchmark).extract(responses[0], row) for responses, row in zip(resps, rows, strict=True)]
+        return [
+            _benchmark(row.benchmark).extract(responses[0], row) for responses, row in zip(resps, rows, strict=True)
+        ]
 
 
 @register_aggregation("metatuner_share")
