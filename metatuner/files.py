@@ -32,7 +32,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 def write_text(path: Path, text: str) -> Path:
     r"""Write a UTF-8 text file, with line ends as given, completely or not at all.
 
-    Half of a surrogate pair, which UTF-8 cannot hold, becomes its escape (`\ud800`). In JSON this is read back as it was.
+    Half of a surrogate pair, which UTF-8 cannot hold, becomes its escape (`\ud800`). JSON readers turn it back.
     """
     return write_bytes(path, text.encode(errors="backslashreplace"))
 

@@ -52,7 +52,7 @@ class Asked(Benchmark):
     def row(self, raw: dict[str, Any]) -> Row:
         raise NotImplementedError
 
-    def extract(self, completion: str) -> str | None:
+    def extract(self, completion: str, row: Row) -> str | None:
         raise NotImplementedError
 
     def score(self, extracted: str | None, row: Row) -> dict[str, float]:

@@ -120,7 +120,7 @@ class Echo(Benchmark):
     def row(self, raw):
         raise NotImplementedError
 
-    def extract(self, completion):
+    def extract(self, completion, row):
         return completion
 
     def score(self, extracted, row):

@@ -210,7 +210,7 @@ class Capitals(Benchmark):
         country, capital = text_field(raw, "country"), text_field(raw, "capital")
         return Row(raw["id"], self.id, country, (capital,), capital, "all", country)
 
-    def extract(self, completion):
+    def extract(self, completion, row):
         return first_line(completion)
 
     def score(self, extracted, row):

@@ -16,14 +16,16 @@ _OPEN, _CLOSE = "[(\\[<\"'\u201c\u2018{]", "[)\\]>\"'\u201d\u2019}]"
 _LED = re.compile(
     rf"\W{{0,3}}?(?:(?i:option|choice|letter|answer) )?"
     rf"(?:{_OPEN} ?(?P<enclosed>[A-Da-d]) ?{_CLOSE}"
-    r"|(?P<b>[B-D])(?![\w'\u2019]|\.\w)|(?P<a>A)(?![\w'\u2019]|\.\w| (?!because\b|since\b|as\b|is\b|and\b|or\b|[-\u2013\u2014(=]))"
+    r"|(?P<b>[B-D])(?![\w'\u2019]|\.\w)"
+    r"|(?P<a>A)(?![\w'\u2019]|\.\w| (?!because\b|since\b|as\b|is\b|and\b|or\b|[-\u2013\u2014(=]))"
     r"|(?P<small>[a-d])(?=\s?(?:[.):,;]|$)))"
 )
 _OTHERS = re.compile(rf"(?:,|/| ?,? ?(?:and|or)\b|&) ?{_OPEN}?([A-D])(?![\w'\u2019])")
 _LONE_LETTERS = re.compile(r"(?<![\w'\u2019])([A-D])(?![\w'\u2019])")
 _IN_PARENTHESES = re.compile(r"\( ?([A-Da-d]) ?\)")
 _CHOSEN = re.compile(
-    rf"\b(?:choose|pick|select|chose|picked|selected|go with|opt for|going with|choosing)(?: (?:option|answer|choice|letter))? "
+    r"\b(?:choose|pick|select|chose|picked|selected|go with|opt for|going with|choosing)"
+    r"(?: (?:option|answer|choice|letter))? "
     rf"{_OPEN}? ?(?P<letter>[A-D])(?![\w'\u2019])"
 )
 _CALLED_RIGHT = re.compile(
@@ -94,7 +96,8 @@ class CosmosQA(Benchmark):
 
 def _options(query: str) -> dict[str, str]:
     """The letter of each option's text, normalised, from a query that `CosmosQA.row` rendered."""
-    found, rest = {}, query.rpartition("\nOptions: ")[2]
+    found: dict[str, str] = {}
+    rest = query.rpartition("\nOptions: ")[2]
     for letter in _LETTERS:
         text, _, rest = rest.partition(f" ({letter})")
         found.setdefault(_normalised(text), letter)

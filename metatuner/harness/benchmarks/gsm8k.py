@@ -26,12 +26,13 @@ _ANSWER_HEADING = re.compile(
     r"[^\w\n]*(?:the )?(?:final |correct )?(?:answer|result|total)?[^\w\n]*(?:\n|$)", re.IGNORECASE
 )
 _BOLD = re.compile(r"\*\*([^*\n]{1,60})\*\*")
-# What may follow the answer in the last sentence: "on day 7", "in 3 boxes", "rounded to 2 places", "of which 3 are red".
+# What may follow the answer in a sentence: "on day 7", "in 3 boxes", "rounded to 2 places", "of which 3 are red".
 _ADJUNCT = re.compile(
     r"\s?(?:,? (?:(?:on|in|after|over|during|within|per|with|across|among) "
     r"|for (?!MONEY|(?:\w+ )?NUMBER (?:dollars?|cents?|euros?|pounds?)\b)|rounded to |to the nearest |of which )"
     r"(?:(?:the|a|an|each|every|these|those|her|his|their|its|next|first|last|about|exactly|only|day|week|month|year"
-    r"|hour|minute|step|part|chapter|room|row|level|round|grade|question) ){0,3}(?:NUMBER|MONEY)(?: [a-z]+){0,4}|\([^()]*\))\s?[.!]?$"
+    r"|hour|minute|step|part|chapter|room|row|level|round|grade|question) ){0,3}"
+    r"(?:NUMBER|MONEY)(?: [a-z]+){0,4}|\([^()]*\))\s?[.!]?$"
 )
 _SLOT = re.compile("NUMBER|MONEY")
 _SENTENCES = re.compile(r"(?<=[.!?]) (?=[A-Z])")

@@ -146,16 +146,13 @@ class LmEvalBenchmark(Benchmark):
             )
         return doc
 
-    def extract(self, completion: str) -> str | None:
-        """What the task's filter finds. A filter that reads the document gets an empty one."""
-        return self._filtered(completion, {})
-
-    def _filtered(self, completion: str, doc: dict[str, Any]) -> str | None:
+    def extract(self, completion: str, row: Row) -> str | None:
+        """What the task's filter finds."""
         from lm_eval.api.instance import Instance
 
         task = self.task.loaded
         chosen = next(each for each in task._filters if self.task.filter in (None, each.name))
-        asked = Instance("generate_until", doc, ("", {}), 0, resps=[completion])
+        asked = Instance("generate_until", self._doc(row), ("", {}), 0, resps=[completion])
         chosen.apply([asked])
         found = asked.filtered_resps[chosen.name]
         if isinstance(found, list | tuple):

@@ -21,12 +21,14 @@ _SPAN = re.compile(
 _EMPTY_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{\s*\}")
 _BETWEEN = re.compile(r"[\s.]*(?:,|;|,? ?(?:and|or))?\s*$")
 _LEAD = re.compile(
-    r"(?:(?:therefore|thus|hence|so|then|simply|just|exactly|clearly|now|equal to|given by|that|it is|we get|[,:])\s*)+",
+    r"(?:(?:therefore|thus|hence|so|then|simply|just|exactly|clearly|now|equal to|given by|that|it is|we get|[,:])"
+    r"\s?)+",
     re.IGNORECASE,
 )
 # What may follow an answer in its sentence.
 _TAIL = re.compile(
-    r",? (?:(?:because|since|which|so that|where|when|after)\b|as (?=[a-z])|by (?=[a-z]+ing)|for (?=the|all|this|any)).*"
+    r",? (?:(?:because|since|which|so that|where|when|after)\b"
+    r"|as (?=[a-z])|by (?=[a-z]+ing)|for (?=the|all|this|any)).*"
     r"|, (?!and |or )(?=[a-z]{2,} ).*",
     re.DOTALL,
 )
@@ -127,7 +129,8 @@ def _clause(text: str) -> str:
     """The formula, or the words, that a statement begins with."""
     text = text.strip()
     if text.startswith(("$", r"\(", r"\[")):
-        spans, end = [], 0
+        spans: list[str] = []
+        end = 0
         while (span := _SPAN.search(text, end)) and (not spans or _BETWEEN.match(text[end : span.start()])):
             spans.append(next(group for group in span.groups() if group).strip())
             end = span.end()

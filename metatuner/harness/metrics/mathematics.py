@@ -14,7 +14,6 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 from latex2sympy2_extended import NormalizationConfig, latex2sympy  # type: ignore[import-untyped]
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[import-untyped]
-from sympy.core.relational import Relational  # type: ignore[import-untyped]
 
 from metatuner.harness.metrics.latex import canonical, exact_decimals, words
 from metatuner.harness.metrics.structure import Node, expanded, readings
@@ -183,9 +182,9 @@ def _relations(answer: Node, gold: Node) -> bool:
     if left is not None and right is not None:
         return _variables(answer) == _variables(gold) and same(left, right)
     if set(answer.marks) == set(gold.marks) == {"="}:
-        if _name(answer.parts[0]) and _name(gold.parts[0]):
-            if answer.parts[0].text == gold.parts[0].text and same(answer.parts[-1], gold.parts[-1]):
-                return True
+        name = answer.parts[0].text
+        if _name(answer.parts[0]) and name == gold.parts[0].text and same(answer.parts[-1], gold.parts[-1]):
+            return True
         return _proportional(_gap(answer), _gap(gold), positive=False)
     if len(answer.marks) == len(gold.marks) == 1 and {*answer.marks, *gold.marks} <= set(_INEQUALITIES):
         (one, closed), (other, also) = (_INEQUALITIES[node.marks[0]] for node in (answer, gold))
@@ -203,11 +202,11 @@ def _variables(relation: Node) -> set[str]:
 
 
 def _solutions(node: Node) -> Node | None:
-    r"""The set of solutions of an inequality in one variable that stands alone (`x < 4`, `0 < x \le 7`), or of several."""
+    r"""The solutions of inequalities in one variable that stands alone, as intervals: `x < 4`, `0 < x \le 7`."""
     if node.kind == "list":
-        parts = [_solutions(part) if part.kind == "relation" else None for part in node.parts]
-        found = [part for part in parts if part is not None]
-        return Node("union", parts=tuple(found)) if found and len(found) == len(parts) else None
+        each = [_solutions(part) if part.kind == "relation" else None for part in node.parts]
+        found = [part for part in each if part is not None]
+        return Node("union", parts=tuple(found)) if found and len(found) == len(each) else None
     if node.kind != "relation":
         return None
     if node.marks == (r"\in",):
@@ -218,13 +217,13 @@ def _solutions(node: Node) -> Node | None:
     if _INEQUALITIES[marks[0]][0] == ">":
         parts, marks = parts[::-1], marks[::-1]
     closed = [_INEQUALITIES[mark][1] for mark in marks]
-    infinite = {-1: Node("value", r"-\infty"), 1: Node("value", r"\infty")}
+    least, greatest = Node("value", r"-\infty"), Node("value", r"\infty")
     if len(parts) == 3 and _name(parts[1]):
         return Node("tuple", "([)]"[closed[0]] + ")]"[closed[1]], (parts[0], parts[2]))
     if len(parts) == 2 and _name(parts[0]):
-        return Node("tuple", "(" + ")]"[closed[0]], (infinite[-1], parts[1]))
+        return Node("tuple", "(" + ")]"[closed[0]], (least, parts[1]))
     if len(parts) == 2 and _name(parts[1]):
-        return Node("tuple", "(["[closed[0]] + ")", (parts[0], infinite[1]))
+        return Node("tuple", "(["[closed[0]] + ")", (parts[0], greatest))
     return None
 
 
@@ -253,7 +252,7 @@ def _rounded(text: str, value: Any) -> bool:
         return False
     number = value.evalf(DIGITS) if value.is_number and value.is_real else None
     exact = value.is_Rational and str(value.q).strip("0") in ("1", "")
-    if number is None or not number.is_Float and not number.is_Integer or exact:
+    if number is None or (not number.is_Float and not number.is_Integer) or exact:
         return False
     return bool(abs(number - sympy.Rational(text)) <= sympy.Rational(10) ** -len(match[2]))
 

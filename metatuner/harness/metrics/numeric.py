@@ -18,7 +18,10 @@ _LATEX = (
     (re.compile(r"\\(?:text|mathrm|mathbf|textbf|boxed|fbox|mbox)\s?(?=\{)|\\[$%#!,;: ]?(?![a-zA-Z])"), ""),
     (re.compile(r"[{}]"), ""),
 )
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:\u2009\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+|(?<=[-$\u20ac\u00a3])\.\d+"
+_DIGITS = (
+    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:\u2009\d{3})+(?!\d)|\d+)(?:\.\d+)?"
+    r"|(?<![\w.])\.\d+|(?<=[-$\u20ac\u00a3])\.\d+"
+)
 _FORM = (
     # A sign belongs to a number unless a number or a bracket stands before it ("16-3", "16 - 3" are subtractions).
     r"(?P<sign>(?<![\w)\]%])(?:(?<![\w)\]%] )|(?<=[a-zA-Z:] ))(?:-\s?|\b(?:negative|minus)\s))?"

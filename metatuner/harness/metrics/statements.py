@@ -6,6 +6,7 @@ All functions take and give text, and take time linear in its length. docs/bench
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 Found = TypeVar("Found")
@@ -30,7 +31,7 @@ _NEXT_QUESTION = re.compile(
 )
 _THOUGHT_ENDS = re.compile(r"</(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
 _EMPHASIS = re.compile(
-    r"(?<![\w*\\])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w*])|(?<!\w)_{1,3}(?=\S)|(?<=\S)_{1,3}(?![\w{])|`+"
+    r"(?<![\w*\\])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w*])|(?<!\w)_{1,3}(?=[^\s{])|(?<=\S)_{1,3}(?![\w{])|`+"
 )
 _BLANKS = re.compile(r"[^\S\n]+")
 _LINES = re.compile(r"[\r\v\f\x1c-\x1e\x85\u2028\u2029]+|\n\s*\n")
@@ -73,7 +74,7 @@ def segments(text: str) -> list[str]:
     if any(match["number"] == "1" for match in matches):
         matches = [match for match in matches if match["number"] is None]
     starts = [0, *(match.start() for match in matches if match.start() > 0), len(text)]
-    return [part for start, end in zip(starts, starts[1:], strict=False) if (part := text[start:end]).strip()]
+    return [part for start, end in pairwise(starts) if (part := text[start:end]).strip()]
 
 
 def first_of(parts: Sequence[str], *readers: Callable[[str], Found | None]) -> Found | None:
@@ -94,7 +95,7 @@ class Statement:
 
 
 def statements(text: str) -> Iterator[Statement]:
-    """The statements of a tidy text without emphasis, last first; "Answer:" and headings come before "the answer is"."""
+    """The statements of a tidy text without emphasis, last first; "Answer:" comes before "the answer is"."""
     colons = {match.end() for form in (_COLON, _HEADING) for match in form.finditer(text)}
     phrases = {match.end() for match in _PHRASE.finditer(text)} - colons
     for ends, colon in ((colons, True), (phrases, False)):

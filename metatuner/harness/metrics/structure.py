@@ -1,4 +1,4 @@
-r"""What an answer is: a list, a pair, a set, an interval, a relation, a numeral with a base, a ratio, words, or a value.
+r"""What an answer is: a list, a pair, a set, an interval, a relation, a numeral with a base, a ratio, words, a value.
 
 `read` divides the text of `latex.canonical`; the leaves stay LaTeX. No SymPy here: `mathematics` compares.
 """
@@ -98,7 +98,7 @@ def read(text: str) -> Node:
         base = _BASES.get(found[2].casefold(), found[2])
         if base.isdecimal() and (found[1].isdecimal() or found[1].isupper() or len(found[1]) > 1):
             return Node("base", found[1].upper(), marks=(base,))
-    if text.startswith("]") and text.endswith(("[", "]")) or (text.startswith(("[", "(")) and text.endswith("[")):
+    if (text.startswith("]") and text.endswith(("[", "]"))) or (text.startswith(("[", "(")) and text.endswith("[")):
         # The French way to write that an end is left out.
         text = (
             "(" * (text[0] == "]")
@@ -130,13 +130,12 @@ def read(text: str) -> Node:
     if len(parts) > 1 and all(parts):
         return Node("relation", text, tuple(map(read, parts)), tuple(mark.strip() for mark in marks))
     if found := _TIME.match(text):
-        parts = (Node("value", found[1]), Node("value", found[2]))
-        return Node("time", f"{int(found[1])}:{found[2]}{(found[3] or '').lower()}", parts)
+        sides = (Node("value", found[1]), Node("value", found[2]))
+        return Node("time", f"{int(found[1])}:{found[2]}{(found[3] or '').lower()}", sides)
     if (bracketed := _bracketed(text)) is not None:
         return bracketed
     if _RATIO.match(text) and not _prose(text):
-        sides = re.split(r":|\\text\{\s*to\s*\}", text)
-        return Node("ratio", text, tuple(map(read, sides)))
+        return Node("ratio", text, tuple(map(read, re.split(r":|\\text\{\s*to\s*\}", text))))
     if (number := number_in_words(plain, whole=True)) is not None:
         return Node("value", number)
     if _prose(text):
@@ -271,6 +270,6 @@ def _value(text: str) -> Node:
             text, percent = text[:-1].strip(), True
         if text.endswith("\u00b0") and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)|cis", text):
             text = text[:-1].strip()
-        if found := re.match(rf"^\\text\{{\s*([-+]?\d[^{{}}]*)\}}$", text):
+        if found := re.match(r"^\\text\{\s*([-+]?\d[^{}]*)\}$", text):
             return read(found[1])
     return Node("value", text, percent=percent, unit_power=power)

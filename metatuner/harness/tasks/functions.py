@@ -12,7 +12,7 @@ from lm_eval.api.registry import register_aggregation, register_filter
 from lm_eval.api.task import ConfigurableTask
 
 from metatuner.errors import UserError
-from metatuner.harness.benchmarks import get_benchmark
+from metatuner.harness.benchmarks import Benchmark, get_benchmark
 from metatuner.harness.rows import Row, read_rows
 
 STOPPED = "stopped"
