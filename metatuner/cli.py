@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from metatuner import progress
 from metatuner.commands import Command, groups
@@ -58,22 +58,6 @@ def _listing() -> str:
     return "\n".join([*lines, "`metatuner COMMAND --help` shows a command's words."])
 
 
-def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` words: the value is YAML, and the key may be dotted."""
-    import yaml
-
-    found: dict[str, Any] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key:
-            raise UserError(f"{word!r} is no key=value; e.g. preset=smoke or tuning.trials=2")
-        try:
-            found[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"{key}: not a YAML value: {text!r} ({getattr(error, 'problem', error)})") from None
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a `UserError` becomes one line on stderr and exit status 2."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -117,7 +101,7 @@ def _run(command: Command, arguments: argparse.Namespace, words: Sequence[str]) 
     arguments.process = Process()
     if not command.configured:
         return command.action(arguments) or 0
-    from metatuner.config import Layout, load_config, read_config
+    from metatuner.config import Layout, load_config, parse_overrides, read_config
 
     names = label(arguments)
     if arguments.log is not None:

@@ -52,13 +52,19 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, remedy: str) -> Any:
-    """A JSON file's value; UserError names the file (and line) and the remedy."""
-    text = read_text(path, remedy)
+def _parse(text: str, path: Path, remedy: str, line: int = 0) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); {remedy}") from None
+        raise UserError(f"{path}, line {line or error.lineno}: not valid JSON ({error.msg}); {remedy}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        place = f"{path}, line {line}" if line else f"{path}"
+        raise UserError(f"{place}: not valid JSON ({str(error)[:100]}); {remedy}") from None
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """A JSON file's value; UserError names the file (and line) and the remedy."""
+    return _parse(read_text(path, remedy), path, remedy)
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]], *, sort_keys: bool = False) -> Path:
@@ -72,10 +78,10 @@ def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(read_text(path, remedy).split("\n"), 1):
         if line.strip():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}); {remedy}") from None
+            record = _parse(line, path, remedy, number)
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {number}: no JSON object; {remedy}")
+            found.append(record)
     return found
 
 

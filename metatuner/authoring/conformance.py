@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from metatuner import progress
-from metatuner.config import Config, dump_config, load_config
+from metatuner.config import Config, dump_config, load_config, parse
 from metatuner.errors import UserError
 from metatuner.files import write_text
 from metatuner.harness.method import make_settings, settings_dict
@@ -365,7 +363,7 @@ def _check_places(world: TinyWorld, plan: Plan, watched: Path, tell: Callable[..
 
 def read_overrides(text: str | None) -> dict[str, Any]:
     """The method's part of a config, given as YAML on the command line."""
-    found = yaml.safe_load(text) if text else {}
+    found = parse(text, "--method-config") if text else {}
     if not isinstance(found, dict):
         raise UserError(f"--method-config {text!r}: give a mapping, e.g. '{{settings: {{epochs: 1}}}}'")
     return found

@@ -18,9 +18,10 @@ BENCHMARK = option("--benchmark", required=True)
     option("--cores", default="all", help="cores for Snakemake"),
 )
 def resume(config: "Config", arguments: argparse.Namespace) -> int:
+    from metatuner.config import Layout
     from metatuner.run.resume import resume_run
 
-    return resume_run(arguments.overrides, arguments.cores)
+    return resume_run(arguments.overrides, arguments.cores, Layout(config))
 
 
 @command("write the raw rows of the nano world")

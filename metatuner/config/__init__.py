@@ -1,6 +1,7 @@
 """The config: its types, presets that each extend one base, and the places of a preset's files."""
 
 from metatuner.config.layout import Layout
+from metatuner.config.overrides import from_snakemake, parse_overrides
 from metatuner.config.presets import (
     dump_config,
     expand_path,
@@ -11,6 +12,7 @@ from metatuner.config.presets import (
     read_config,
     resolve,
 )
+from metatuner.config.reading import parse, read_yaml
 from metatuner.config.types import (
     DEFAULT_VARIANT,
     BenchmarkConfig,
@@ -36,10 +38,14 @@ __all__ = [
     "SearchConfig",
     "dump_config",
     "expand_path",
+    "from_snakemake",
     "json_schema",
     "load_config",
     "merge",
+    "parse",
+    "parse_overrides",
     "preset_names",
     "read_config",
+    "read_yaml",
     "resolve",
 ]

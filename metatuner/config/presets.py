@@ -5,15 +5,18 @@
 
 import json
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from metatuner.config.overrides import arms, type_at
+from metatuner.config.reading import check_values, read_yaml
 from metatuner.config.types import Config
 from metatuner.errors import UserError, suggest
+from metatuner.files import read_json
 from metatuner.hashing import ROOT
 
 
@@ -39,22 +42,19 @@ def preset_names() -> list[str]:
 def _read_preset(name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
     if name in chain:
         raise UserError(f"config/presets/{chain[-1]}.yaml: extends {name!r}, which extends it; break the circle")
-    path = ROOT / "config" / "presets" / f"{name}.yaml"
-    if not path.is_file():
+    if name not in preset_names():
         raise UserError(f"unknown preset {name!r} (a file config/presets/NAME.yaml); {suggest(name, preset_names())}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f", line {place.line + 1}" if place else ""
-        raise UserError(
-            f"config/presets/{name}.yaml{line}: not valid YAML ({getattr(error, 'problem', error)})"
-        ) from None
+    place = f"config/presets/{name}.yaml"
+    values = read_yaml(ROOT / place, place)
+    if values is None:
+        values = {}
     if not isinstance(values, dict):
-        raise UserError(f"config/presets/{name}.yaml: must be a mapping of keys")
+        raise UserError(f"{place}: must be a mapping of keys")
     base = values.pop("extends", None)
-    if not base:
+    if base is None:
         return values
+    if not isinstance(base, str):
+        raise UserError(f"{place}: extends {base!r}, which is no preset's name; {suggest('', preset_names())}")
     inherited = _read_preset(base, (*chain, name))
     inherited.pop("claims", None)  # a preset that extends one which reproduces the paper need not do so itself
     return merge(inherited, values)
@@ -62,15 +62,7 @@ def _read_preset(name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     """The keys that the config's types allow at a location."""
-    here: Any = Config
-    for part in location:
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            here = here.model_fields[str(part)].annotation if part in here.model_fields else None
-        elif get_origin(here) is dict:
-            here = get_args(here)[1]
-        else:
-            here = None
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+    return [name for arm in arms(type_at(location)) if hasattr(arm, "model_fields") for name in arm.model_fields]
 
 
 def _one_line(error: ValidationError) -> str:
@@ -85,11 +77,14 @@ def _one_line(error: ValidationError) -> str:
         return f"config key {key!r} is missing; add it to the preset"
     if first["type"] == "value_error":
         return f"config{': ' + key if key else ''}: {first['ctx']['error']}"
-    return f"config key {key!r}: {first['msg']}, got {first['input']!r}"
+    if not key:
+        return f"config: must be a mapping of keys, got {reprlib.repr(first['input'])}"
+    return f"config key {key!r}: {first['msg']}, got {reprlib.repr(first['input'])}"
 
 
 def resolve(values: Mapping[str, Any]) -> Config:
     """Validate a merged preset; UserError names the first key that is wrong."""
+    check_values(values)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -120,7 +115,7 @@ def _chosen(experiments: Any, run: Any) -> Any:
     if not isinstance(names, list) or not isinstance(experiments, dict):
         return experiments  # validation of their types reports what is wrong
     for name in names:
-        if name not in experiments:
+        if not isinstance(name, str) or name not in experiments:
             raise UserError(f"config key 'run': no experiment {name!r}; {suggest(str(name), experiments)}")
     return {name: experiments[name] for name in names}
 
@@ -142,6 +137,7 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
     for key, value in (overrides or {}).items():
         for part in reversed(key.split(".")[1:]):
             value = {part: value}
+        check_values({key.split(".")[0]: value})
         values = merge(values, {key.split(".")[0]: value})
     for key in ("extra_methods", "extra_benchmarks"):  # --config extra_methods=FILE gives a bare name
         if isinstance(values.get(key), str):
@@ -154,14 +150,12 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
 
 def read_config(path: Path) -> Config:
     """A resolved config that the DAG wrote as JSON."""
-    if not path.is_file():
-        raise UserError(
-            f"no config file {path}; give one that a run or `metatuner snapshot` wrote, such as config.json"
-        )
+    remedy = "give a config file that a run or `metatuner snapshot` wrote, such as results/nano/config.json"
+    values = read_json(path, remedy)
     try:
-        return resolve(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+        return resolve(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def dump_config(config: Config) -> str:

@@ -3,12 +3,25 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from metatuner.errors import suggest
 
-BenchmarkId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-ExperimentId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+BenchmarkId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
+ExperimentId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
+RoleId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=100)]
+"""A generator, or a variant that is tuned on its own: names that files have."""
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_ .+-]*$", max_length=100)]
+
+
+def _short(path: str) -> str:
+    if len(path.encode()) > 1000 or any(len(part.encode()) > 200 for part in path.split("/")):
+        raise ValueError("a name has at most 200 bytes and a path 1,000; choose a shorter one")
+    return path
+
+
+FilePath = Annotated[str, AfterValidator(_short)]
+"""A path that file systems can hold, with room for what is added to its names."""
 
 DEFAULT_VARIANT = "default"
 """The name of the only variant of a method without `variants` in the config."""
@@ -21,7 +34,7 @@ class _Part(BaseModel):
 class ModelConfig(_Part):
     """A language model: a local folder, a Hub id, or `nano:ROLE` (trained by a rule of the DAG)."""
 
-    path: str = Field(
+    path: FilePath = Field(
         description="a local folder, a Hub id, or nano:ROLE. The paper does not say base or Instruct; Instruct, as the "
         "generator must follow a request to rewrite a prompt before it is trained"
     )
@@ -82,7 +95,7 @@ class ModelsConfig(_Part):
     """The actor, which answers, and the generators, which write prompts and parameters, by size."""
 
     actor: ModelConfig
-    generators: dict[str, ModelConfig] = Field(default_factory=dict)
+    generators: dict[RoleId, ModelConfig] = Field(default_factory=dict)
     proposer: ProposerConfig | None = Field(
         None,
         description="asked in the generator's place by methods whose setting `proposer` is `instruct`; null: the "
@@ -113,9 +126,11 @@ class BenchmarkConfig(_Part):
     """Where a benchmark's rows come from, and how many are used."""
 
     source: Literal["nano", "local", "hub", "lm_eval"]
-    path: str | None = Field(None, description="local: a folder with train.jsonl and test.jsonl ($VARIABLES expand)")
+    path: FilePath | None = Field(
+        None, description="local: a folder with train.jsonl and test.jsonl ($VARIABLES expand)"
+    )
     task: str | None = Field(None, description="lm_eval: the name of a task that generates text, from lm-eval")
-    include_path: str | None = Field(
+    include_path: FilePath | None = Field(
         None, description="lm_eval: a folder with the files of a task of your own ($VARIABLES expand)"
     )
     metric: str | None = Field(None, description="lm_eval: the task's metric; null: exact_match")
@@ -208,7 +223,7 @@ class MethodConfig(_Part):
 
     settings: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, SearchConfig] = Field(default_factory=dict)
-    variants: dict[str, VariantConfig] = Field(
+    variants: dict[RoleId, VariantConfig] = Field(
         default_factory=dict, description="tuned on their own; an experiment's variant takes one by `tuned_as`"
     )
     budget: str = "default"
@@ -220,7 +235,7 @@ class TuningConfig(_Part):
 
     trials: int = Field(8, ge=1)
     seed: int = Field(1000, ge=0)
-    winners: str | None = Field(None, description="JSON file of stored winners, relative to the project")
+    winners: FilePath | None = Field(None, description="JSON file of stored winners, relative to the project")
 
 
 class ExperimentConfig(_Part):
@@ -230,7 +245,7 @@ class ExperimentConfig(_Part):
     benchmarks: list[BenchmarkId] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     generator: str | Annotated[list[str], Field(min_length=1)] = Field(description="a name, or several: one grid each")
-    variants: dict[str, dict[str, dict[str, Any]]] = Field(
+    variants: dict[str, dict[VariantName, dict[str, Any]]] = Field(
         default_factory=dict,
         description="method -> variant name -> settings that differ; under the name of a method that it requires, that "
         "one's; `tuned_as`: one of the method's own `variants`; `generator`: the only one it runs with",
@@ -278,8 +293,8 @@ class Config(_Part):
     """A resolved preset."""
 
     preset: str
-    results: str = Field(description="folder of generated files, relative to the working directory")
-    cache: str = Field("results/cache", description="what presets share: pretrained nano models")
+    results: FilePath = Field(description="folder of generated files, relative to the working directory")
+    cache: FilePath = Field("results/cache", description="what presets share: pretrained nano models")
     threads: int = Field(1, ge=1, description="torch threads per job; part of no key, but of the machine's rounding")
     batch_tokens: int = Field(16384, ge=64, description="padded tokens a generation batch may hold")
     pack: int = Field(12, ge=1, description="fits or evaluations per job")
@@ -303,8 +318,8 @@ class Config(_Part):
         description="paper: the run reproduces the paper, so its claims are judged; a preset says so for itself, as "
         "`extends` does not hand it on. none: they are not",
     )
-    extra_methods: list[str] = Field(default_factory=list, description="files of further methods")
-    extra_benchmarks: list[str] = Field(
+    extra_methods: list[FilePath] = Field(default_factory=list, description="files of further methods")
+    extra_benchmarks: list[FilePath] = Field(
         default_factory=list, description="files of further benchmarks; <id>.py defines the benchmark <id>"
     )
 

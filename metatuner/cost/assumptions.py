@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from metatuner.config import read_yaml
 from metatuner.errors import UserError, suggest
 from metatuner.harness.loop import Shape, Shares
 
@@ -80,12 +80,7 @@ class Assumptions:
     @classmethod
     def read(cls, path: Path) -> "Assumptions":
         """Read a file. UserError names the file and the key if a value is missing or not a number."""
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; name a file like {ASSUMED} (--assume)") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); correct it") from None
+        values = read_yaml(path, str(path), f"name a file like {ASSUMED} (--assume)")
         try:
             return replace(TypeAdapter(cls).validate_python(values), path=path)
         except ValidationError as error:

@@ -7,11 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metatuner.analysis.figures import figures_of
 from metatuner.analysis.tables import tables_of
-from metatuner.config import Config, dump_config, load_config
+from metatuner.config import Config, dump_config, from_snakemake, load_config
 from metatuner.errors import UserError
 from metatuner.files import write_text
 from metatuner.hashing import ROOT, hash_code, hash_value
@@ -21,35 +19,17 @@ ANALYSIS = ROOT / "metatuner" / "analysis"
 PUBLISHED = sorted((ROOT / "results" / "published").glob("*.csv"))
 
 
-def _typed(value: Any) -> Any:
-    """A typed value of Snakemake's --config, which leaves numbers and booleans inside mappings and lists as text."""
-    if isinstance(value, Mapping):
-        return {key: _typed(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_typed(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    scalar = yaml.safe_load(value) if value.strip() else value
-    if isinstance(scalar, (int, float)) or value in ("null", "~"):
-        return scalar
+def _check_writable(key: str, folder: Path) -> None:
+    """UserError unless the folder that a config key names can be written or made."""
+    where, remedy = f"config key {key!r}: {folder}", f"choose another folder with --config {key}=FOLDER"
+    if "{" in str(folder) or "}" in str(folder):
+        raise UserError(f"{where}: braces are Snakemake's; {remedy}")
     try:
-        return float(value)  # YAML 1.1 takes 1e-4 for text
-    except ValueError:
-        return value
-
-
-def _check_writable(root: Path) -> None:
-    """UserError unless the results folder can be written or made."""
-    if "{" in str(root) or "}" in str(root):
-        raise UserError(
-            f"results folder {root}: braces are Snakemake's; choose another folder with --config results=FOLDER"
-        )
-    there = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{where}: {error.strerror}; {remedy}") from None
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(
-            f"results folder {root}: {there} is no folder that can be written; make it one, or choose another folder "
-            "with --config results=FOLDER"
-        )
+        raise UserError(f"{where}: {there} is no folder that can be written; make it one, or {remedy}")
 
 
 class Dag:
@@ -63,10 +43,11 @@ class Dag:
     @classmethod
     def from_snakemake(cls, config: Mapping[str, Any]) -> "Dag":
         """From Snakemake's config: `preset`, and any keys that override it. Any error in it is raised here."""
-        overrides = {key: _typed(value) for key, value in config.items() if key != "preset"}
+        overrides = from_snakemake({key: value for key, value in config.items() if key != "preset"})
         dag = cls(load_config(str(config["preset"]), overrides))
         dag.plan.check()
-        _check_writable(dag.layout.root)
+        _check_writable("results", dag.layout.root)
+        _check_writable("cache", dag.layout.cache)
         return dag
 
     def write_config(self) -> None:

@@ -1,6 +1,8 @@
 """Resume an interrupted run: unlock if none of its processes is alive, then run what is missing."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from metatuner import progress
+from metatuner.config import Layout, parse_overrides
 from metatuner.errors import UserError
 
 PROGRAMS = ("snakemake", "metatuner")
@@ -34,7 +37,7 @@ def living_runs(folder: Path) -> list[tuple[int, str]]:
     return alive
 
 
-def resume_run(overrides: Sequence[str], cores: str) -> NoReturn:
+def resume_run(overrides: Sequence[str], cores: str, layout: Layout) -> NoReturn:
     """Unlock if a killed run left its lock, then become `snakemake --rerun-incomplete`.
 
     Raises UserError if a process of the old run is alive, because two runs would write the same files.
@@ -48,7 +51,7 @@ def resume_run(overrides: Sequence[str], cores: str) -> NoReturn:
         raise UserError(f"the old run is still alive: {named}; wait for it, or stop it, then resume")
     snakemake = [sys.executable, "-m", "snakemake"]
     configured = ["--config", *map(_nested, overrides)] if overrides else []
-    for left in folder.glob("results/**/.*.tmp"):  # unfinished files of killed jobs; the old run is not alive
+    for left in unfinished(layout):  # the old run is not alive
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     locks = folder / ".snakemake" / "locks"
     if locks.is_dir() and any(locks.iterdir()):
@@ -62,10 +65,25 @@ def resume_run(overrides: Sequence[str], cores: str) -> NoReturn:
     os.execv(sys.executable, [*snakemake, "--cores", cores, "--rerun-incomplete", *configured])
 
 
+UNFINISHED = re.compile(r"\..+\.(\d+|[a-z0-9_]{8})\.tmp")
+"""The names of `files.write_bytes` and `files.complete_folder`."""
+
+
+def unfinished(layout: Layout) -> list[Path]:
+    """Unfinished files and folders that killed jobs left where this run writes, wherever its folders are."""
+    parts = ("cells", "data", "figures", "fits", "logs", "packs", "tables", "tune", "usage", "world")
+    places = [layout.root, *(layout.root / part for part in parts), layout.cache / "models", layout.cache / "logs"]
+    found = [path for place in places for path in (place.glob if place == layout.root else place.rglob)(".*.tmp")]
+    return [path for path in found if UNFINISHED.fullmatch(path.name)]
+
+
 def _nested(word: str) -> str:
-    """`a.b=c` as Snakemake's --config takes it: `a={b: c}`."""
-    key, _, value = word.partition("=")
+    """`a.b=c` as Snakemake's --config takes it: `a={"b": "c"}`."""
+    key = word.partition("=")[0]
     first, *rest = key.split(".")
+    if not rest:
+        return word
+    (value,) = parse_overrides([word]).values()
     for part in reversed(rest):
-        value = f"{{{part}: {value}}}"
-    return f"{first}={value}"
+        value = {part: value}
+    return f"{first}={json.dumps(value, ensure_ascii=False)}"

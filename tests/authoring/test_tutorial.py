@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metatuner.cli import main, parse_overrides
-from metatuner.config import load_config
+from metatuner.cli import main
+from metatuner.config import load_config, parse_overrides
 from metatuner.hashing import ROOT
 from metatuner.plan import Plan
 from tests.toys.runs import Runs, project
