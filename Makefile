@@ -8,7 +8,7 @@
 #   TORCH_INDEX=URL     take torch from this package index (docs/install.md)
 #   JOBS=2              processes for pytest
 #   RESULTS=FOLDER      a results folder or a snapshot, for tables, figures, claims, report (default: results/PRESET)
-#   KEYS="run=main"     config keys, for snakemake (reproduce, resume)
+#   KEYS="run=main"     config keys, for snakemake (reproduce, resume), as in KEYS='run=[main, ablation] pack=3'
 #   ARGS="-n"           more arguments for snakemake (reproduce), pytest (test, test-all) or the mutants' script
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ PRESET ?= nano
 CORES ?= all
 PINS ?= cpu
 TORCH_INDEX ?=
-RESULTS ?= results/$(PRESET)
+RESULTS ?=
 KEYS ?=
 ARGS ?=
 JOBS ?= 2
@@ -29,8 +29,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Steps find the environment's own metatuner and snakemake.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-# Snakemake takes the last --config alone: one in ARGS would lose the preset.
-REFUSE_CONFIG = $(if $(findstring --config,$(ARGS)),$(error ARGS has --config; write its keys as KEYS="..."))
+# What a user gives is text: neither make nor a shell expands it. Recipes find it in the environment.
+override PRESET := $(value PRESET)
+override CORES := $(value CORES)
+override JOBS := $(value JOBS)
+override KEYS := $(value KEYS)
+override ARGS := $(value ARGS)
+override TORCH_INDEX := $(value TORCH_INDEX)
+override RESULTS := $(if $(value RESULTS),$(value RESULTS),results/$(PRESET))
+export PRESET CORES JOBS KEYS ARGS TORCH_INDEX RESULTS
+
+# Puts them where {NAME} stands, and starts the program without a shell.
+WITH := $(BIN)/python workflow/words.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install reproduce resume tables figures claims report compare snapshot test test-all mutants lint docs pins clean
@@ -44,20 +54,20 @@ $(INSTALLED): pyproject.toml constraints/$(PINS).txt $(wildcard constraints/*.tx
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$(PYTHON) is `$(PYTHON) -V`, but >= 3.11 is needed; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(if $(TORCH_INDEX),$(PIP) install -q --no-deps --index-url $(TORCH_INDEX) "$$(grep '^torch==' constraints/cpu.txt)")
+	$(if $(TORCH_INDEX),$(PIP) install -q --no-deps --index-url "$$TORCH_INDEX" "$$(grep '^torch==' constraints/cpu.txt)")
 	$(PIP) install -q -c constraints/$(PINS).txt -e '.[test]'
 	@rm -f $(VENV)/.installed* && touch $@
 
 install: $(INSTALLED) ## make the environment, pinned; the targets below do it when needed
 
 reproduce: $(INSTALLED) ## run the whole benchmark: models, methods, tables, figures (snakemake --cores all)
-	$(REFUSE_CONFIG)snakemake --cores $(CORES) $(ARGS) --config preset=$(PRESET) $(KEYS)
+	@$(WITH) snakemake --cores {CORES} {ARGS} --config preset={PRESET} {KEYS}
 
 resume: $(INSTALLED) ## take up an interrupted run
-	metatuner resume --cores $(CORES) preset=$(PRESET) $(KEYS)
+	@$(WITH) metatuner resume --cores {CORES} preset={PRESET} {KEYS}
 
 tables figures claims report: $(INSTALLED)
-	metatuner $(DRAW_$@) --config $(RESULTS)/config.json
+	@$(WITH) metatuner $(DRAW_$@) --config {RESULTS}/config.json
 
 DRAW_tables := table --name all
 DRAW_figures := figure --name all
@@ -70,22 +80,22 @@ claims: ## judge the paper's claims again from the files of RESULTS
 report: ## write report.html again from the files of RESULTS
 
 compare: $(INSTALLED) ## compare a finished run with the committed snapshot; fails where they differ
-	metatuner diff results/snapshot/$(PRESET) $(RESULTS) --fail-on-difference
+	@$(WITH) metatuner diff results/snapshot/{PRESET} {RESULTS} --fail-on-difference
 
 snapshot: $(INSTALLED) ## keep a finished run of PRESET in results/snapshot/, to be committed
-	metatuner snapshot --config results/$(PRESET)/config.json
+	@$(WITH) metatuner snapshot --config results/{PRESET}/config.json
 
 # Tests that share a long fixture run in one process (tests/conftest.py).
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
+PYTEST = $(WITH) python -m pytest -n {JOBS} --dist loadscope --no-loadscope-reorder
 
 test: $(INSTALLED) ## run the tests, but for the slow ones
-	$(PYTEST) -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" {ARGS}
 
 test-all: $(INSTALLED) ## run all tests
-	$(PYTEST) $(ARGS)
+	@$(PYTEST) {ARGS}
 
 mutants: $(INSTALLED) ## make listed changes to the code one at a time; print those that no test notices
-	$(BIN)/python tests/mutants/run.py --jobs $(JOBS) $(ARGS)
+	@$(WITH) python tests/mutants/run.py --jobs {JOBS} {ARGS}
 
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check .

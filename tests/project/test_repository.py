@@ -285,16 +285,3 @@ def test_every_listed_mutant_can_be_made_and_names_tests_that_exist() -> None:
             if name and f"def {name.partition('[')[0]}(" not in (ROOT / file).read_text(encoding="utf-8"):
                 stale.append(f"{mutant.id}: no test {test}")
     assert stale == []
-
-
-def test_make_passes_keys_on_and_refuses_a_second_config() -> None:
-    def make(*words: str) -> subprocess.CompletedProcess[str]:
-        mine = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}  # not the user's CORES
-        return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False, env=mine)
-
-    keys = ("PRESET=smoke", "KEYS=run=main pack=3", "ARGS=-n")
-    assert "snakemake --cores all -n --config preset=smoke run=main pack=3" in make("reproduce", *keys).stdout
-    assert "metatuner resume --cores all preset=smoke run=main pack=3" in make("resume", *keys).stdout
-    refused = make("reproduce", "ARGS=--config pack=3")
-    assert refused.returncode != 0
-    assert 'write its keys as KEYS="..."' in refused.stderr
