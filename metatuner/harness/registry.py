@@ -1,8 +1,6 @@
 """Methods by name: every file of baselines/, entry points of other packages, and files that a user names."""
 
-import ast
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from metatuner.errors import UserError, suggest
+from metatuner.harness.importing import BrokenFile, check_plannable, import_file, siblings, told
 from metatuner.harness.method import NAME, Method, check_method
 from metatuner.harness.policy import Policy
 from metatuner.hashing import ROOT
@@ -48,19 +47,36 @@ class Registry:
         for point in sorted(set(entry_points(group=ENTRY_POINT_GROUP)), key=lambda point: point.name):
             self._add_point(point)
         for name in extra_files:
-            file = Path(name).resolve()
-            module = None
-            try:
-                module = _import_file(file)
-                self._add_module(module, file, siblings(file))
-            except BrokenFile as error:
-                self._add_broken(file.stem, error)
-            except UserError as error:
-                if module is None:
-                    raise  # no such file
-                self._found = {name: each for name, each in self._found.items() if each.file != file}
-                self._add_broken(file.stem, BrokenFile(str(error)))
+            self._add_file(Path(name).resolve())
         self.extra += [found for found in self._found if found not in own]
+        for found in self.extra:
+            if wrong := self._wrong_needs(found):
+                file = self._found.pop(found).file
+                self._add_broken(found, BrokenFile(f"{file}: {found} {wrong}"))
+
+    def _add_file(self, file: Path) -> None:
+        """Add the methods of a user's file; if any is broken, a placeholder for them all."""
+        if not file.is_file():
+            raise UserError(f"extra_methods: no file {file}; `metatuner new-method NAME` writes one")
+        try:
+            self._add_module(import_file(file), file, siblings(file), foreign=True)
+        except BrokenFile as error:
+            self._add_broken(file.stem, error)
+        except Exception as error:  # a class of the author's may raise anything
+            self._found = {name: each for name, each in self._found.items() if each.file != file}
+            reason = str(error) if isinstance(error, UserError) else f"{file}: {told(error)}; mend it"
+            self._add_broken(file.stem, BrokenFile(reason))
+
+    def _wrong_needs(self, name: str, chain: tuple[str, ...] = ()) -> str:
+        """What is wrong with the methods that a method requires, directly or not; "" if nothing is."""
+        if name in chain:
+            return f"requires itself by way of {chain[-1]}; break the circle"
+        for needed in self._found[name].cls.requires:
+            if needed not in self._found:
+                return f"requires the unknown method {needed!r}; {suggest(needed, self._found)}"
+            if wrong := self._wrong_needs(needed, (*chain, name)):
+                return wrong
+        return ""
 
     def _add_point(self, point: EntryPoint) -> None:
         """Add a method of another package (`module:Class`), or all methods of one of its modules."""
@@ -74,24 +90,26 @@ class Registry:
                     file = Path(str(sys.modules[cls.__module__].__file__))
                     top = Path(str(sys.modules[cls.__module__.split(".")[0]].__file__))
                     beside = sorted(top.parent.rglob("*.py")) if top.name == "__init__.py" else [top]
-                    self._add(cls, file, tuple(beside))
+                    self._add(cls, file, tuple(beside), foreign=True)
             if not classes:
                 raise TypeError("it has no subclass of metatuner.harness.method.Method with `fit`")
         except (Exception, SystemExit) as error:  # another package may raise anything
-            told = f"entry point {point.name!r} ({point.value}) does not import: {type(error).__name__}: {error}"
-            broken = BrokenFile(f"{told}; mend or remove its package")
+            reason = f"entry point {point.name!r} ({point.value}) does not import: {told(error)}"
+            broken = BrokenFile(f"{reason}; mend or remove its package")
             broken.__cause__ = error
             self._add_broken(point.name, broken)
 
-    def _add_module(self, module: ModuleType, file: Path, beside: tuple[Path, ...] = ()) -> None:
+    def _add_module(self, module: ModuleType, file: Path, beside: tuple[Path, ...] = (), foreign: bool = False) -> None:
         classes = _methods_of(module, module.__name__)
         if not classes:
             raise UserError(f"{file}: no method here; define a subclass of metatuner.harness.method.Method with `fit`")
         for cls in classes:
-            self._add(cls, file, beside)
+            self._add(cls, file, beside, foreign)
 
-    def _add(self, cls: type[Method], file: Path, beside: tuple[Path, ...]) -> None:
+    def _add(self, cls: type[Method], file: Path, beside: tuple[Path, ...], foreign: bool) -> None:
         check_method(cls, str(file))
+        if foreign:
+            check_plannable(cls, file, beside)
         if cls.name in self._found:
             raise UserError(f"method {cls.name!r} is defined in {self._found[cls.name].file} and in {file}; rename one")
         self._found[cls.name] = Registered(cls, file.resolve(), beside)
@@ -118,10 +136,6 @@ class Registry:
         return self._found[name]
 
 
-class BrokenFile(UserError):
-    """A method's file does not import (the author's error is the cause), or defines no method."""
-
-
 def _methods_of(module: ModuleType, package: str) -> list[type[Method]]:
     """The methods in a module that its own package defines; methods imported from elsewhere are left out."""
     return [
@@ -132,31 +146,3 @@ def _methods_of(module: ModuleType, package: str) -> list[type[Method]]:
         and (value.__module__ == package or value.__module__.startswith(f"{package}."))
         and not getattr(value, "__abstractmethods__", None)
     ]
-
-
-def siblings(file: Path) -> tuple[Path, ...]:
-    """The Python files in the same folder that a user's file imports by name."""
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError):
-        return ()  # importing it will say why
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    found = {file.with_name(f"{name.split('.')[0]}.py") for name in names}
-    return tuple(sorted(each for each in found if each.is_file() and each != file))
-
-
-def _import_file(file: Path) -> ModuleType:
-    if not file.is_file():
-        raise UserError(f"extra_methods: no file {file}; `metatuner new-method NAME` writes one")
-    name = f"extra_method_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"extra_methods: {file} is no Python file; name one that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the author's file may raise anything; its cells fail and say so
-        raise BrokenFile(f"{file} does not import: {type(error).__name__}: {error}; mend the file") from error
-    return module

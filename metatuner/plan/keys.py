@@ -11,7 +11,8 @@ from metatuner import nano
 from metatuner.config import BenchmarkConfig, Config, Layout, ModelConfig, expand_path
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import benchmark_file, benchmark_files
-from metatuner.harness.registry import Registry, siblings
+from metatuner.harness.importing import siblings
+from metatuner.harness.registry import Registry
 from metatuner.hashing import ROOT, hash_code, hash_file, hash_value
 
 HARNESS, RUN = ROOT / "metatuner" / "harness", ROOT / "metatuner" / "run"
