@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from metatuner.errors import UserError
@@ -52,6 +54,46 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+NUMBER = (int, float)
+"""A shape: a finite number."""
+Shape = Any
+"""What a JSON value must be, as far as it is read.
+
+A type or types; a list with the shape of each element; or a mapping with the shape of each key. A key that ends in "?"
+may be missing, and the key "*" stands for every key.
+"""
+
+
+def _check(value: Any, shape: Shape, remedy: str, place: str, key: str = "") -> None:
+    """UserError that names the place and the key unless a value has a shape."""
+    where = f"{place}, key {key!r}" if key else place
+    inner = f"{key}." if key else ""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: no JSON object; {remedy}")
+        for name, each in ((name, shape["*"]) for name in value) if "*" in shape else shape.items():
+            plain = name.removesuffix("?")
+            if plain in value:
+                _check(value[plain], each, remedy, place, f"{inner}{plain}")
+            elif plain == name:
+                raise UserError(f"{where}: key {plain!r} is missing; {remedy}")
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise UserError(f"{where}: no JSON list; {remedy}")
+        for number, each in enumerate(value):
+            _check(each, shape[0], remedy, place, f"{inner}{number}")
+    elif not isinstance(value, shape) or (isinstance(value, bool) and shape not in (bool, object)):
+        raise UserError(f"{where}: {_names(shape)} is needed, not {json.dumps(value)[:60]}; {remedy}")
+    elif shape is NUMBER and not math.isfinite(value):
+        raise UserError(f"{where}: a finite number is needed, not {value}; {remedy}")
+
+
+def _names(shape: Any) -> str:
+    words = {dict: "an object", list: "a list", str: "a text", bool: "true or false", NoneType: "null", int: "a number"}
+    types = shape if isinstance(shape, tuple) else (shape,)
+    return " or ".join(words[each] for each in types if each is not float)
+
+
 def _parse(text: str, path: Path, remedy: str, line: int = 0) -> Any:
     try:
         return json.loads(text)
@@ -62,9 +104,11 @@ def _parse(text: str, path: Path, remedy: str, line: int = 0) -> Any:
         raise UserError(f"{place}: not valid JSON ({str(error)[:100]}); {remedy}") from None
 
 
-def read_json(path: Path, remedy: str) -> Any:
-    """A JSON file's value; UserError names the file (and line) and the remedy."""
-    return _parse(read_text(path, remedy), path, remedy)
+def read_json(path: Path, remedy: str, shape: Shape = object) -> Any:
+    """A JSON file's value; UserError names the file, the line or key, and the remedy unless it has the shape."""
+    value = _parse(read_text(path, remedy), path, remedy)
+    _check(value, shape, remedy, str(path))
+    return value
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]], *, sort_keys: bool = False) -> Path:
@@ -73,14 +117,13 @@ def write_lines(path: Path, records: Iterable[dict[str, Any]], *, sort_keys: boo
     return write_text(path, "".join(lines))
 
 
-def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file; UserError names the file, the line and the remedy."""
+def read_lines(path: Path, remedy: str, shape: Shape = dict) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file; UserError names the file, the line and the remedy unless each has the shape."""
     found = []
     for number, line in enumerate(read_text(path, remedy).split("\n"), 1):
         if line.strip():
             record = _parse(line, path, remedy, number)
-            if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number}: no JSON object; {remedy}")
+            _check(record, shape, remedy, f"{path}, line {number}")
             found.append(record)
     return found
 
@@ -97,20 +140,34 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> Path:
     return write_text(path, csv_text(rows))
 
 
-def read_csv(path: Path, columns: Iterable[str], remedy: str) -> list[dict[str, str]]:
-    """The rows of a CSV file by column; UserError if a column, or a value of a row, is missing."""
+def read_csv(path: Path, columns: Iterable[str], remedy: str, numbers: Iterable[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV file by column.
+
+    UserError if a column, or a value of a row, is missing, or a value in a column of `numbers` is not a finite number.
+    """
     reader = csv.DictReader(io.StringIO(read_text(path, remedy), newline=""))
     try:
         header, rows = reader.fieldnames or [], list(reader)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error}); {remedy}") from None
-    missing = [name for name in columns if name not in header]
+    numbers = list(numbers)
+    missing = [name for name in [*columns, *numbers] if name not in header]
     if missing:
         raise UserError(f"{path}: no column {missing[0]!r}; {remedy}")
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise UserError(f"{path}, row {number}: {len(header)} columns expected; {remedy}")
+        for name in numbers:
+            if not _is_number(row[name]):
+                raise UserError(f"{path}, row {number}: {name} {row[name]!r} is no finite number; {remedy}")
     return rows
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 @contextmanager

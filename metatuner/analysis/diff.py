@@ -147,7 +147,7 @@ def provenance_differences(first: Path, second: Path) -> list[str]:
     paths = [root / "provenance.json" for root in (first, second)]
     if not all(path.is_file() for path in paths):
         return []
-    one, two = (_flat(read_json(path, "write it again with `metatuner provenance`")) for path in paths)
+    one, two = (_flat(read_json(path, "run `metatuner provenance` to write it again")) for path in paths)
     return [
         f"{key}: {_change(one.get(key, '(none)'), two.get(key, '(none)'))}"
         for key in sorted({*one, *two})

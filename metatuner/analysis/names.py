@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from metatuner.config import DEFAULT_VARIANT, Config, Layout
+from metatuner.errors import UserError
 from metatuner.files import read_json
 from metatuner.harness.registry import Registry
 
@@ -123,7 +124,8 @@ class Names:
     def of(cls, config: Config) -> "Names":
         """The names of a preset's methods, in the order of its experiments."""
         path = Layout(config).methods
-        described = read_json(path, "run `metatuner scores` again") if path.is_file() else []
+        shape = [{"name": str, "family": str, "title?": str}]
+        described = read_json(path, "run `metatuner scores` again", shape) if path.is_file() else []
         return cls(described, [name for each in config.experiments.values() for name in each.methods])
 
     def family(self, method: str) -> str:
@@ -177,6 +179,15 @@ def benchmark_title(benchmark: str, source: str) -> str:
     """
     title = BENCHMARKS.get(benchmark, benchmark)
     return f"nano {title}" if source == "nano" else title
+
+
+def title_in(config: Config, benchmark: str) -> str:
+    """A benchmark's name in print; UserError if the config, unlike a file of results, does not have it."""
+    if benchmark not in config.benchmarks:
+        raise UserError(
+            f"config key 'benchmarks': no {benchmark!r}, which the results have; run `metatuner scores` again"
+        )
+    return benchmark_title(benchmark, config.benchmarks[benchmark].source)
 
 
 def describe_world(config: Config, experiment: str, generator: str | None = None) -> str:

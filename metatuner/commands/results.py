@@ -146,6 +146,9 @@ def verdict(config: "Config", arguments: argparse.Namespace) -> int:
     plan = Plan(config)
     rows = [row.as_dict() for row in plan.grid.rows]
     done = {key: (outcome.status, outcome.reason) for key, outcome in outcomes(plan).items()}
+    for key, (status, _) in done.items():
+        if status == "ok" and key in plan.grid.cells and not plan.layout.cell(key).is_dir():
+            done[key] = ("failed", f"no folder {plan.layout.cell(key)}; run again")
     found = with_diverged(rows, done, plan.layout)
     failed = write_verdict(rows, found, plan.layout.verdict)
     if diverged := sum(status == "diverged" for status, _ in found.values()):

@@ -78,7 +78,8 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return f"config{': ' + key if key else ''}: {first['ctx']['error']}"
     if not key:
-        return f"config: must be a mapping of keys, got {reprlib.repr(first['input'])}"
+        told = reprlib.repr(first["input"])
+        return f"config: must be a mapping of keys, got {told}; `metatuner config preset=NAME` prints one"
     return f"config key {key!r}: {first['msg']}, got {reprlib.repr(first['input'])}"
 
 

@@ -30,7 +30,8 @@ def predict(plan: Plan, finished: Path, assume: Path) -> str:
         note = f"No finished run in {finished} (--from): the counts are not compared with one."
         return f"{_from_counts(plan, assume)}\n\n{note}"
     metered = read_metered(finished)
-    known = read_json(provenance, "let that run end, or name another (--from)")
+    shape = {"dependencies": {"models": {"actor": str}}}
+    known = read_json(provenance, "let that run end, or name another (--from)", shape)
     if known["dependencies"]["models"]["actor"] != plan.keys.model_key("actor"):
         assumed = Assumptions.read(assume)
         jobs = jobs_of(Plan(read_config(finished / "config.json")), assumed)

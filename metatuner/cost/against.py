@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from metatuner.cost.assumptions import Lengths
+from metatuner.cost.metered import AGAIN
 from metatuner.cost.predicted import Job, use_of
-from metatuner.files import read_json
+from metatuner.files import NUMBER, read_json
 
 COUNTED = {"calls": "lm_calls", "read": "prompt_tokens", "written": "generated_tokens", "trained": "trained_tokens"}
+_COST = {"by_model": {"*": {f"{name}?": NUMBER for name in COUNTED.values()}}}
 Costs = Mapping[str, Mapping[str, Mapping[str, float]]]
 """`by_model` of cost.json, by key of the fit or cell."""
 
@@ -18,7 +20,7 @@ def read_costs(root: Path) -> dict[str, Mapping[str, Any]]:
     """What fits and cells of a finished run used of each model, by key."""
     found = {}
     for path in sorted(root.glob("fits/*/cost.json")) + sorted(root.glob("cells/*/cost.json")):
-        found[path.parent.name] = read_json(path, "remove its folder and run again")["by_model"]
+        found[path.parent.name] = read_json(path, AGAIN, _COST)["by_model"]
     return found
 
 
@@ -34,16 +36,16 @@ def measured_lengths(jobs: Iterable[Job], costs: Costs) -> dict[str, Lengths]:
         actor, generator = (costs[job.key].get(model, {}) for model in ("actor", "generator"))
         here = sums[job.benchmarks[0]]
         if job.kind == "cell" and job.method == "zero_shot":
-            here["answers"] += actor["lm_calls"]
-            here["asked"] += actor["prompt_tokens"]
-            here["answered"] += actor["generated_tokens"]
+            here["answers"] += actor.get("lm_calls", 0)
+            here["asked"] += actor.get("prompt_tokens", 0)
+            here["answered"] += actor.get("generated_tokens", 0)
         if job.kind == "fit" and job.method == "sft" and not job.settings.prompts:
             here["passes"] += job.settings.epochs * job.train
-            here["trained"] += actor["trained_tokens"]
+            here["trained"] += actor.get("trained_tokens", 0)
         if job.kind == "fit" and job.method == "metatuner_warmup" and generator.get("lm_calls"):
-            here["rewrites"] += generator["lm_calls"]
-            here["requests"] += generator["prompt_tokens"]
-            here["rewritten"] += generator["generated_tokens"]
+            here["rewrites"] += generator.get("lm_calls", 0)
+            here["requests"] += generator.get("prompt_tokens", 0)
+            here["rewritten"] += generator.get("generated_tokens", 0)
     lengths = {}
     for benchmark, here in sums.items():
         if here["answers"] and here["passes"] and here["rewrites"]:

@@ -7,9 +7,11 @@ from pathlib import Path
 from statistics import mean
 
 from metatuner.errors import UserError
-from metatuner.files import read_json
+from metatuner.files import NUMBER, read_json
 
 KINDS = ("fit", "cell")
+AGAIN = "remove its folder and run again"
+_COST = dict.fromkeys(("seconds", "peak_memory_bytes", "peak_gpu_memory_bytes"), NUMBER)
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ def read_metered(root: Path) -> dict[tuple[str, str, str], list[Metered]]:
     found: defaultdict[tuple[str, str, str], list[Metered]] = defaultdict(list)
     for kind, name in (("fit", "fits"), ("cell", "cells")):
         for path in sorted((root / name).glob("*/cost.json")):
-            cost = read_json(path, "remove its folder and run again")
-            told = read_json(path.with_name(f"{kind}.json"), "remove its folder and run again")
+            cost = read_json(path, AGAIN, _COST)
+            named = {"benchmark": str} if kind == "cell" else {"trained_on": [str]}
+            told = read_json(path.with_name(f"{kind}.json"), AGAIN, {"method": str, **named})
             benchmark = told["benchmark"] if kind == "cell" else "+".join(told["trained_on"])
             size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
             peak = cost["peak_gpu_memory_bytes"] or cost["peak_memory_bytes"]

@@ -1,13 +1,12 @@
 """Stored winners of random search, each with the key of what it is valid for."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from metatuner.errors import UserError
-from metatuner.files import write_json
+from metatuner.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ def read_winners(path: Path) -> dict[tuple[str, str], Winner]:
     """Stored winners by (method or METHOD.VARIANT, benchmark); none if there is no file."""
     if not path.is_file():
         return {}
+    records = read_json(path, "restore it, or remove it and run the `tune` target again", [{"at_edge": [str]}])
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
         winners = [Winner(**{**record, "at_edge": tuple(record["at_edge"])}) for record in records]
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (TypeError, KeyError) as error:
         raise UserError(f"{path}: not a file of winners ({error}); remove it or run the `tune` target again") from None
     return {(winner.method, winner.benchmark): winner for winner in winners}
 

@@ -55,7 +55,8 @@ def outcomes(plan: Plan) -> dict[str, Outcome]:
 
 def read_outcomes(paths: Iterable[Path]) -> dict[str, Outcome]:
     """Outcomes by key, from the packs' files that exist."""
-    records = [read_json(path, "remove it and run again")["outcomes"] for path in paths if path.is_file()]
+    remedy, shape = "remove it and run again", {"outcomes": [{"key": str, "status": str, "reason": str}]}
+    records = [read_json(path, remedy, shape)["outcomes"] for path in paths if path.is_file()]
     return {record["key"]: Outcome(**record) for each in records for record in each}
 
 

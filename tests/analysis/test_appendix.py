@@ -270,5 +270,5 @@ def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path, name: str, file
     config = run(tmp_path)
     for path in tmp_path.rglob(file):
         path.unlink()
-    with pytest.raises(UserError, match=rf"{file}.*run `snakemake"):
+    with pytest.raises(UserError, match=rf"{file}.*run `(snakemake|metatuner scores)"):
         APPENDIX[name](config)

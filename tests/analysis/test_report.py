@@ -211,7 +211,7 @@ def test_a_missing_table_or_figure_is_named(made: tuple[Config, str], tmp_path: 
     copy = tmp_path / "copy"
     shutil.copytree(config.results, copy)
     (copy / folder).unlink()
-    with pytest.raises(UserError, match=rf"no file .*{folder}; run `snakemake"):
+    with pytest.raises(UserError, match=rf"no file .*{folder}; (run `snakemake|make it again with `metatuner table)"):
         report(config.model_copy(update={"results": str(copy)}))
 
 
@@ -346,6 +346,7 @@ def varied(results: Path) -> tuple[Config, list[dict[str, Any]]]:
         (path.parent / "cell.json").write_text(json.dumps({"fit": row["fit"]}))
         for folder, factor in ((path.parent, 1), (fit, 10)):
             cost = {"seconds": factor * (place + 1.0), "flops": 1e12 * factor * (place + 1), "lm_calls": factor * place}
+            cost["trained_tokens"] = 0
             cost |= {"peak_memory_bytes": 10**6, "peak_gpu_memory_bytes": 10**7 * (place % 2)}
             (folder / "cost.json").write_text(json.dumps(cost))
     write_scores_of(results, rows)

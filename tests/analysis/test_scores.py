@@ -150,9 +150,9 @@ def test_a_wrong_value_is_refused_with_its_line(tmp_path: Path, values: dict[str
         ('{"id": "math-0", "score": 1}', "line 4: duplicate id 'math-0'"),
         ('{"id": "x", "score": 1.5}', "line 4: score 1.5"),
         ('{"id": "x", "score": -0.5}', "line 4: score -0.5"),
-        ('{"id": "x", "score": NaN}', "line 4: score nan"),
-        ('{"id": "x"}', "line 4: no id and score"),
-        ('{"id": "x", "sc', "line 4: no id and score"),
+        ('{"id": "x", "score": NaN}', "line 4, key 'score': a finite number is needed"),
+        ('{"id": "x"}', "line 4: key 'score' is missing"),
+        ('{"id": "x", "sc', "line 4: not valid JSON"),
     ],
 )
 def test_broken_predictions_are_refused_with_their_line(tmp_path: Path, line: str, message: str) -> None:

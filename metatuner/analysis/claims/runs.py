@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ class Runs:
     def searches(self) -> list[dict[str, Any]]:
         """The content of searches.json; empty if there is no such file."""
         path = self.layout.searches
-        return list(read_json(path, "run `metatuner scores` again")) if path.is_file() else []
+        shape = [{"subject": str, "benchmark": str, "status": str, "score?": (int, float, NoneType)}]
+        return list(read_json(path, "run `metatuner scores` again", shape)) if path.is_file() else []
 
     def has(self, experiment: str) -> bool:
         """Whether the run has this experiment."""

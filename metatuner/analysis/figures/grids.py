@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from metatuner.analysis.figures.drawing import COLOURS, NOTE_HEIGHT, WIDTH, draw
 from metatuner.analysis.names import METRICS, SETTINGS, Names, describe_world, value_title
 from metatuner.analysis.results.comparison import Comparison, Entry, compare, unequal_tuning
 from metatuner.analysis.results.published import STATED
-from metatuner.analysis.results.scores import RERUN, cell_folder, read_scores
+from metatuner.analysis.results.scores import cell_folder, read_scores
+from metatuner.analysis.results.stored import fit_folder
 from metatuner.analysis.statistics import Array
 from metatuner.config import Config, Layout
-from metatuner.files import read_json, read_lines
+from metatuner.files import read_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -156,7 +158,7 @@ def read_curves(config: Config, experiment: str) -> list[Curve]:
         if score.experiment == experiment and score.generator == generator and score.status == "ok":
             identity = cell_folder(layout.root, score.cell) / "cell.json"
             if identity.is_file():
-                log = layout.fit(read_json(identity, RERUN)["fit"]) / "log.jsonl"
+                log = fit_folder(layout, score.cell) / "log.jsonl"
                 if log.is_file() and (losses := _task_losses(log)):
                     key = (score.variant, score.benchmark, score.seed)
                     found[key] = Curve(*key, np.array(losses))
@@ -166,7 +168,8 @@ def read_curves(config: Config, experiment: str) -> list[Curve]:
 def _task_losses(log: Path) -> list[float]:
     """The task term of each step that has one; if nothing else is minimised, the task term is the loss."""
     losses = []
-    for event in read_lines(log, "remove the fit, run it again"):
+    number = (int, float, NoneType)  # NaN in a fit that diverged
+    for event in read_lines(log, "remove the fit, run it again", {"task?": number, "loss?": number}):
         loss = event.get("task", event.get("loss") if "prompt" not in event else None)
         if "step" in event and loss is not None:
             losses.append(float(loss))

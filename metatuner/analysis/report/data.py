@@ -7,11 +7,18 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from metatuner.analysis.names import Names, benchmark_rank, benchmark_title
-from metatuner.analysis.results.scores import RERUN, Score, cell_folder, main_scores, read_scores, read_settings
+from metatuner.analysis.names import Names, benchmark_rank, title_in
+from metatuner.analysis.results.scores import RERUN, Score, main_scores, read_scores, read_settings
+from metatuner.analysis.results.stored import (
+    fit_folder,
+    read_answers,
+    read_cell_cost,
+    read_fit_cost,
+    read_test_rows,
+)
 from metatuner.config import Config, Layout
 from metatuner.errors import UserError
-from metatuner.files import read_json, read_lines
+from metatuner.files import read_lines
 
 POINTS = 200
 """Maximum points of a training curve; longer curves are thinned."""
@@ -61,24 +68,24 @@ def browser(config: Config) -> dict[str, dict[str, Any]]:
         complete = by_benchmark.get(benchmark, [])
         missing = sorted(holes.get(benchmark, []), key=lambda each: (names.rank(each.method), each.seed))
         methods = {each.method for each in (*complete, *missing)}
-        rows = read_lines(layout.data(benchmark) / "test.jsonl", RERUN)
+        rows = read_test_rows(layout, benchmark)
         place = {row["id"]: index for index, row in enumerate(rows)}
         texts: dict[str, int] = {}
         cells = []
         for score in sorted(complete, key=lambda each: (names.rank(each.method), each.seed)):
-            records = read_lines(cell_folder(layout.root, score.cell) / "predictions.jsonl", RERUN)
+            records = read_answers(layout, score.cell).values()
             ordered = sorted(records, key=lambda record: place.get(record["id"], len(rows)))
             if [record["id"] for record in ordered] != [row["id"] for row in rows]:
                 raise UserError(f"cell {score.cell} was tested on other rows than data/{benchmark}/test.jsonl; {RERUN}")
             cell: dict[str, Any] = {"method": names.title(score.method), "seed": score.seed, "key": score.cell}
             for name in ("prompt", "completion", "extracted"):
                 cell[name] = [
-                    -1 if record[name] is None else texts.setdefault(record[name], len(texts)) for record in ordered
+                    -1 if record.get(name) is None else texts.setdefault(record[name], len(texts)) for record in ordered
                 ]
             cell["score"] = [round(record["score"], 4) for record in ordered]
             cells.append(cell)
         found[benchmark] = {
-            "title": benchmark_title(benchmark, config.benchmarks[benchmark].source),
+            "title": title_in(config, benchmark),
             "ids": [row["id"] for row in rows],
             "kinds": [row["kind"] for row in rows],
             "queries": [row["query"] for row in rows],
@@ -112,7 +119,7 @@ def cells(config: Config) -> list[dict[str, Any]]:
             "key": score.cell,
             "experiments": [score.experiment],
             "method": names.title(score.method, score.variant),
-            "benchmark": benchmark_title(score.benchmark, config.benchmarks[score.benchmark].source),
+            "benchmark": title_in(config, score.benchmark),
             "trained_on": score.trained_on,
             "generator": score.generator,
             "seed": score.seed,
@@ -134,12 +141,11 @@ def _made(layout: Layout, cell: str) -> dict[str, Any]:
     folder = layout.cell(cell)
     told: dict[str, Any] = {}
     if (folder / "cost.json").is_file():
-        told["evaluation_cost"] = read_json(folder / "cost.json", RERUN)
-    identity = folder / "cell.json"
-    if identity.is_file():
-        fit = layout.fit(read_json(identity, RERUN)["fit"])
+        told["evaluation_cost"] = read_cell_cost(layout, cell)
+    if (folder / "cell.json").is_file():
+        fit = fit_folder(layout, cell)
         if (fit / "cost.json").is_file():
-            told["fit_cost"] = read_json(fit / "cost.json", RERUN)
+            told["fit_cost"] = read_fit_cost(fit)
         if (fit / "log.jsonl").is_file():
             told |= _curves(read_lines(fit / "log.jsonl", RERUN))
     return told
@@ -177,14 +183,13 @@ def costs(config: Config) -> list[list[str]]:
     fits: dict[str, list[dict[str, Any]]] = {}
     queries: dict[str, list[float]] = {}
     for score in main_scores(config) if "main" in config.experiments else ():
-        identity = layout.cell(score.cell) / "cell.json"
-        if not identity.is_file():
+        if not (layout.cell(score.cell) / "cell.json").is_file():
             continue
-        cost = layout.fit(read_json(identity, RERUN)["fit"]) / "cost.json"
-        if cost.is_file():
-            fits.setdefault(score.method, []).append(read_json(cost, RERUN))
+        fit = fit_folder(layout, score.cell)
+        if (fit / "cost.json").is_file():
+            fits.setdefault(score.method, []).append(read_fit_cost(fit))
         if (layout.cell(score.cell) / "cost.json").is_file():
-            spent = read_json(layout.cell(score.cell) / "cost.json", RERUN)["seconds"]
+            spent = read_cell_cost(layout, score.cell)["seconds"]
             queries.setdefault(score.method, []).append(spent / score.n)
     rows = []
     for method in sorted(fits, key=names.rank):

@@ -10,12 +10,13 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from metatuner.analysis.claims.output import NOT_ASKED, SEARCHED
+from metatuner.analysis.claims.output import COLUMNS, NOT_ASKED, PART_COLUMNS, SEARCHED
 from metatuner.analysis.escaping import from_csv
 from metatuner.analysis.figures import figures_of
 from metatuner.analysis.names import describe_world
 from metatuner.analysis.report.data import browser, cells, costs, packed
-from metatuner.analysis.results.scores import RERUN
+from metatuner.analysis.results.scores import RERUN, read_scores
+from metatuner.analysis.results.stored import COLLECT, read_world
 from metatuner.analysis.tables import APPENDIX, tables_of
 from metatuner.config import Config, Layout
 from metatuner.errors import UserError
@@ -33,6 +34,17 @@ COST_HEADER = (
     "largest memory, MB",
     "evaluation, ms per query",
 )
+JUDGE = "judge the claims again with `metatuner claims`"
+DRAW = "make it again with `metatuner table --name {}`"
+_SPANS = [[str]]
+_TABLE = {
+    **dict.fromkeys(("title", "world"), str),
+    "header": [str],
+    "rows": [[_SPANS]],
+    "notes": [_SPANS],
+    "groups": [list],
+    "sections": [list],
+}
 CLAIM_HEADER = ("claim", "title", "data", "verdict", "part", "estimate", "p_for", "p_against", "needed", "detail")
 
 
@@ -97,25 +109,26 @@ def _hash(text: str) -> str:
 
 
 def _overview(layout: Layout) -> dict[str, Any]:
-    rows = _csv(layout.scores)
-    status = [row["status"] for row in {row["cell"]: row for row in rows}.values()]
-    names = ("method", "variant", "benchmark", "seed", "status", "reason")
-    holes = dict.fromkeys(tuple(row[name] for name in names) for row in rows if row["status"] != "ok")
+    rows = read_scores(layout.scores)
+    status = [row.status for row in {row.cell: row for row in rows}.values()]
+    holes = dict.fromkeys(
+        (row.method, row.variant, row.benchmark, row.seed, row.status, row.reason) for row in rows if row.status != "ok"
+    )
     counts = {name: status.count(name) for name in ("ok", "skipped", "failed", "diverged")}
     return {"counts": {"all": len(status), **counts}, "holes": list(holes)}
 
 
 def _has_searches(layout: Layout) -> bool:
-    return layout.searches.is_file() and bool(read_json(layout.searches, "run `metatuner scores` again"))
+    return layout.searches.is_file() and bool(read_json(layout.searches, COLLECT, [dict]))
 
 
 def _claims(layout: Layout) -> dict[str, Any] | None:
     """The claims' lines; None if the claims were not judged."""
     if not layout.claims("csv").is_file():
         return None
-    rows = _csv(layout.claims("csv"))
+    rows = _csv(layout.claims("csv"), COLUMNS)
     how = ("claim", "estimand", "test", "threshold")
-    parts = _csv(layout.claims("parts.csv")) if layout.claims("parts.csv").is_file() else []
+    parts = _csv(layout.claims("parts.csv"), PART_COLUMNS) if layout.claims("parts.csv").is_file() else []
     return {
         "header": CLAIM_HEADER,
         "rows": [_claim(row) for row in rows],
@@ -132,7 +145,14 @@ def _claim(row: Mapping[str, str]) -> dict[str, str]:
 
 def _tables(layout: Layout, names: Iterable[str]) -> list[tuple[str, Any]]:
     """Pairs of a file's name and a table as JSON values, from the tables' own JSON files."""
-    return [(name, shown) for name in names for shown in read_json(layout.table(name, "json"), RERUN)]
+    found = []
+    for name in names:
+        path, remedy = layout.table(name, "json"), DRAW.format(name)
+        shown = read_json(path, remedy, [_TABLE])
+        if not shown:
+            raise UserError(f"{path}: it has no table; {remedy}")
+        found += [(name, each) for each in shown]
+    return found
 
 
 def _figure(layout: Layout, name: str) -> dict[str, str]:
@@ -148,7 +168,7 @@ def _nano(layout: Layout) -> dict[str, Any] | None:
     path = layout.root / "world.json"
     if not path.is_file():
         return None
-    world = read_json(path, RERUN)
+    world = read_world(layout)
     bars = world["bars"]
     missed = sum(not bar["met"] for bar in bars)
     verdict = f"{missed} of {len(bars)} bars are missed." if missed else f"All {len(bars)} bars are met."
@@ -163,6 +183,6 @@ def _bar(bar: Mapping[str, Any]) -> Sequence[str]:
     return [bar["benchmark"], bar["name"], required, f"{bar['measured']:.1f}", "met" if bar["met"] else "missed"]
 
 
-def _csv(path: Path) -> list[dict[str, str]]:
+def _csv(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     """A CSV file's rows as they were before `inert`."""
-    return [{name: from_csv(value) for name, value in row.items()} for row in read_csv(path, (), RERUN)]
+    return [{name: from_csv(value) for name, value in row.items()} for row in read_csv(path, columns, JUDGE)]

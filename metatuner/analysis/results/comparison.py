@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from metatuner.analysis import statistics
-from metatuner.analysis.names import Names, benchmark_rank, benchmark_title
+from metatuner.analysis.names import Names, benchmark_rank, title_in
 from metatuner.analysis.results.scores import (
     RERUN,
     QueryScore,
@@ -125,7 +125,7 @@ def compare(
         for entry in _compare_on([*own, *_absent(config, own, benchmark, methods)], methods, root, reference):
             origin = tuned.get((entry.method, entry.variant, benchmark), "")
             entries[(entry.method, entry.variant), benchmark] = replace(entry, tuned=origin)
-    titles = {benchmark: benchmark_title(benchmark, _source(config, benchmark)) for benchmark in benchmarks}
+    titles = {benchmark: title_in(config, benchmark) for benchmark in benchmarks}
     return Comparison(tuple(methods), tuple(benchmarks), titles, entries, names, generator, reference)
 
 
@@ -170,14 +170,6 @@ def unequal_tuning(comparison: Comparison) -> str:
             unequal.setdefault(f"{names} tuned, {others} not", []).append(comparison.titles[benchmark])
     cases = [f"on {', '.join(benchmarks)}: {who}" for who, benchmarks in unequal.items()]
     return f"Unequal tuning: {'; '.join(cases)}." if cases else ""
-
-
-def _source(config: Config, benchmark: str) -> str:
-    if benchmark not in config.benchmarks:
-        raise UserError(
-            f"config key 'benchmarks': no {benchmark!r}, which scores.csv has; run `metatuner scores` again"
-        )
-    return config.benchmarks[benchmark].source
 
 
 def _compare_on(

@@ -3,11 +3,13 @@
 from typing import Any
 
 from metatuner.analysis.names import Names
-from metatuner.analysis.results.scores import RERUN, main_scores
+from metatuner.analysis.results.scores import main_scores
+from metatuner.analysis.results.stored import fit_folder, read_fit_cost
 from metatuner.config import Config, Layout
 from metatuner.errors import UserError
-from metatuner.files import read_csv, read_json
+from metatuner.files import read_csv
 
+TIMES = ("write_ms", "answer_ms", "write_share", "write_share_low", "write_share_high", "overhead")
 TIME_AGAIN = "run `snakemake --cores all efficiency` with this run's preset"
 
 
@@ -16,8 +18,7 @@ def fit_costs(config: Config) -> dict[str, list[dict[str, Any]]]:
     layout = Layout(config)
     costs: dict[str, list[dict[str, Any]]] = {}
     for score in main_scores(config):
-        fit = read_json(layout.cell(score.cell) / "cell.json", RERUN)["fit"]
-        costs.setdefault(score.method, []).append(read_json(layout.fit(fit) / "cost.json", RERUN))
+        costs.setdefault(score.method, []).append(read_fit_cost(fit_folder(layout, score.cell)))
     return {method: costs[method] for method in sorted(costs, key=Names.of(config).rank)}
 
 
@@ -26,4 +27,4 @@ def read_timings(config: Config) -> list[dict[str, str]]:
     path = Layout(config).efficiency
     if not path.is_file():
         raise UserError(f"no file {path}; {TIME_AGAIN}")
-    return read_csv(path, ("method", "benchmark", "write_share"), TIME_AGAIN)
+    return read_csv(path, ("method", "benchmark", "queries", "repeats", "device"), TIME_AGAIN, TIMES)

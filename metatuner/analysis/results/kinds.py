@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from metatuner.analysis.names import Names, benchmark_rank
-from metatuner.analysis.results.scores import QueryScore, main_scores, read_query_scores
+from metatuner.analysis.results.scores import RERUN, QueryScore, main_scores, read_query_scores
 from metatuner.analysis.statistics import Interval, derive_seed, mean_interval
 from metatuner.config import Config, Layout
+from metatuner.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,13 @@ def by_kind(config: Config) -> list[ByKind]:
     names = Names.of(config)
     cells: dict[tuple[str, str], list[dict[str, QueryScore]]] = {}
     for score in main_scores(config):
-        cells.setdefault((score.benchmark, score.method), []).append(read_query_scores(layout.root, score.cell))
+        answers = read_query_scores(layout.root, score.cell)
+        if len(answers) != score.n:
+            raise UserError(
+                f"{layout.scores}: {score.method} on {score.benchmark}, seed {score.seed} has {score.n} rows, but cell "
+                f"{score.cell} {len(answers)}; remove its folder and {RERUN}"
+            )
+        cells.setdefault((score.benchmark, score.method), []).append(answers)
     found = []
     ordered = sorted(cells, key=lambda each: (benchmark_rank(each[0]), names.rank(each[1])))
     for benchmark, method in ordered:

@@ -12,7 +12,7 @@ from typing import Any
 from metatuner.analysis.escaping import from_csv, inert
 from metatuner.config import DEFAULT_VARIANT, Config, Layout
 from metatuner.errors import UserError
-from metatuner.files import read_csv, read_json, write_csv, write_text
+from metatuner.files import NUMBER, read_csv, read_json, read_lines, write_csv, write_text
 from metatuner.hashing import canonical, hash_value
 
 STATUSES = ("ok", "skipped", "failed", "diverged")
@@ -61,10 +61,9 @@ def read_metrics(root: Path, cell: str) -> dict[str, Any]:
     path = cell_folder(root, cell) / "metrics.json"
     there = path.parent.is_dir()
     remedy = f"remove the cell's folder and {RERUN}" if there else f"restore cells/ beside scores.csv, or {RERUN}"
-    found = read_json(path, remedy)
-    for key in ("metrics", "primary", "n"):
-        if key not in found:
-            raise UserError(f"{path}: key {key!r} is missing; {remedy}")
+    found = dict(read_json(path, remedy, {"metrics": {"*": NUMBER}, "primary": str, "n": int}))
+    if found["primary"] not in found["metrics"]:
+        raise UserError(f"{path}: no metric {found['primary']!r}, the primary one; {remedy}")
     return found
 
 
@@ -134,10 +133,7 @@ def _collected(root: Path) -> dict[str, Any]:
 @lru_cache(maxsize=2)
 def _read_collected(path: Path, changed: int) -> dict[str, Any]:
     remedy = "run `metatuner scores` again, or restore it"
-    found = read_json(path, remedy)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: no JSON object; {remedy}")
-    return found
+    return dict(read_json(path, remedy, {"rows": dict, "cells": dict}))
 
 
 def _read_from_collected(root: Path, cell: str) -> dict[str, QueryScore] | None:
@@ -161,28 +157,19 @@ def read_query_scores(root: Path, cell: str) -> dict[str, QueryScore]:
     """A cell's score for each test row, by row id: from its predictions, or else from query_scores.json."""
     path = _predictions(root, cell)
     remedy = "remove the cell's folder and run the evaluation again"
-    scores: dict[str, QueryScore] = {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                    name, score = str(row["id"]), float(row["score"])
-                    group, kind = str(row.get("group", name)), str(row.get("kind", ""))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(f"{path}, line {number}: no id and score ({error!r}); {remedy}") from None
-                if name in scores:
-                    raise UserError(f"{path}, line {number}: duplicate id {name!r}; {remedy}")
-                if not 0 <= score <= 1:
-                    raise UserError(f"{path}, line {number}: score {score} is not in 0..1; {remedy}")
-                scores[name] = QueryScore(score, group, kind)
-    except FileNotFoundError:
+    if not path.is_file():
         collected = _read_from_collected(root, cell)
         if collected is None:
-            raise UserError(
-                f"no file {path}; run the evaluation again, or restore the cells beside scores.csv"
-            ) from None
+            raise UserError(f"no file {path}; run the evaluation again, or restore the cells beside scores.csv")
         return collected
+    scores: dict[str, QueryScore] = {}
+    for number, row in enumerate(read_lines(path, remedy, {"id": object, "score": NUMBER}), 1):
+        name, score = str(row["id"]), float(row["score"])
+        if name in scores:
+            raise UserError(f"{path}, line {number}: duplicate id {name!r}; {remedy}")
+        if not 0 <= score <= 1:
+            raise UserError(f"{path}, line {number}: score {score} is not in 0..1; {remedy}")
+        scores[name] = QueryScore(score, str(row.get("group", name)), str(row.get("kind", "")))
     return scores
 
 
@@ -249,7 +236,10 @@ def read_scores(path: Path) -> list[Score]:
             scores: list[Score] = []
             seen: dict[tuple[object, ...], int] = {}
             for values in lines:
-                score = _parse(header, values, f"{path}, line {lines.line_num}")
+                try:
+                    score = _parse(header, values, f"{path}, line {lines.line_num}")
+                except UserError as error:
+                    raise UserError(f"{error}, or run `metatuner scores` again") from None
                 identity = tuple(getattr(score, name) for name in IDENTITY)
                 if identity in seen:
                     raise UserError(
@@ -261,7 +251,9 @@ def read_scores(path: Path) -> list[Score]:
     except FileNotFoundError:
         raise UserError(f"no file {path}; {RERUN}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8, or run `metatuner scores` again") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: not valid CSV ({error}); {RERUN}") from None
     if not scores:
         raise UserError(f"{path}: no line below the header; {RERUN}")
     return scores
@@ -309,7 +301,7 @@ def _parse(header: Sequence[str], values: Sequence[str], where: str) -> Score:
         raise UserError(f"{where}: status {field['status']!r}; it is one of {', '.join(STATUSES)}")
     numbers = {}
     for name in ("seed", "n"):
-        if not field[name].isdecimal():
+        if not re.fullmatch("[0-9]{1,18}", field[name]):
             raise UserError(f"{where}: {name} {field[name]!r} is not a whole number, 0 or more")
         numbers[name] = int(field[name])
     score = None
@@ -358,6 +350,12 @@ def read_settings(path: Path) -> list[dict[str, str]]:
         word = row["tuned"]
         if word.partition(" of ")[0] not in ("winner", "inherited", "medians", "expired", "untuned", "none"):
             raise UserError(f"{path}, line {number}: tuned is {word!r}, no known word; {remedy}")
+        try:
+            is_object = isinstance(json.loads(row["settings"]), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            raise UserError(f"{path}, line {number}: settings are no JSON object; {remedy}")
     return found
 
 

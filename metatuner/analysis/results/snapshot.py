@@ -3,6 +3,7 @@
 import shutil
 import tarfile
 import tempfile
+from lzma import LZMAError
 from pathlib import Path
 
 from metatuner.config import Config, Layout, dump_config
@@ -42,7 +43,8 @@ def write_snapshot(config: Config, out: Path) -> Path:
         UserError: the run is not finished, or a cell of it failed.
     """
     layout = Layout(config)
-    if not layout.verdict.is_file() or not read_json(layout.verdict, "run again")["ok"]:
+    judged = "judge the run again with `metatuner verdict`"
+    if not layout.verdict.is_file() or not read_json(layout.verdict, judged, {"ok": bool})["ok"]:
         raise UserError(f"{layout.root}: no finished run without failures; `make reproduce PRESET={config.preset}`")
     own = {layout.config.name, ARCHIVE, *FILES, *PARTS}
     is_other = out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= own)
@@ -86,8 +88,13 @@ def unpack_snapshot(root: Path) -> bool:
     if not archive.is_file() or (root / PARTS[0]).is_dir():
         return False
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpacked") as folder:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter="data")
+        except (tarfile.TarError, EOFError, LZMAError) as error:
+            raise UserError(
+                f"{archive}: cut off or broken ({str(error).partition(chr(10))[0]}); restore it from the repository"
+            ) from None
         for part in reversed(PARTS):  # `cells` comes last: if it is there, all is there
             try:
                 (Path(folder) / part).rename(root / part)

@@ -6,12 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metatuner.analysis.names import METRICS, Names, benchmark_rank, benchmark_title, describe_world
+from metatuner.analysis.names import METRICS, Names, benchmark_rank, benchmark_title, describe_world, title_in
 from metatuner.analysis.results.published import read_test_sizes
-from metatuner.analysis.results.scores import RERUN, cell_folder, main_scores, read_settings
+from metatuner.analysis.results.scores import RERUN, main_scores, read_settings
+from metatuner.analysis.results.stored import (
+    read_answers,
+    read_methods,
+    read_searches,
+    read_split_sizes,
+    read_test_rows,
+)
 from metatuner.analysis.tables.table import Table, write_tables
 from metatuner.config import DEFAULT_VARIANT, Config, Layout
-from metatuner.files import read_json, read_lines
+from metatuner.errors import UserError
 from metatuner.harness.benchmarks import Benchmark, get_benchmark
 from metatuner.harness.benchmarks.lm_eval_task import LmEvalBenchmark, Task
 
@@ -32,9 +39,10 @@ def table_6(config: Config) -> list[Path]:
     rows = []
     for name in _benchmarks(config):
         used, benchmark = config.benchmarks[name], _benchmark(config, name)
-        test = read_lines(Layout(config).data(name) / "test.jsonl", RERUN)
-        splits = read_json(Layout(config).data(name) / "splits.json", RERUN)["splits"]
-        pool = splits["pool"]["n"]
+        test, splits = read_test_rows(Layout(config), name), read_split_sizes(Layout(config), name)
+        if len(test) != splits["test"]:
+            raise UserError(f"data/{name}/test.jsonl: {len(test)} rows, but {splits['test']} were drawn; {RERUN}")
+        pool = splits["pool"]
         train = pool - used.sizes.dev if used.sizes.train is None else used.sizes.train
         kinds = Counter(row["kind"] for row in test)
         words = sum(len(row["query"].split()) for row in test) / len(test)
@@ -44,8 +52,8 @@ def table_6(config: Config) -> list[Path]:
                 SOURCES[used.source],
                 str(train),
                 str(used.sizes.dev),
-                str(splits["tune"]["n"]),
-                str(splits["test"]["n"]),
+                str(splits["tune"]),
+                str(splits["test"]),
                 str(len({row["group"] for row in test})),
                 f"{words:.1f}",
                 ", ".join(
@@ -65,7 +73,7 @@ def table_6(config: Config) -> list[Path]:
 
 def table_7(config: Config) -> list[Path]:
     """Settings of the main experiment's methods, explained: `tables/table_7.{csv,md,tex,json}`."""
-    described = {entry["name"]: entry for entry in read_json(Layout(config).methods, RERUN)}
+    described = {entry["name"]: entry for entry in read_methods(Layout(config))}
     names, rows = Names.of(config), []
     for method, by_benchmark in _main_settings(config).items():
         own = [one["name"] for one in described[method]["settings"]]
@@ -126,8 +134,8 @@ def table_9(config: Config) -> list[Path]:
         own, other = cells.get((SHOWN, name)), cells.get((BESIDE, name))
         if own is None or other is None:
             continue
-        queries = {row["id"]: row["query"] for row in read_lines(Layout(config).data(name) / "test.jsonl", RERUN)}
-        answers, others = (_answers(config, score.cell) for score in (own, other))
+        queries = {row["id"]: row["query"] for row in read_test_rows(Layout(config), name)}
+        answers, others = (read_answers(Layout(config), score.cell) for score in (own, other))
         for case, solved in CASES.items():
             found = next((key for key in answers if (_solves(answers[key]), _solves(others[key])) == solved), None)
             if found is not None:
@@ -148,7 +156,7 @@ def table_9(config: Config) -> list[Path]:
 
 def table_10(config: Config) -> list[Path]:
     """What methods are and where they differ from their sources: `tables/table_10.{csv,md,tex,json}`."""
-    described = read_json(Layout(config).methods, RERUN)
+    described = read_methods(Layout(config))
     names, rows = Names.of(config), []
     for entry in sorted(described, key=lambda each: names.rank(each["name"])):
         for deviation in entry["deviations"] or ["none stated"]:
@@ -161,13 +169,13 @@ def table_10(config: Config) -> list[Path]:
 def table_11(config: Config) -> list[Path]:
     """Searches and their winners: `tables/table_11.{csv,md,tex,json}`."""
     names, rows = Names.of(config), []
-    for search in read_json(Layout(config).searches, RERUN):
+    for search in read_searches(Layout(config)):
         method, _, variant = search["subject"].partition(".")
         found = search["score"] is not None
         rows.append(
             [
                 names.title(method, variant or DEFAULT_VARIANT),
-                benchmark_title(search["benchmark"], config.benchmarks[search["benchmark"]].source),
+                title_in(config, search["benchmark"]),
                 search["status"],
                 "; ".join(f"{name}: {_space(space)}" for name, space in search["search"].items()),
                 _settings(search["settings"]) if found else "",
@@ -237,12 +245,6 @@ def _main_settings(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
         if row["experiment"] == config.main and row["variant"] == DEFAULT_VARIANT:
             found.setdefault(row["method"], {}).setdefault(row["benchmark"], json.loads(row["settings"]))
     return {method: found[method] for method in sorted(found, key=Names.of(config).rank)}
-
-
-def _answers(config: Config, cell: str) -> dict[str, dict[str, Any]]:
-    """A cell's records by id, in the order of its file."""
-    path = cell_folder(Layout(config).root, cell) / "predictions.jsonl"
-    return {record["id"]: record for record in read_lines(path, RERUN)}
 
 
 def _solves(record: Mapping[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from metatuner.analysis.names import Names, benchmark_title, describe_world
+from metatuner.analysis.names import Names, benchmark_title, describe_world, title_in
 from metatuner.analysis.results.costs import fit_costs, read_timings
 from metatuner.analysis.tables.table import Table, write_tables
 from metatuner.config import Config
@@ -64,7 +64,7 @@ def table_5(config: Config) -> list[Path]:
 def _shares(timings: Sequence[Mapping[str, str]], config: Config, names: Names) -> list[str]:
     """MetaTuner-J's ratio of writing to answering time per benchmark, with quartiles over rounds (see claim 10)."""
     shares = [
-        f"{benchmark_title(row['benchmark'], config.benchmarks[row['benchmark']].source)} "
+        f"{title_in(config, row['benchmark'])} "
         f"{float(row['write_share']):.2f} [{float(row['write_share_low']):.2f}, {float(row['write_share_high']):.2f}]"
         for row in timings
         if row["method"] == "metatuner_j"
