@@ -3,6 +3,7 @@
 import base64
 import csv
 import hashlib
+import html
 import json
 import os
 import re
@@ -36,6 +37,10 @@ HOSTILE = (
     f'<img src=x onerror="{MARK}"></script><script>{MARK}</script><!-- {{{{7*7}}}} \u2028 =1+1 | **bold** `x` '
     f"\\input{{x}} javascript:{MARK} &lt;b&gt; \ufeff $\\frac{{$ and $x$"
 )
+FORGED = (
+    f"{HOSTILE}\u2028# Table 1\u2029\n# Table 2\r\n\n| a |\n| --- |\x85## Claims\n</table></section><h2>Forged</h2>"
+)
+"""A kind of query that would be a heading, wherever a line begins."""
 REASON = f"=ValueError: {HOSTILE}"
 """Of the cell that failed."""
 needs_browser = pytest.mark.skipif(
@@ -64,7 +69,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
         path = root / "cells" / row["cell"] / "predictions.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()]
         for record in records:
-            record["kind"] = HOSTILE
+            record["kind"] = FORGED
             record |= {"prompt": f"prompt {HOSTILE}", "completion": HOSTILE, "extracted": None, "gold": [HOSTILE]}
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         cost = {"seconds": 1.5, "peak_memory_bytes": 10**6, "peak_gpu_memory_bytes": 0, "flops": 2e12}
@@ -83,7 +88,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str]:
         path = root / "data" / name / "test.jsonl"
         queries = [json.loads(line) for line in path.read_text().splitlines()]
         for query in queries:
-            query |= {"query": f"q {HOSTILE}", "kind": HOSTILE}
+            query |= {"query": f"q {HOSTILE}", "kind": FORGED}
         path.write_text("".join(json.dumps(query) + "\n" for query in queries))
     (root / "efficiency.csv").write_text(f"{HEADER}\nmetatuner_j,math,0,2,3,1,2,2,0.5,0.4,0.6,1.5,9,9,cpu\n")
     for make in (*tables_of(config).values(), *figures_of(config).values()):
@@ -144,6 +149,25 @@ def test_hostile_text_arrives_as_text(made: tuple[Config, str]) -> None:
     (hole,) = [hole for name in config.benchmarks for hole in data[f"queries-{name}"]["holes"]]
     assert hole["reason"].startswith("=ValueError: <img")
     assert all(hole["method"] in data[name]["methods"] for name in blocks if name != "cells-data")
+
+
+def test_no_text_forges_a_heading_or_a_table(made: tuple[Config, str]) -> None:
+    config, text = made
+    headings = re.findall(r"<(h\d|summary|title|caption)\b[^>]*>(.*?)</\1>", text, re.DOTALL)
+    tables = [
+        each
+        for path in sorted((Path(config.results) / "tables").glob("*.json"))
+        for each in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    settled = ["How each is settled", "Every component test"]
+    folded = [html.unescape(words) for tag, words in headings if tag == "summary"]
+    assert sorted(folded) == sorted([*(each["title"] for each in tables), *settled])
+    assert [words for tag, words in headings if tag == "h2"] == [
+        *("Overview", "Claims", "Tables", "Figures", "Queries", "Cells", "Cost", "Appendix", "Provenance")
+    ]
+    others = 7  # the first again, holes, claims and their two, cells, costs
+    assert Counter(tag for tag, _ in Page(text).tags)["table"] == len(tables) + others
+    assert "# Table 2" in Page(text).text  # shown, as text
 
 
 def test_a_hole_is_shown_with_its_reason_and_no_score(made: tuple[Config, str]) -> None:
