@@ -18,6 +18,7 @@ NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, err
 """Errors of the place where files are written, not of the program."""
 BROKEN_WEIGHTS_REMEDY = "a file of weights is cut off or broken: restore it, or remove its folder and run again"
 NO_PLACE_REMEDY = "free space or make the place writable, then run again: finished work is kept"
+NO_MEMORY_REMEDY = "run with fewer --cores, or allow the process more memory: finished work is kept"
 ABOUT = "Reproducibility benchmark harness for MetaTuner. `snakemake --cores all` runs the steps."
 
 
@@ -143,6 +144,12 @@ def _guarded(command: Command, arguments: argparse.Namespace, words: Sequence[st
             raise
         place = f"{error.filename}: " if error.filename else ""
         message = f"{place}{error.strerror}; {NO_PLACE_REMEDY}"
+    except MemoryError:
+        message = f"no memory is left; {NO_MEMORY_REMEDY}"
+    except Exception as error:
+        if getattr(arguments, "log", None) is not None:  # the traceback goes there
+            progress.say(f"metatuner {command.name}: {type(error).__name__}; its traceback is in {arguments.log}")
+        raise
     progress.say(f"metatuner {command.name}: {message}")
     return 2
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from metatuner.analysis.escaping import inert
 from metatuner.analysis.names import Names
 from metatuner.analysis.results.scores import Score, cell_folder, has_query_scores, read_query_scores, read_scores
 from metatuner.analysis.statistics import (
@@ -202,7 +203,8 @@ def as_csv(found: Sequence[Compared]) -> str:
         told = each.told
         numbers = [f"{100 * value:.2f}" for value in (told.estimate, told.low, told.high)] if told else [""] * 3
         tests = [f"{told.p:.2g}", f"{each.p_holm:.2g}"] if told else ["", ""]
-        rows.append([*each.name, each.kind, str(each.paired).lower(), *numbers, *tests, each.detail])
+        words = [*map(str, each.name), each.kind, str(each.paired).lower(), *numbers, *tests, each.detail]
+        rows.append([inert(word) for word in words])
     return csv_text(rows)
 
 

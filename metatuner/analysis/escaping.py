@@ -54,10 +54,14 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"\\\[([-−+\d., ]+)\\\](?![(:]|\\\[)", r"[\1]", escaped)  # an interval is not a link
 
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+
+
 def escape_latex(text: str) -> str:
-    r"""Escape text so that LaTeX shows it literally.
+    r"""Escape text so that LaTeX shows it literally, but for control characters, which it cannot read: they become "?".
 
     >>> escape_latex("my_method: 100 %")
     'my\\_method: 100 \\%'
     """
+    text = _CONTROL.sub("?", text.replace("\r\n", "\n"))
     return "".join(_LATEX.get(character, character) for character in text)

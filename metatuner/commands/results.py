@@ -58,11 +58,14 @@ def table(config: "Config", arguments: argparse.Namespace) -> None:
 def figure(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.analysis.figures import figures_of
     from metatuner.analysis.figures.framework import Design, figure_2
+    from metatuner.errors import UserError
     from metatuner.plan import Plan
 
     _unpack(config)
     makers = figures_of(config)
     design = Plan(config).settings.framework()
+    if arguments.name == "figure_2" and design is None:
+        raise UserError("--name figure_2: it draws MetaTuner-J, which no experiment here has; add metatuner_j to one")
     if design is not None:
         makers["figure_2"] = lambda config: figure_2(config, Design(**design))
     _draw(config, arguments.name, makers)

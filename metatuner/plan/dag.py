@@ -227,6 +227,11 @@ class Dag:
         experiments = config.model_dump(mode="json")["experiments"]
         return hash_value([experiments, config.claims, hash_code(ANALYSIS / "claims" / "__init__.py", data=PUBLISHED)])
 
+    @property
+    def draws_framework(self) -> bool:
+        """Whether Figure 2 is drawn: an experiment has MetaTuner-J."""
+        return self.plan.settings.framework() is not None
+
     @cached_property
     def framework_key(self) -> str:
         """What the drawing of the framework depends on."""
@@ -255,7 +260,7 @@ class Dag:
         """The files that the report shows."""
         layout = self.layout
         files = [layout.scores, layout.provenance]
-        drawn = self.figures + ["figure_2"] * (self.plan.settings.framework() is not None)
+        drawn = self.figures + ["figure_2"] * self.draws_framework
         files += [layout.table(name, suffix) for name in self.tables for suffix in ("csv", "md", "tex", "json")]
         files += [layout.figure(name, suffix) for name in drawn for suffix in ("png", "pdf")]
         files += [layout.claims(suffix) for suffix in ("csv", "parts.csv", "md")]

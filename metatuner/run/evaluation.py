@@ -39,6 +39,10 @@ class PolicyLM(LM):
         """The policy's completions, in order."""
         queries = [Query(request.doc["id"], request.doc["benchmark"], request.args[0]) for request in requests]
         responses = self.policy.respond(queries)
+        for query, response in zip(queries, responses, strict=True):
+            if not isinstance(response.prompt, str):
+                told = f"{response.prompt!r:.60}, no text; `prepare` returns texts"
+                raise UserError(f"the policy's prompt for query {query.id} is {told}")
         self.responses = {query.id: response for query, response in zip(queries, responses, strict=True)}
         return [response.completion for response in responses]
 

@@ -169,6 +169,31 @@ def test_run_names_the_experiments_that_are_left() -> None:
         c.load_config("nano", {"run": "mains"})
 
 
+def test_a_process_without_memory_says_so_in_one_line(monkeypatch, capsys):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("metatuner.cli._run", full)
+    assert main(["methods"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no memory is left; run with fewer --cores" in line
+
+
+def test_a_job_that_fails_says_on_the_terminal_where_its_traceback_is(tmp_path):
+    (tmp_path / "config.json").write_text(c.dump_config(c.load_config("smoke")))
+    words = (
+        "import sys; from metatuner import cli; from metatuner.commands import look\n"
+        "def fail(*_): raise ZeroDivisionError('mine')\n"
+        "sys.modules['metatuner.analysis.results.usage'] = type('Module', (), {'summarise': fail})\n"
+        "sys.exit(cli.main(['usage', '--config', 'config.json', '--log', 'logs/usage.log']))"
+    )
+    done = subprocess.run([sys.executable, "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == "[usage] metatuner usage: ZeroDivisionError; its traceback is in logs/usage.log"
+    assert "ZeroDivisionError: mine" in (tmp_path / "logs" / "usage.log").read_text()
+
+
 def test_a_broken_file_of_weights_is_one_line_with_a_remedy(monkeypatch, capsys, tmp_path):
     broken = tmp_path / "model.safetensors"
     broken.write_bytes(b"cut off")

@@ -6,10 +6,12 @@ import pytest
 import yaml
 
 from metatuner.analysis.figures import figures_of
+from metatuner.cli import main
 from metatuner.config import dump_config, load_config, read_config
 from metatuner.errors import UserError
 from metatuner.hashing import ROOT
 from metatuner.plan import Plan
+from metatuner.plan.dag import Dag
 from metatuner.plan.winners import Winner, write_winners
 from tests.toys.plan import fits_of, plan, plan_of, whole_plan
 
@@ -559,3 +561,14 @@ def test_a_file_that_does_not_import_fails_in_its_own_cells_alone(tmp_path):
     (tmp_path / "My File.py").write_text("1 +")
     with pytest.raises(UserError, match="does not import: SyntaxError"):
         plan({**SMALL, "extra_methods": [str(tmp_path / "My File.py")]})
+
+
+def test_the_framework_is_drawn_if_metatuner_is_there_and_asked_for_otherwise_says_why(tmp_path, capsys):
+    for methods, drawn in ((["zero_shot", "metatuner_j"], True), (["zero_shot"], False)):
+        dag = Dag(plan({**SMALL, "experiments.main.methods": methods, "results": str(tmp_path)}).config)
+        assert dag.draws_framework is drawn
+        assert any("figure_2" in path.name for path in dag.result_files) is drawn
+    dag.write_config()
+    assert main(["figure", "--name", "figure_2", "--config", dag.config_file]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "it draws MetaTuner-J, which no experiment here has; add metatuner_j to one" in line

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ import yaml
 import metatuner.harness.benchmarks as benchmarks
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import benchmark_ids, get_benchmark
+from metatuner.harness.policy import Prepared
 from metatuner.harness.query import Query
 from metatuner.harness.rows import Row
 from metatuner.run.evaluation import TASKS, evaluate_policy
@@ -145,3 +148,13 @@ def test_a_benchmark_of_one_file_is_evaluated_without_a_task_file(
 def test_rows_of_another_benchmark_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds rows of gsm8k, not of math"):
         evaluate_policy(Scripted(ANSWERS), get_benchmark("math"), split_file(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("prompt", [3, None, ["a"], b"a"])
+def test_a_prompt_that_is_no_text_is_never_scored(prompt: Any, tmp_path: Path) -> None:
+    class Odd(Scripted):
+        def prepare(self, queries: Sequence[Query]) -> Prepared:
+            return Prepared([prompt for _ in queries])
+
+    with pytest.raises(UserError, match=r"prompt for query .* is .*, no text; `prepare` returns texts"):
+        evaluate_policy(Odd(ANSWERS), get_benchmark("gsm8k"), split_file(tmp_path), tmp_path)

@@ -68,20 +68,22 @@ for name in BENCH.figures:
             "metatuner figure --config {params.config:q} --name {params.name} --log {log:q}"
 
 
-rule figure_2:
-    # Drawn from the config, not measured.
-    output:
-        png=report(L.figure("figure_2", "png"), caption="../captions/figure_2.rst", category="Figures"),
-        pdf=L.figure("figure_2", "pdf"),
-    log:
-        usage_log("results", "figure_2"),
-    conda:
-        "../../envs/metatuner.yaml"
-    params:
-        config=CONFIG,
-        key=BENCH.framework_key,
-    shell:
-        "metatuner figure --config {params.config:q} --name figure_2 --log {log:q}"
+if BENCH.draws_framework:
+
+    rule figure_2:
+        # Drawn from the config, not measured.
+        output:
+            png=report(L.figure("figure_2", "png"), caption="../captions/figure_2.rst", category="Figures"),
+            pdf=L.figure("figure_2", "pdf"),
+        log:
+            usage_log("results", "figure_2"),
+        conda:
+            "../../envs/metatuner.yaml"
+        params:
+            config=CONFIG,
+            key=BENCH.framework_key,
+        shell:
+            "metatuner figure --config {params.config:q} --name figure_2 --log {log:q}"
 
 
 rule efficiency:
