@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import select
 import shlex
 import sys
 from collections.abc import Sequence
@@ -119,6 +120,13 @@ def _run(command: Command, arguments: argparse.Namespace, words: Sequence[str]) 
     return status
 
 
+def _has_no_reader(output: int) -> bool:
+    """Whether the reader of a pipe has closed it, as `head` does."""
+    poll = select.poll()
+    poll.register(output, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _guarded(command: Command, arguments: argparse.Namespace, words: Sequence[str]) -> int:
     """Run a command; errors that a user can fix become one line."""
     from safetensors import SafetensorError
@@ -133,12 +141,10 @@ def _guarded(command: Command, arguments: argparse.Namespace, words: Sequence[st
         full = any(f"os error {number}" in str(error) for number in NO_PLACE)
         message = f"{error}; {NO_PLACE_REMEDY if full else BROKEN_WEIGHTS_REMEDY}"
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader of the output has closed it, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        raise
+        if not _has_no_reader(sys.stdout.fileno()):
+            raise  # of another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in NO_PLACE:
             raise

@@ -201,3 +201,19 @@ def test_a_broken_file_of_weights_is_one_line_with_a_remedy(monkeypatch, capsys,
     assert main(["methods"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "a file of weights is cut off or broken: restore it" in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of a POSIX shell")
+def test_a_reader_that_closes_the_output_early_is_no_error():
+    # `methods` writes more than a pipe holds at once, so it meets the closed end.
+    words = (
+        "import sys; sys.argv = ['metatuner', 'methods', '--json']; from metatuner.cli import main; sys.exit(main())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(1) == b"["
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0

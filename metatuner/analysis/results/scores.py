@@ -170,6 +170,8 @@ def read_query_scores(root: Path, cell: str) -> dict[str, QueryScore]:
         if not 0 <= score <= 1:
             raise UserError(f"{path}, line {number}: score {score} is not in 0..1; {remedy}")
         scores[name] = QueryScore(score, str(row.get("group", name)), str(row.get("kind", "")))
+    if not scores:
+        raise UserError(f"{path}: no line; {remedy}")
     return scores
 
 
