@@ -43,7 +43,7 @@ export PRESET CORES JOBS KEYS ARGS TORCH_INDEX RESULTS
 WITH := $(BIN)/python workflow/words.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce resume tables figures claims report compare snapshot test test-all mutants lint docs pins clean
+.PHONY: help install reproduce resume tables figures claims report verify compare snapshot test test-all mutants lint docs pins clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /make \1\t/' | expand -t 18
@@ -78,6 +78,9 @@ tables: ## make tables again from the files of RESULTS
 figures: ## make figures again from the files of RESULTS
 claims: ## judge the paper's claims again from the files of RESULTS
 report: ## write report.html again from the files of RESULTS
+
+verify: $(INSTALLED) ## compare the stored files of RESULTS with their digests; fails where they differ
+	metatuner verify --config $(RESULTS)/config.json
 
 compare: $(INSTALLED) ## compare a finished run with the committed snapshot; fails where they differ
 	@$(WITH) metatuner diff results/snapshot/{PRESET} {RESULTS} --fail-on-difference

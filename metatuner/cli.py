@@ -6,13 +6,16 @@ import os
 import select
 import shlex
 import sys
+import time
+import traceback
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import NoReturn
 
-from metatuner import progress
+from metatuner import progress, supervision
 from metatuner.commands import Command, groups
-from metatuner.commands.base import label
+from metatuner.commands.base import clean_up, label
 from metatuner.errors import UserError, suggest
 
 NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
@@ -84,7 +87,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and "PYTHONHASHSEED" not in os.environ:
         # Libraries write sets to files, and the order of sets differs between processes unless this is set.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONHASHSEED": "0"})
-    return _guarded(commands[arguments.command], arguments, words)
+    try:
+        status = _guarded(commands[arguments.command], arguments, words)
+    except BaseException:
+        if supervision.is_child():
+            traceback.print_exc()
+            supervision.leave(1)
+        raise
+    if supervision.is_child():
+        supervision.leave(status)
+    return status
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -114,6 +126,13 @@ def _run(command: Command, arguments: argparse.Namespace, words: Sequence[str]) 
     preset = str(overrides.pop("preset", "nano"))
     config = read_config(arguments.config) if arguments.config else load_config(preset, overrides)
     arguments.process.started()
+    if command.supervised:
+        used = time.process_time()
+        try:
+            arguments.steps = supervision.supervised(partial(clean_up, Layout(config)))
+        except supervision.Ended as ended:
+            return ended.status
+        arguments.process.earlier = used if supervision.is_child() else 0.0
     status = command.action(config, arguments) or 0
     if arguments.log is not None:
         arguments.process.write(Layout(config).usage, command.name, "-".join(names) or "all")

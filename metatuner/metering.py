@@ -97,15 +97,17 @@ class Process:
 
     wall: float = field(default_factory=time.perf_counter)
     startup: float | None = None
+    earlier: float = 0.0
+    """CPU seconds of its parent before it was forked: its own clock began at zero then."""
 
     def started(self) -> None:
         """Mark the end of process start and imports; what follows is the command's work. The last mark counts."""
-        self.startup = time.process_time()
+        self.startup = self.earlier + time.process_time()
 
     def write(self, folder: Path, step: str, pack: str) -> None:
         """Write the usage to `<folder>/<step>-<pack>.json`, in place of an earlier run's file of the same job."""
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        used = time.process_time()
+        used = self.earlier + time.process_time()
         record = {
             "step": step,
             "pack": pack,

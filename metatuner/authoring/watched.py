@@ -17,9 +17,10 @@ def main() -> int:
     seen: set[tuple[str, bool]] = set()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if (each := touched(event, arguments)) is not None and each not in seen:
-            seen.add(each)
-            os.write(out, (json.dumps({"path": each[0], "writes": each[1]}) + "\n").encode())
+        for each in touched(event, arguments):
+            if each not in seen:
+                seen.add(each)
+                os.write(out, (json.dumps({"path": each[0], "writes": each[1]}) + "\n").encode())
 
     sys.addaudithook(hook)
     return command(sys.argv[2:])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metatuner.config import Config
+    from metatuner.config import Config, Layout
     from metatuner.run.workshop import Workshop
 
 
@@ -30,6 +30,8 @@ class Command:
     options: tuple[Option, ...] = ()
     configured: bool = True
     """Whether the command works on a preset. It then takes --config, or preset=NAME and config keys, and --log."""
+    supervised: bool = False
+    """Whether its work is a list of steps, `arguments.steps`, that may end the process (see `supervision`)."""
     description: str = ""
     """Shown by `metatuner COMMAND --help`; by default `help`."""
 
@@ -60,6 +62,30 @@ def command(help: str, *options: Option, **fields: Any) -> Callable[[Callable[..
         return Command(action.__name__.strip("_").replace("_", "-"), help, action, options, **fields)
 
     return declare
+
+
+ATTEMPT = option("--attempt", default="", help="number of this attempt, which the workflow counts")
+
+
+def store_attempt(config: "Config", arguments: argparse.Namespace, step: str, name: str) -> None:
+    """Store the number of this attempt, so that the workflow sees that it was made (see `Dag.retry`)."""
+    from metatuner.config import Layout
+    from metatuner.plan.attempts import write_attempts
+
+    write_attempts(Layout(config).attempts(step, name), int(arguments.attempt or 0))
+
+
+def clean_up(layout: "Layout", key: str, reason: str) -> None:
+    """After the process died in a fit or an evaluation: keep the reason, and remove what is half done."""
+    import shutil
+    from contextlib import suppress
+
+    for folder in (layout.fit(key), layout.cell(key)):
+        for left in folder.parent.glob(f".{key}.*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+    with suppress(OSError):  # a full disk must not hide the reason
+        layout.failure(key).parent.mkdir(parents=True, exist_ok=True)
+        layout.failure(key).write_text(f"{reason}; the log of its job may have more\n", encoding="utf-8")
 
 
 def label(arguments: argparse.Namespace) -> Sequence[str]:

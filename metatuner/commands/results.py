@@ -10,29 +10,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metatuner import progress
-from metatuner.commands.base import command, option
+from metatuner.commands.base import ATTEMPT, command, option, store_attempt
 
 if TYPE_CHECKING:
     from metatuner.config import Config
 
 
-@command("collect scores.csv from the cells at hand")
+@command("collect scores.csv from the cells at hand", ATTEMPT)
 def scores(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.analysis.results.divergence import with_diverged
     from metatuner.analysis.results.scores import write_query_scores, write_scores, write_settings
     from metatuner.files import write_json
+    from metatuner.integrity import check_folder, write_digests
     from metatuner.plan import Plan
     from metatuner.run.packs import outcomes
 
     plan = Plan(config)
     rows = [row.as_dict() for row in plan.grid.rows]
     done = {key: (outcome.status, outcome.reason) for key, outcome in outcomes(plan).items()}
+    for folder in filter(Path.is_dir, map(plan.layout.cell, plan.grid.cells)):
+        check_folder(folder, f"remove {folder} and run again")
     found = with_diverged(rows, done, plan.layout)
     write_scores(rows, found, plan.layout.root)
     write_query_scores((row["cell"] for row in rows), plan.layout.root)
     write_settings(rows, plan.layout.settings)
     write_json(plan.layout.methods, plan.descriptions)
     write_json(plan.layout.searches, plan.searches.describe())
+    collected = ("scores", "query_scores", "settings", "methods", "searches")
+    write_digests(plan.layout.root, [getattr(plan.layout, name).name for name in collected])
+    store_attempt(config, arguments, "results", "scores")
     if plan.settings.expired:
         named = ", ".join(f"{subject} on {benchmark}" for subject, benchmark in sorted(plan.settings.expired))
         progress.say(
@@ -114,6 +120,19 @@ def snapshot(config: "Config", arguments: argparse.Namespace) -> None:
 
     out = arguments.out or Path("results/snapshot") / config.preset
     progress.say(f"wrote {write_snapshot(config, out)}")
+
+
+@command("compare every stored file with its digest: fits, cells, splits, models, scores")
+def verify(config: "Config", arguments: argparse.Namespace) -> int:
+    """Name every file that differs, with the remedy; exit status 1 if any does."""
+    from metatuner.run.verification import verify as compare
+
+    _unpack(config)
+    found = compare(config)
+    for line in found.differing:
+        print(line)
+    print(found.summary)
+    return 1 if found.differing else 0
 
 
 @command("write what the results depend on")

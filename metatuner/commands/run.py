@@ -3,13 +3,12 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from metatuner.commands.base import command, option, workshop
+from metatuner.commands.base import ATTEMPT, command, option, store_attempt, workshop
 
 if TYPE_CHECKING:
     from metatuner.config import Config
 
 PACK = option("--pack", required=True, help="name of the pack, e.g. sft-00")
-ATTEMPT = option("--attempt", default="", help="number of this attempt, which the workflow counts")
 BENCHMARK = option("--benchmark", required=True)
 
 
@@ -24,20 +23,24 @@ def resume(config: "Config", arguments: argparse.Namespace) -> int:
     return resume_run(arguments.overrides, arguments.cores, Layout(config))
 
 
-@command("write the raw rows of the nano world")
+@command("write the raw rows of the nano world", ATTEMPT)
 def world(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner import nano, progress
+    from metatuner.integrity import write_digests
     from metatuner.plan import Plan
 
     plan = Plan(config)
     sizes = plan.keys.world_sizes()
     nano.write_rows(plan.keys.world, plan.layout.world, sizes)
+    write_digests(plan.layout.world)
+    store_attempt(config, arguments, "world", "rows")
     progress.say(f"raw rows of {len(sizes)} nano benchmarks in {plan.layout.world}")
 
 
 @command(
     "train a nano model, or copy the one that comes with the package",
     option("--role", required=True, help="actor, generator, ..."),
+    ATTEMPT,
 )
 def pretrain(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.plan import Plan
@@ -45,7 +48,8 @@ def pretrain(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.run.world import pretrain_model
 
     use_threads(config)
-    pretrain_model(Plan(config), arguments.role)
+    folder = pretrain_model(Plan(config), arguments.role)
+    store_attempt(config, arguments, "pretrain", folder.name)
 
 
 @command("measure the nano world's bars on its audit draw")
@@ -67,45 +71,47 @@ def world_report(config: "Config", arguments: argparse.Namespace) -> None:
     )
 
 
-@command("draw the splits of a benchmark", BENCHMARK)
+@command("draw the splits of a benchmark", BENCHMARK, ATTEMPT)
 def data(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner import progress
     from metatuner.plan import Plan
     from metatuner.run.data import draw
 
     progress.say(draw(Plan(config), arguments.benchmark))
+    store_attempt(config, arguments, "data", arguments.benchmark)
 
 
-@command("fit the policies of a pack", PACK, ATTEMPT)
+@command("fit the policies of a pack", PACK, ATTEMPT, supervised=True)
 def fit(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.run.packs import fit_pack
 
-    fit_pack(workshop(config, arguments), arguments.pack, int(arguments.attempt or 0))
+    fit_pack(workshop(config, arguments), arguments.pack, int(arguments.attempt or 0), arguments.steps)
 
 
-@command("evaluate the cells of a pack on test rows", PACK, ATTEMPT)
+@command("evaluate the cells of a pack on test rows", PACK, ATTEMPT, supervised=True)
 def evaluate(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.run.packs import evaluate_pack
 
-    evaluate_pack(workshop(config, arguments), arguments.pack, int(arguments.attempt or 0))
+    evaluate_pack(workshop(config, arguments), arguments.pack, int(arguments.attempt or 0), arguments.steps)
 
 
-@command("fit what the searches on a benchmark build on", BENCHMARK)
+@command("fit what the searches on a benchmark build on", BENCHMARK, supervised=True)
 def tune_warmup(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.run.tuning import warm_up
 
-    warm_up(workshop(config, arguments), arguments.benchmark)
+    warm_up(workshop(config, arguments), arguments.benchmark, arguments.steps)
 
 
 @command(
     "random search for one method and benchmark, on the tune split",
     option("--method", required=True, help="a method, or METHOD.VARIANT"),
     BENCHMARK,
+    supervised=True,
 )
 def tune(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.run.tuning import search
 
-    search(workshop(config, arguments), arguments.method, arguments.benchmark)
+    search(workshop(config, arguments), arguments.method, arguments.benchmark, arguments.steps)
 
 
 @command("store the winners of all finished searches in the preset's file")
@@ -116,12 +122,13 @@ def winners(config: "Config", arguments: argparse.Namespace) -> int:
     return 0 if store_winners(Plan(config)) else 1
 
 
-@command("time what the main experiment's policies cost per query")
+@command("time what the main experiment's policies cost per query", supervised=True)
 def efficiency(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.run.efficiency import measure, write
 
     shop = workshop(config, arguments)
-    there = [cell for cell in shop.plan.grid.timed_cells if shop.layout.cell(cell.key).is_dir()]
+    there = [cell for cell in shop.plan.grid.timed_cells if shop.plan.packs.has_cell(cell.key)]
     cells = [cell for cell in there if (shop.layout.fit(cell.fit.key) / "policy").is_dir()]
-    shop.check_splits({cell.benchmark for cell in cells})
-    write(measure(shop, cells), shop.layout.efficiency)
+    shop.check_splits({cell.benchmark for cell in cells}, ["tune"])
+    write(measure(shop, cells, arguments.steps), shop.layout.efficiency)
+    arguments.steps.finish()

@@ -18,6 +18,7 @@ class Layout:
         self.methods = self.root / "methods.json"
         self.searches = self.root / "searches.json"
         self.query_scores = self.root / "query_scores.json"
+        self.digests = self.root / "digests.json"
         self.report = self.root / "report.html"
         self.efficiency = self.root / "efficiency.csv"
         self.provenance = self.root / "provenance.json"
@@ -45,9 +46,18 @@ class Layout:
         """The list that a fit or evaluate job writes: its keys and their outcomes."""
         return self.root / "packs" / step / f"{name}.json"
 
+    def failure(self, key: str) -> Path:
+        """The file for a failed fit's or cell's traceback."""
+        return self.logs / "failed" / f"{key}.txt"
+
     def attempts(self, step: str, name: str) -> Path:
-        """How many runs of a pack left a failure. Snakemake does not know this file, so it survives a rerun."""
-        return self.root / "packs" / step / f".{name}.attempts"
+        """How often a job had to run again although its inputs were the same; see `Dag.retry`.
+
+        Snakemake does not know this file, so it survives a rerun. Presets share a model's file, as they share the
+        model.
+        """
+        folder = self.cache / "models" if step == "pretrain" else self.root / "packs" / step
+        return folder / f".{name}.attempts"
 
     def tune(self, method: str, benchmark: str) -> Path:
         """The trials of one method (or METHOD.VARIANT) on one benchmark."""

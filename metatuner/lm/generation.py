@@ -79,7 +79,7 @@ def generate(
     begin-of-text tokens are never generated. In fp32, results do not depend on the bounds of a batch, up to ties within
     rounding.
 
-    Raises `UserError` if a prompt and `max_new_tokens` do not fit the window.
+    Raises `UserError` if a prompt and `max_new_tokens` do not fit the window, or if logits are NaN or infinite.
     """
     seeds = seeds or ()
     if temperature > 0 and len(seeds) != len(prompts):
@@ -287,6 +287,11 @@ def _decode(
             logits, mask, positions = logits[copies], mask[copies], positions[copies]
             cache.batch_select_indices(copies)
         logits.index_fill_(-1, suppressed, -torch.inf)
+        if not torch.isfinite(logits.amax(-1)).all():  # NaN counts as the largest
+            raise UserError(
+                f"model {lm.spec.path}: its logits are NaN or infinite at step {step + 1}; its weights have diverged, "
+                "or its dtype is too narrow"
+            )
         chosen = pick(logits, step)
         for index, token in zip(batch, chosen.tolist(), strict=True):
             if index in going:

@@ -1,5 +1,6 @@
 """Loading causal language models and what the rest of the package needs to know about them."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,11 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jinja2.exceptions import TemplateError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from metatuner.errors import UserError
+from metatuner.integrity import is_finite
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -103,7 +104,7 @@ class LM:
         turns = [{"role": "system", "content": MARK}, {"role": "user", "content": "x"}]
         try:
             return MARK in self.chat_text(turns)
-        except TemplateError:
+        except Exception:  # what a template raises is its author's choice
             return False
 
     def chat_text(self, turns: list[dict[str, str]], *, generate: bool = True) -> str:
@@ -169,8 +170,9 @@ class LM:
 def load_lm(spec: ModelSpec) -> LM:
     """Load a model folder or Hub model in eval mode: safetensors weights only, no code from the repository.
 
-    Raises `UserError` for a missing or incomplete folder, a Hub that cannot be reached, missing weights, a vocabulary
-    larger than the embedding, an unknown dtype or device, and a window larger than the model's.
+    Raises `UserError` for a missing or incomplete folder, a Hub that cannot be reached, weights that are missing,
+    superfluous, of other shapes, NaN or infinite, a vocabulary larger than the embedding, a chat template that fails
+    or drops the user's turn, an unknown dtype or device, and a window larger than the model's.
     """
     if spec.dtype not in DTYPES:
         raise UserError(f"model {spec.path}: unknown dtype {spec.dtype!r}; known: {', '.join(DTYPES)}")
@@ -193,9 +195,7 @@ def load_lm(spec: ModelSpec) -> LM:
             source, config=config, dtype=DTYPES[spec.dtype], use_safetensors=True, output_loading_info=True, **where
         ),
     )
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise UserError(f"model {spec.path}: its weights lack {len(missing)} tensors ({missing[0]}); save it again")
+    _check_weights(spec, model, loading)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
@@ -205,7 +205,11 @@ def load_lm(spec: ModelSpec) -> LM:
     if spec.chat and tokenizer.chat_template is None:
         raise UserError(f"model {spec.path}: chat is set, but its tokenizer has no chat template; unset chat")
     model.to(device).eval()
-    return LM(model, tokenizer, _window(spec, config, tokenizer), spec, _has_plain_head(model))
+    window = _window(spec, config, tokenizer)
+    plain_head = _attempt(spec, "its logits", lambda: _has_plain_head(model))
+    lm = LM(model, tokenizer, window, spec, plain_head)
+    _check_turns(lm)
+    return lm
 
 
 def _device(spec: ModelSpec) -> torch.device:
@@ -223,18 +227,67 @@ def _device(spec: ModelSpec) -> torch.device:
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"model {folder}: no config.json, so this is not a model folder; name the one that holds it")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder / 'config.json'}: no JSON in UTF-8 ({error}); save the model again") from None
+    if not isinstance(config, dict):
+        raise UserError(
+            f"{folder / 'config.json'}: a JSON {type(config).__name__}, not an object; save the model again"
+        )
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"model {folder}: no tokenizer ({TOKENIZER_FILES[0]} or alike); save the tokenizer there too")
+
+
+def _check_weights(spec: ModelSpec, model: PreTrainedModel, loading: dict[str, Any]) -> None:
+    """`UserError` if the weights are not those of the config, or hold NaN or infinite values."""
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise UserError(f"model {spec.path}: its weights lack {len(missing)} tensors ({missing[0]}); save it again")
+    # Old folders hold rotary frequencies, which are constants.
+    extra = sorted(name for name in loading["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
+    if extra:
+        raise UserError(
+            f"model {spec.path}: its weights hold {len(extra)} tensors that its config.json has no place for "
+            f"({extra[0]}); restore the config.json that belongs to them, or save the model again"
+        )
+    bad = next((name for name, parameter in model.named_parameters() if not is_finite(parameter)), None)
+    if bad is not None:
+        raise UserError(
+            f"model {spec.path}: {bad} holds NaN or infinite values as {spec.dtype}; restore the weights, or use a "
+            "wider dtype"
+        )
+
+
+def _check_turns(lm: LM) -> None:
+    """`UserError` if the chat template fails or drops the user's turn, or if nothing ends a completion."""
+    remedy = "restore chat_template.jinja (or chat_template in tokenizer_config.json), or set chat to false"
+    if lm.is_chat:
+        try:
+            system = [{"role": "system", "content": "x"}] if lm.takes_system else []
+            asked = lm.chat_text([*system, {"role": "user", "content": MARK}])
+            turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": MARK}]
+            answered = lm.chat_text(turns, generate=False)
+        except Exception as error:  # what a template raises is its author's choice
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(f"model {lm.spec.path}: its chat template fails ({reason}); {remedy}") from error
+        for whose, text in (("user", asked), ("assistant", answered)):
+            if MARK not in text:
+                raise UserError(f"model {lm.spec.path}: its chat template drops the {whose}'s turn; {remedy}")
+    _ = lm.end_of_turn
 
 
 def _attempt(spec: ModelSpec, what: str, load: Callable[[], Any]) -> Any:
     """Run one loader; an error of the library, often many lines, becomes one line."""
     try:
         return load()
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UserError:
+        raise
+    except Exception as error:  # libraries raise what they like on a broken file
+        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
         if Path(spec.path).expanduser().is_dir():
-            raise UserError(f"model {spec.path}: {what} cannot be loaded: {reason}") from error
+            told = f"{what} cannot be loaded: {reason.rstrip('.')}"
+            raise UserError(f"model {spec.path}: {told}; restore the folder, or save the model again") from error
         raise UserError(
             f"model {spec.path}: {what} cannot be fetched from the Hub: {reason} Check the name and the network, or "
             "download the model elsewhere and give the path of its folder"
@@ -246,7 +299,10 @@ def _has_plain_head(model: PreTrainedModel) -> bool:
     """Tries a few tokens (the embedding of id 0 may be all zeros): no config key says it for all architectures."""
     ids = torch.arange(min(8, model.config.get_text_config(decoder=True).vocab_size), device=model.device)[None]
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    return torch.equal(model(input_ids=ids, use_cache=False).logits, model.get_output_embeddings()(hidden))
+    logits = model(input_ids=ids, use_cache=False).logits
+    if not is_finite(logits.amax(-1)):
+        raise ValueError("NaN or infinite logits")
+    return torch.equal(logits, model.get_output_embeddings()(hidden))
 
 
 def _window(spec: ModelSpec, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metatuner.errors import UserError
 from metatuner.files import complete_folder, read_json, write_json
+from metatuner.integrity import check_weights_file
 from metatuner.method.tuned import save_tensors
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -49,4 +50,5 @@ class Checkpoints:
                 f"{self.folder}: a checkpoint of another configuration, data, seed or model; delete this folder to "
                 "begin anew, or take what it was written with"
             )
+        check_weights_file(folders[-1] / TENSORS, f"delete {self.folder} to begin anew")
         return state["step"], load_file(folders[-1] / TENSORS), state["values"]

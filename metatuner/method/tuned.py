@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from metatuner.errors import UserError
+from metatuner.integrity import check_weights_file, is_finite
 from metatuner.lm import LM
 
 ADAPTER = "default"
@@ -113,16 +114,23 @@ def digest(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, in the same bytes for the same values."""
+    """Write tensors as safetensors, in the same bytes for the same values; UserError if one is NaN or infinite."""
+    bad = next((name for name, tensor in tensors.items() if not is_finite(tensor.detach())), None)
+    if bad is not None:
+        raise UserError(f"{path}: not saved: {bad} holds NaN or infinite values; training diverged, lower its rates")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 @torch.no_grad()
 def load_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Read into `tensors` what `save_tensors` wrote; UserError if the file is missing, or names or shapes differ."""
+    """Read into `tensors` what `save_tensors` wrote.
+
+    Raises `UserError` if the file is missing or broken, if names or shapes differ, or if a value is NaN or infinite.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file, though this configuration needs it; save again, or name another folder")
+    check_weights_file(path, "save again, or restore it")
     saved = load_file(path)
     if saved.keys() != tensors.keys():
         differing = sorted(saved.keys() ^ tensors.keys())

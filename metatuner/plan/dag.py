@@ -13,7 +13,9 @@ from metatuner.config import Config, dump_config, from_snakemake, load_config
 from metatuner.errors import UserError
 from metatuner.files import write_text
 from metatuner.hashing import ROOT, hash_code, hash_value
+from metatuner.integrity import DIGESTS, altered
 from metatuner.plan import Pack, Plan
+from metatuner.plan.attempts import read_attempts
 
 ANALYSIS = ROOT / "metatuner" / "analysis"
 PUBLISHED = sorted((ROOT / "results" / "published").glob("*.csv"))
@@ -53,7 +55,7 @@ class Dag:
     def write_config(self) -> None:
         """Write the resolved config, which every command reads."""
         text, path = dump_config(self.plan.config), self.layout.config
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
 
     # ---- ground ------------------------------------------------------------------------------------------------
@@ -97,7 +99,12 @@ class Dag:
         return list(self.plan.keys.source_files(benchmark))
 
     def split_file(self, benchmark: str) -> Path:
+        """The list of a benchmark's splits."""
         return self.layout.data(benchmark) / "splits.json"
+
+    def split_files(self, benchmark: str, *splits: str) -> list[Path]:
+        """The list of a benchmark's splits, and files of rows, so that a lost one is drawn again."""
+        return [self.split_file(benchmark), *(self.layout.data(benchmark) / f"{split}.jsonl" for split in splits)]
 
     # ---- packs -------------------------------------------------------------------------------------------------
 
@@ -110,7 +117,8 @@ class Dag:
         """Splits of the benchmarks a pack trains on, and the packs it builds on."""
         pack = self._pack(self.plan.packs.fits, name)
         trained = dict.fromkeys(benchmark for key in pack.keys for benchmark in self.plan.grid.fits[key].train)
-        return [*map(self.split_file, trained), *map(self.plan.packs.fit_file, pack.needs)]
+        splits = [file for name in trained for file in self.split_files(name, "pool")]
+        return [*splits, *map(self.plan.packs.fit_file, pack.needs)]
 
     def first_packs(self, packs: dict[str, Pack]) -> str:
         """A pattern that matches the names of the packs that the main experiment needs."""
@@ -127,7 +135,8 @@ class Dag:
         fits, cells = {cell.fit.key for cell in timed}, {cell.key for cell in timed}
         fitted = [name for name, pack in packs.fits.items() if not fits.isdisjoint(pack.keys)]
         tested = [name for name, pack in packs.evaluations.items() if not cells.isdisjoint(pack.keys)]
-        splits = dict.fromkeys(self.split_file(cell.benchmark) for cell in timed)
+        names = dict.fromkeys(cell.benchmark for cell in timed)
+        splits = [file for name in names for file in self.split_files(name, "tune")]
         return [*splits, *map(packs.fit_file, fitted), *map(packs.evaluation_file, tested)]
 
     @property
@@ -144,7 +153,8 @@ class Dag:
         """Splits of the benchmarks a pack is tested on, and the fit packs that hold its policies."""
         pack = self._pack(self.plan.packs.evaluations, name)
         tested = dict.fromkeys(self.plan.grid.cells[key].benchmark for key in pack.keys)
-        return [*map(self.split_file, tested), *map(self.plan.packs.fit_file, pack.needs)]
+        splits = [file for name in tested for file in self.split_files(name, "test")]
+        return [*splits, *map(self.plan.packs.fit_file, pack.needs)]
 
     def evaluate_keys(self, name: str) -> list[str]:
         """Keys of an evaluate pack."""
@@ -153,21 +163,44 @@ class Dag:
     def retry(self, step: str, name: str) -> str:
         """A number that changes if a pack must run again although its keys are the same ("" for 0).
 
-        It counts the runs that left a failure, and the runs for something that a pack's file lists as complete but that
-        no longer exists. The job gets the number and stores it (after a failure, the next number) for the next run.
+        It counts the runs that left a failure, and the runs for something that was complete and is now missing or
+        altered. The job gets the number and stores it (after a failure, the next number) for the next run.
+
+        Args:
+            step: a rule with packs, or world, data, pretrain, results.
+            name: the pack, or what distinguishes the jobs of the other rules.
         """
-        path = self.layout.pack(step, name)
-        attempts = self.layout.attempts(step, name)
-        count = int(attempts.read_text(encoding="utf-8")) if attempts.is_file() else 0
-        if path.is_file():
-            outcomes = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
-            keys = [outcome["key"] for outcome in outcomes if outcome["status"] == "ok"]
-            count += not all(self._is_there(step, key) for key in keys)
+        count = read_attempts(self.layout.attempts(step, name)) + self._is_lost(step, name)
         return str(count) if count else ""
+
+    def _is_lost(self, step: str, name: str) -> bool:
+        """Whether something that a finished job made is missing or altered. A broken pack's file counts too."""
+        layout = self.layout
+        if step == "world":
+            there = all(file.is_file() for file in self.world_files)
+            return there and altered(layout.world, strangers=False) is not None
+        if step == "data":
+            return (layout.data(name) / "key.txt").is_file() and altered(layout.data(name)) is not None
+        if step == "pretrain":
+            folder = layout.cache / "models" / name
+            return (folder / DIGESTS).is_file() and altered(folder) is not None
+        if step == "results":
+            stored = layout.config.read_bytes() if layout.config.is_file() else b""
+            own = stored == dump_config(self.plan.config).encode()
+            return layout.digests.is_file() and not (own and altered(layout.root, strangers=False) is None)
+        path = layout.pack(step, name)
+        if not path.is_file():
+            return False
+        try:
+            outcomes = json.loads(path.read_bytes())["outcomes"]
+            keys = [outcome["key"] for outcome in outcomes if outcome["status"] == "ok"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return True
+        return not all(self._is_there(step, key) for key in keys)
 
     def _is_there(self, step: str, key: str) -> bool:
         if step == "evaluate":
-            return self.layout.cell(key).is_dir()
+            return self.plan.packs.has_cell(key)
         # A key that is no longer in the plan makes its pack run anyway.
         return key not in self.plan.grid.fits or self.plan.packs.is_complete(self.plan.grid.fits[key])
 
@@ -183,6 +216,7 @@ class Dag:
             self.layout.methods,
             self.layout.searches,
             self.layout.query_scores,
+            self.layout.digests,
         ]
 
     # ---- tuning ------------------------------------------------------------------------------------------------
@@ -194,7 +228,8 @@ class Dag:
     def tune_inputs(self, method: str, benchmark: str) -> list[Path]:
         """What a search reads: splits, and warm-ups if its method builds on some."""
         builds_on = self.plan.registry[method.partition(".")[0]].cls.requires
-        return [self.split_file(benchmark), *([self.layout.pack("tune", benchmark)] if builds_on else [])]
+        splits = self.split_files(benchmark, "pool", "tune")
+        return [*splits, *([self.layout.pack("tune", benchmark)] if builds_on else [])]
 
     @property
     def tune_files(self) -> list[Path]:

@@ -88,6 +88,10 @@ class Keys:
         """The actor's config for "actor", else the named generator's."""
         return self.config.models.actor if role == "actor" else self.config.models.generators[role]
 
+    def is_nano(self, role: str) -> bool:
+        """Whether a role is played by a nano model."""
+        return self._nano_role(role) is not None
+
     def _nano_role(self, role: str) -> str | None:
         """The recipe of a nano model; None for any other."""
         path = self.model_config(role).path

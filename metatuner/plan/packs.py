@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from metatuner.config import Config, Layout
 from metatuner.harness.registry import Registry
+from metatuner.integrity import altered
 from metatuner.plan.grid import Grid
 from metatuner.plan.types import Cell, Fit, Pack
 
@@ -96,15 +97,27 @@ class Packs:
                 uses[needed.key][1].append(fit)
         return uses
 
+    def damage(self, fit: Fit, *, thorough: bool = False) -> str | None:
+        """What differs between a fit's folder and its digests; None if nothing does. See `integrity.altered`."""
+        return altered(self.layout.fit(fit.key), thorough=thorough, removable="policy")
+
+    def has_cell(self, key: str) -> bool:
+        """Whether a cell is there as its digests say."""
+        return altered(self.layout.cell(key)) is None
+
     def is_complete(self, fit: Fit) -> bool:
-        """Whether a fit is complete. Without its policy (see `keep`), it is while all that is made from it exists."""
-        folder = self.layout.fit(fit.key)
-        if not folder.is_dir() or (folder / "policy").is_dir():
-            return folder.is_dir()
+        """Whether a fit is there as its digests say.
+
+        Without its policy (see `keep`), it is complete while all that is made from it exists.
+        """
+        if self.damage(fit) is not None:
+            return False
+        if (self.layout.fit(fit.key) / "policy").is_dir():
+            return True
         if fit.key not in self._uses:  # a search's warm-up: what will be made from it is not known here
             return False
         cells, fits = self._uses[fit.key]
-        return all(self.layout.cell(cell.key).is_dir() for cell in cells) and all(map(self.is_complete, fits))
+        return all(self.has_cell(cell.key) for cell in cells) and all(map(self.is_complete, fits))
 
 
 def _by_method(items: Iterable[Item]) -> dict[str, list[Item]]:

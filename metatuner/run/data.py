@@ -1,6 +1,6 @@
 """The rows of a preset's benchmarks: checked at their source, and drawn into splits."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from metatuner.config import Config, expand_path
@@ -9,6 +9,7 @@ from metatuner.files import write_text
 from metatuner.harness.benchmarks import Benchmark, get_benchmark, load_hub, load_rows
 from metatuner.harness.benchmarks.lm_eval_task import LmEvalBenchmark, Task
 from metatuner.harness.splits import check_data, draw_splits
+from metatuner.integrity import DIGESTS, altered, check_folder, write_digests
 from metatuner.plan import Plan
 
 SPLITS = ("pool", "tune", "test")
@@ -49,6 +50,10 @@ def draw(plan: Plan, name: str) -> str:
     names = ("train", "test") if source.source == "local" else ("train", "tune", "test", "audit")
     afar = source.source in ("hub", "lm_eval")
     files = dict(zip(names, plan.keys.source_files(name), strict=not afar))
+    if source.source == "nano":
+        world = plan.layout.world
+        remedy = f"remove {world}, then run again, or run `metatuner world --config {plan.layout.config}`"
+        check_folder(world, remedy, only=[file.relative_to(world).as_posix() for file in files.values()])
     if afar:
         loaded = {split: load_hub(benchmark, split) for split in ("train", "test")}
     else:
@@ -65,22 +70,31 @@ def draw(plan: Plan, name: str) -> str:
     )
     splits.need(train=sizes.train, dev=sizes.dev)
     folder = plan.layout.data(name)
-    key = _key(folder)
-    key.unlink(missing_ok=True)
+    digests = folder / DIGESTS
+    digests.unlink(missing_ok=True)
     splits.write(folder)
-    write_text(key, plan.keys.data_key(name) + "\n")  # last: it marks the others as complete
+    write_text(_key(folder), plan.keys.data_key(name) + "\n")
+    write_digests(folder, [*(f"{split}.jsonl" for split in SPLITS), "splits.json", _key(folder).name])  # last
     return f"{name}: {splits.summary()}"
 
 
-def check_splits(plan: Plan, names: Iterable[str]) -> None:
-    """UserError if the split files on disk belong to another config, so that no cell is computed from them."""
+def check_splits(plan: Plan, names: Iterable[str], splits: Sequence[str] = SPLITS) -> None:
+    """UserError unless the split files are those drawn for this config, so that no cell is computed from others.
+
+    Args:
+        plan: the plan of the config.
+        names: benchmarks.
+        splits: the splits that are about to be read.
+    """
     for name in sorted(names):
         folder = plan.layout.data(name)
+        remedy = f"draw them with `metatuner data --config {plan.layout.config} --benchmark {name}`"
+        why = altered(folder, only=[*(f"{split}.jsonl" for split in splits), "splits.json"])
+        if why is not None:
+            raise UserError(f"{folder}: no whole splits ({why}); {remedy}")
         key = _key(folder)
-        lost = [split for split in SPLITS if not (folder / f"{split}.jsonl").is_file()]
-        if lost or not key.is_file() or key.read_text(encoding="utf-8").strip() != plan.keys.data_key(name):
-            command = f"metatuner data --config {plan.layout.config} --benchmark {name}"
-            raise UserError(f"{folder}: no splits of this config; draw them with `{command}`")
+        if not key.is_file() or key.read_bytes().decode("utf-8", "replace").strip() != plan.keys.data_key(name):
+            raise UserError(f"{folder}: no splits of this config; {remedy}")
 
 
 def _key(folder: Path) -> Path:

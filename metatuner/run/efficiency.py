@@ -7,6 +7,7 @@ counts as writing.
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,10 @@ from metatuner.harness.query import Query, to_query
 from metatuner.harness.rows import read_rows
 from metatuner.metering import measured, peak_allocated
 from metatuner.plan import Cell
-from metatuner.run.limits import AGAIN, Overdue, limit
+from metatuner.run import guard
+from metatuner.run.fitting import Outcome, failure
 from metatuner.run.workshop import Workshop
+from metatuner.supervision import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +87,7 @@ def _times(policy: Policy, queries: Sequence[Query]) -> tuple[float, float]:
     return prepared_at - start + clock.entering, _now() - prepared_at - clock.entering
 
 
-def measure(shop: Workshop, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def measure(shop: Workshop, cells: Sequence[Cell], steps: Steps) -> list[dict[str, Any]]:
     """One line per cell: median times of its policy on tune rows of its benchmark, in milliseconds per query.
 
     - `write_share`: writing time over answering time, with its quartiles over rounds.
@@ -99,14 +102,32 @@ def measure(shop: Workshop, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         rows = read_rows(shop.layout.data(cell.benchmark) / "tune.jsonl")[:QUERIES]
         if not rows:
             raise UserError(f"benchmarks.{cell.benchmark}.sizes.tune: no tune rows to time policies on; set it above 0")
-        try:
-            with limit(shop.patience(cell.fit.method)["seconds"], Overdue, again=AGAIN):
-                lines.append(_line(shop, cell, [to_query(row) for row in rows]))
-        except (Exception, Overdue, SystemExit) as error:  # a method's policy may raise anything
-            why = " ".join(str(error).split()) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            progress.say(f"{cell.fit.method} on {cell.benchmark} is not timed: {why}")
+        queries = [to_query(row) for row in rows]
+        seconds = shop.patience(cell.fit.method)["seconds"]
+        found = steps.run(cell.key, partial(_timed, shop, cell, queries), seconds)
+        if "line" in found:
+            lines.append(found["line"])
+        else:
+            progress.say(f"{cell.fit.method} on {cell.benchmark} is not timed: {found['reason']}")
         countdown.step()
     return lines
+
+
+def _timed(shop: Workshop, cell: Cell, queries: Sequence[Query]) -> dict[str, Any]:
+    """The line of a policy, or the reason why it has none."""
+    found: dict[str, Any] = {}
+
+    failures = shop.layout.logs.absolute() / "failed" / f"timing-{cell.key}.txt"
+
+    def work() -> Outcome:
+        try:
+            found["line"] = _line(shop, cell, queries)
+        except Exception as error:  # a method's policy may raise anything
+            return failure(cell.key, error, failures)
+        return Outcome(cell.key, "ok")
+
+    outcome = guard.contained(work, key=cell.key, failures=failures, **shop.patience(cell.fit.method))
+    return found if outcome.status == "ok" else {"reason": outcome.reason}
 
 
 def _line(shop: Workshop, cell: Cell, queries: Sequence[Query]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def export(shop: Workshop, key: str, query: str | None, row: str | None, out: Pa
         raise UserError("give either --query or --id")
     cell, policy = open_metatuner(shop, key)
     if query is None:
-        shop.check_splits([cell.benchmark])
+        shop.check_splits([cell.benchmark], ["test"])
         file = shop.layout.data(cell.benchmark) / "test.jsonl"
         found = [each.query for each in read_rows(file) if each.id == row]
         if not found:

@@ -21,6 +21,7 @@ from metatuner.harness.policy import Policy
 from metatuner.harness.proposer import NOTE, ProposerServer
 from metatuner.harness.splits import draw_train_dev
 from metatuner.hashing import derive_seed
+from metatuner.integrity import check_weights, write_digests
 from metatuner.metering import measured
 from metatuner.run.limits import time_limit
 from metatuner.run.models import ModelPool
@@ -144,9 +145,11 @@ def run_fit(task: FitTask, models: ModelPool, folder: Path, failures: Path, *, s
                 finally:
                     lab.budget.detach()
             policy.save(temporary / "policy")
+            check_weights(temporary / "policy", f"training diverged: lower the settings of {task.method.name}")
             shutil.rmtree(scratch, ignore_errors=True)
             write_json(temporary / "cost.json", {**lab.budget.cost(), **asdict(meter)})
             write_json(temporary / "fit.json", dict(task.identity))
+            write_digests(temporary)
     except _Skipped as skipped:
         return Outcome(task.key, "skipped", str(skipped))
     except Exception as error:  # a method may raise anything; the error is this fit's outcome, never a score
@@ -156,11 +159,19 @@ def run_fit(task: FitTask, models: ModelPool, folder: Path, failures: Path, *, s
 
 def failure(key: str, error: BaseException, failures: Path) -> Outcome:
     """The outcome of a raised error: one line for the tables, the traceback in `failures`."""
-    text = "".join(traceback.format_exception(error))
+    text = _writable("".join(traceback.format_exception(error)))
     with contextlib.suppress(OSError):  # a full disk must not hide the error itself
         failures.parent.mkdir(parents=True, exist_ok=True)
         failures.write_text(text, encoding="utf-8")
     print(text, file=sys.stderr, flush=True)
-    message = " ".join(str(error).split())
+    try:
+        message = _writable(" ".join(str(error).split()))
+    except BaseException:  # a method's own exception class may be broken
+        message = "its __str__ fails"
     reason = message if isinstance(error, UserError) else f"{type(error).__name__}: {message}"
     return Outcome(key, "failed", reason[:500])
+
+
+def _writable(text: str) -> str:
+    """A text that UTF-8 can hold: half characters are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

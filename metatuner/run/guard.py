@@ -6,12 +6,15 @@ This is the best that one process can do; it is no sandbox. A fit also sets limi
 """
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from metatuner.errors import UserError
@@ -33,6 +36,9 @@ def contained(
 ) -> "Outcome":
     """What `work` returns; a failed outcome if it calls `sys.exit`, or is not done after `seconds`.
 
+    A Ctrl-C still ends the process, but a KeyboardInterrupt that the method raises does not. The process is in the same
+    folder afterwards.
+
     Args:
         work: makes a fit or a cell, and turns every `Exception` into a failed outcome.
         key: the key of the fit or cell.
@@ -43,7 +49,7 @@ def contained(
     from metatuner.run.fitting import failure
 
     try:
-        with limit(seconds, Overdue, again=AGAIN):
+        with _same_folder(), _interrupts() as interrupted, limit(seconds, Overdue, again=AGAIN):
             return work()
     except Overdue as overdue:
         told = f"budget {budget!r}: not done after {seconds:g} s in all; raise budgets.{budget}.seconds in the preset"
@@ -51,6 +57,44 @@ def contained(
     except SystemExit as leaving:
         told = f"it called sys.exit({leaving.code!r}); return a policy, or raise an error"
         return failure(key, _because(told, leaving), failures)
+    except BaseException as error:
+        if interrupted or isinstance(error, Exception):
+            raise
+        told = f"it raised {type(error).__name__}, which is no Exception; raise an Exception"
+        return failure(key, _because(told, error), failures)
+
+
+@contextmanager
+def _same_folder() -> Iterator[None]:
+    """Return to the current folder after the block: the paths of a run are relative to it."""
+    here = os.open(".", os.O_RDONLY)
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collect the SIGINTs that reach the block; a Ctrl-C that the block's code caught is raised after it."""
+    found: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield found
+        return
+
+    def note(number: int, frame: FrameType | None) -> Any:
+        found.append(number)
+        return before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield found
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if found:
+        raise KeyboardInterrupt
 
 
 def _because(text: str, cause: BaseException) -> UserError:
@@ -73,37 +117,55 @@ def overspent(budget: "Budget") -> str | None:
 
 # ---- what is written -----------------------------------------------------------------------------------------------
 
+PATHS = (str, bytes, os.PathLike)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 EVENTS = {
-    "os.rename": 1,
-    "os.remove": 0,
-    "os.mkdir": 0,
-    "os.rmdir": 0,
-    "shutil.rmtree": 0,
-    "os.truncate": 0,
-    "os.link": 1,
+    "os.rename": (0, 1),  # a file that is moved in is lost elsewhere
+    "os.remove": (0,),
+    "os.mkdir": (0,),
+    "os.rmdir": (0,),
+    "shutil.rmtree": (0,),
+    "os.truncate": (0,),
+    "os.link": (1,),
+    "os.symlink": (1,),
+    "os.chmod": (0,),
+    "os.chown": (0,),
+    "os.utime": (0,),
 }
-"""Index of the argument that holds the changed path, by audit event."""
+"""Indices of the arguments that hold a changed path, by audit event."""
+ITSELF = ("os.rename", "os.remove", "os.symlink", "os.link")
+"""Events that change a link, not what it points to."""
 
 
-def touched(event: str, arguments: tuple[Any, ...]) -> tuple[str, bool] | None:
-    """The real path that an audit event opens or changes, and whether the event changes it; None for other events."""
+def touched(event: str, arguments: tuple[Any, ...]) -> list[tuple[str, bool]]:
+    """The real paths that an audit event opens or changes, each with whether it is changed; none for other events."""
     if event == "open":
         path, mode, flags = (*arguments, None, None, None)[:3]
         writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool((flags or 0) & WRITING)
-    elif event in EVENTS and len(arguments) > EVENTS[event]:
-        path, writes = arguments[EVENTS[event]], True
-    else:
-        return None
-    if not isinstance(path, (str, bytes, os.PathLike)):
-        return None
-    if (
-        event in EVENTS
-        and not os.path.isabs(path)
-        and any(isinstance(each, int) and each > 2 for each in arguments[1:])
-    ):
-        return None  # relative to an open folder, as in `shutil.rmtree`, which has its own event for the whole folder
-    return os.path.realpath(os.fsdecode(path)), writes
+        return [(os.path.realpath(os.fsdecode(path)), writes)] if isinstance(path, PATHS) else []
+    found = []
+    for index in EVENTS.get(event, ()):
+        path = arguments[index] if index < len(arguments) else None
+        if not isinstance(path, PATHS):
+            continue
+        if not os.path.isabs(path) and any(isinstance(each, int) and each > 2 for each in _folders(event, arguments)):
+            continue  # relative to an open folder, as in `shutil.rmtree`, which has its own event for the whole folder
+        place = os.fsdecode(path)
+        if event in ITSELF:
+            found.append((os.path.join(os.path.realpath(os.path.dirname(place) or "."), os.path.basename(place)), True))
+        else:
+            found.append((os.path.realpath(place), True))
+    return found
+
+
+_FIRST_FOLDER = {"os.rename": 2, "os.link": 2, "os.symlink": 2, "os.mkdir": 2, "os.chmod": 2, "os.chown": 3}
+_FIRST_FOLDER |= {"os.utime": 3, "os.truncate": 2}
+
+
+def _folders(event: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of an event that may be open folders; a mode, an owner or a time is none."""
+    first = _FIRST_FOLDER.get(event, 1)
+    return arguments[first:]
 
 
 def below(path: str, folders: Sequence[Path]) -> bool:
@@ -135,14 +197,23 @@ class Watch:
     """An audit hook. It can never be removed, so it does nothing while no block is watched."""
 
     def __init__(self) -> None:
-        self.blocks: list[tuple[Sequence[Path], Path, set[str]]] = []
+        self.blocks: list[tuple[Sequence[Path], Path | None, Path, set[str]]] = []
 
     def note(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.blocks or (each := touched(event, arguments)) is None or not each[1]:
+        if not self.blocks:
             return
-        allowed, home, found = self.blocks[-1]
-        if not below(each[0], allowed) and not is_a_librarys(each[0], home):
-            found.add(each[0])
+        for path, writes in touched(event, arguments):
+            allowed, own, home, found = self.blocks[-1]
+            if writes and not below(path, allowed) and not is_own(path, own) and not is_a_librarys(path, home):
+                found.add(path)
+
+
+def is_own(path: str, folder: Path | None) -> bool:
+    """Whether a path lies in a folder that appears complete, or in the temporary one that becomes it."""
+    if folder is None or not Path(path).is_relative_to(folder.parent):
+        return False
+    first = Path(path).relative_to(folder.parent).parts[:1]
+    return first == () or first[0] == folder.name or first[0].startswith(f".{folder.name}.")
 
 
 @cache
@@ -154,16 +225,16 @@ def _watch() -> Watch:
 
 
 @contextmanager
-def writes_outside(folders: Sequence[Path]) -> Iterator[set[str]]:
+def writes_outside(folders: Sequence[Path], own: Path | None = None) -> Iterator[set[str]]:
     """Collect the paths that the block's Python code changes outside of `folders`, as far as audit events show.
 
-    Folders in which any program may write do not count.
+    Folders in which any program may write do not count, nor does `own`, the folder of a fit or cell that is being made.
     """
     found: set[str] = set()
     # Look up everything first: the hook itself must not open anything.
     allowed = [*(folder.resolve() for folder in folders), *open_places()]
     blocks = _watch().blocks
-    blocks.append((allowed, Path.home().resolve(), found))
+    blocks.append((allowed, None if own is None else own.resolve(), Path.home().resolve(), found))
     try:
         yield found
     finally:

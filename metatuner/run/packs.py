@@ -8,24 +8,32 @@ from typing import TypeVar
 from metatuner import progress
 from metatuner.config import Layout
 from metatuner.errors import UserError, suggest
-from metatuner.files import read_json, write_json, write_text
+from metatuner.files import read_json, write_json
 from metatuner.plan import Cell, Fit, Pack, Plan
+from metatuner.plan.attempts import write_attempts
 from metatuner.run.fitting import Outcome
-from metatuner.run.workshop import Workshop
+from metatuner.run.workshop import LEAST_PATIENCE, Workshop
+from metatuner.supervision import Steps
 
 Item = TypeVar("Item", Fit, Cell)
+REMEDY = "remove it and run again"
+"""What to do about a broken file of a pack."""
 
 
-def fit_pack(shop: Workshop, name: str, attempt: int) -> None:
+def fit_pack(shop: Workshop, name: str, attempt: int, steps: Steps) -> None:
     """Compute the fits of a pack. `attempt` is the number that the workflow gives to this run of the job."""
     packs, fits = shop.plan.packs, shop.plan.grid.fits
     chosen = [fits[key] for key in _pack(packs.fits, name).keys]
-    shop.check_splits({benchmark for fit in chosen for benchmark in fit.train})
-    work = _each(chosen, packs.is_complete, lambda fit, last: shop.fit(fit, share=last), "fits")
-    _write(shop.layout, packs.step(name), name, work, attempt)
+    shop.check_splits({benchmark for fit in chosen for benchmark in fit.train}, ["pool"])
+
+    def work(fit: Fit, last: bool) -> Outcome:
+        return watched(steps, fit.key, lambda: shop.fit(fit, share=last), shop.patience(fit.method)["seconds"])
+
+    _write(shop.layout, packs.step(name), name, _each(chosen, packs.is_complete, work, "fits"), attempt)
+    steps.finish()
 
 
-def evaluate_pack(shop: Workshop, name: str, attempt: int) -> None:
+def evaluate_pack(shop: Workshop, name: str, attempt: int, steps: Steps) -> None:
     """Evaluate the cells of a pack."""
     packs, layout = shop.plan.packs, shop.layout
     pack = _pack(packs.evaluations, name)
@@ -40,12 +48,20 @@ def evaluate_pack(shop: Workshop, name: str, attempt: int) -> None:
         found = fitted.get(cell.fit.key, unknown)
         if found.status != "ok":
             return Outcome(cell.key, found.status, found.reason)
-        return shop.evaluate(cell, share=last)
+        seconds = shop.patience(cell.fit.method, LEAST_PATIENCE)["seconds"]
+        return watched(steps, cell.key, lambda: shop.evaluate(cell, share=last), seconds)
 
     cells = [shop.plan.grid.cells[key] for key in pack.keys]
-    shop.check_splits({cell.benchmark for cell in cells})
-    work_done = _each(cells, lambda cell: layout.cell(cell.key).is_dir(), work, "evaluations")
+    shop.check_splits({cell.benchmark for cell in cells}, ["test"])
+    work_done = _each(cells, lambda cell: packs.has_cell(cell.key), work, "evaluations")
     _write(layout, "evaluate", name, work_done, attempt)
+    steps.finish()
+
+
+def watched(steps: Steps, key: str, work: Callable[[], Outcome], seconds: float | None) -> Outcome:
+    """The outcome of a fit or cell; a failed one if an earlier process of this job died at it."""
+    found = steps.run(key, lambda: asdict(work()), seconds)
+    return Outcome(key, found["status"], found["reason"])
 
 
 def outcomes(plan: Plan) -> dict[str, Outcome]:
@@ -55,8 +71,8 @@ def outcomes(plan: Plan) -> dict[str, Outcome]:
 
 def read_outcomes(paths: Iterable[Path]) -> dict[str, Outcome]:
     """Outcomes by key, from the packs' files that exist."""
-    remedy, shape = "remove it and run again", {"outcomes": [{"key": str, "status": str, "reason": str}]}
-    records = [read_json(path, remedy, shape)["outcomes"] for path in paths if path.is_file()]
+    shape = {"outcomes": [{"key": str, "status": str, "reason": str}]}
+    records = [read_json(path, REMEDY, shape)["outcomes"] for path in paths if path.is_file()]
     return {record["key"]: Outcome(**record) for each in records for record in each}
 
 
@@ -90,9 +106,6 @@ def _each(
 
 def _write(layout: Layout, step: str, name: str, found: list[Outcome], attempt: int) -> None:
     """Write a pack's file, and the number of this attempt (see `Dag.retry`)."""
-    path = layout.attempts(step, name)
-    before = int(path.read_text(encoding="utf-8")) if path.is_file() else 0
-    count = max(before, attempt) + any(outcome.status == "failed" for outcome in found)
-    if count != before:
-        write_text(path, str(count))
+    failed = any(outcome.status == "failed" for outcome in found)
+    write_attempts(layout.attempts(step, name), attempt, failed)
     write_outcomes(layout.pack(step, name), found)

@@ -16,7 +16,7 @@ from metatuner.run.workshop import Workshop
 def scores_under_swaps(shop: Workshop, key: str) -> Iterator[str]:
     """Yield lines: the score of a finished cell's policy on its benchmark's tune rows, under each swap."""
     cell, policy = open_metatuner(shop, key)
-    shop.check_splits([cell.benchmark])
+    shop.check_splits([cell.benchmark], ["tune"])
     rows = read_rows(shop.layout.data(cell.benchmark) / "tune.jsonl")
     yield f"{cell.fit.method}, {cell.benchmark}, seed {cell.fit.seed}, {len(rows)} tune rows"
     yield f"{'prompt':<18}{'LoRA':<18}score"

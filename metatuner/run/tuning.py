@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from math import log
 from typing import Any
 
@@ -14,24 +15,25 @@ from metatuner.harness.rows import Row, read_rows
 from metatuner.hashing import ROOT, git_state
 from metatuner.plan import Plan, Winner
 from metatuner.plan.winners import write_winners
-from metatuner.run.packs import write_outcomes
+from metatuner.run.packs import watched, write_outcomes
 from metatuner.run.workshop import Workshop
+from metatuner.supervision import Steps
 
 
-def search(shop: Workshop, subject: str, benchmark: str) -> None:
+def search(shop: Workshop, subject: str, benchmark: str, steps: Steps) -> None:
     """Try settings of one subject (a method, or METHOD.VARIANT) on one benchmark's tune rows; write the trials."""
     plan, layout = shop.plan, shop.layout
     if (subject, benchmark) not in plan.searches.all:
         known = [f"{name} on {where}" for name, where in plan.searches.all]
         wanted = f"{subject} on {benchmark}"
         raise UserError(f"nothing to tune for {wanted}; {suggest(wanted, known)}")
-    shop.check_splits([benchmark])
+    shop.check_splits([benchmark], ["pool", "tune"])
     rows = read_rows(layout.data(benchmark) / "tune.jsonl")
     trials = plan.searches.trials(subject, benchmark)
     countdown = progress.Countdown(len(trials), f"trials of {subject} on {benchmark}")
     found = []
     for over in trials:
-        result = _trial(shop, subject, benchmark, over, rows)
+        result = _trial(shop, subject, benchmark, over, rows, steps)
         found.append({"settings": over, **result})
         shown = result["reason"] or result["score"]
         progress.say(f"{subject} on {benchmark}: {over or 'the preset itself'} -> {shown}")
@@ -39,28 +41,37 @@ def search(shop: Workshop, subject: str, benchmark: str) -> None:
     key = plan.settings.winner_key(subject, benchmark)
     record = {"method": subject, "benchmark": benchmark, "key": key, "trials": found}
     write_json(layout.tune(subject, benchmark), record)
+    steps.finish()
 
 
-def warm_up(shop: Workshop, benchmark: str) -> None:
+def warm_up(shop: Workshop, benchmark: str, steps: Steps) -> None:
     """Fit what the searches on one benchmark build on, so that parallel searches need not each fit it.
 
     If such a fit fails, the trials that build on it will say so; all other trials continue.
     """
-    shop.check_splits([benchmark])
-    found = [shop.fit(fit, share=False) for fit in shop.plan.searches.needs(benchmark)]
+    shop.check_splits([benchmark], ["pool"])
+    found = [
+        watched(steps, fit.key, partial(shop.fit, fit, share=False), shop.patience(fit.method)["seconds"])
+        for fit in shop.plan.searches.needs(benchmark)
+    ]
     for outcome in found:
         if outcome.status != "ok":
             progress.say(f"{outcome.status}: {outcome.key}: {outcome.reason}")
     write_outcomes(shop.layout.pack("tune", benchmark), found)
+    steps.finish()
 
 
-def _trial(shop: Workshop, subject: str, benchmark: str, over: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+def _trial(
+    shop: Workshop, subject: str, benchmark: str, over: dict[str, Any], rows: Sequence[Row], steps: Steps
+) -> dict[str, Any]:
     """One trial; it is computed only if its score is not stored yet."""
     fit = shop.plan.searches.fit(subject, benchmark, over)
     path = shop.layout.trial(fit.key)
     if path.is_file():
         return dict(read_json(path, "remove it and run again"))
-    result = shop.trial(fit, rows)
+    # A trial fits and answers, each within its limit; the fits that it builds on were made before.
+    seconds = shop.patience(fit.method)["seconds"]
+    result = {"score": None, **steps.run(fit.key, lambda: shop.trial(fit, rows), seconds and 2 * seconds)}
     if result["status"] == "ok":
         write_json(path, result)
     return result

@@ -3,13 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from metatuner import progress
 from metatuner.config import Config
 from metatuner.errors import UserError
 from metatuner.files import complete_folder, write_json
@@ -21,12 +22,13 @@ from metatuner.harness.policy import Policy, load_policy
 from metatuner.harness.proposer import ProposerServer
 from metatuner.harness.query import Response, to_query
 from metatuner.harness.rows import Row
+from metatuner.integrity import DIGESTS, altered, check_folder, check_weights, write_digests
 from metatuner.lm import ModelSpec
 from metatuner.metering import measured
 from metatuner.plan import Cell, Fit, Plan
 from metatuner.plan.keys import is_local
 from metatuner.run import guard
-from metatuner.run.data import check_splits, configured
+from metatuner.run.data import SPLITS, check_splits, configured
 from metatuner.run.fitting import FitTask, Outcome, failure, run_fit
 from metatuner.run.models import ModelPool
 
@@ -38,6 +40,10 @@ def use_threads(config: Config) -> None:
     """Set the number of torch's threads, and turn off the tokenizers' own threads."""
     torch.set_num_threads(config.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _written(outside: set[str]) -> str:
+    return f"it wrote outside its folder: {', '.join(sorted(outside)[:3])}"
 
 
 class Workshop:
@@ -57,34 +63,44 @@ class Workshop:
         path = str(self.plan.keys.model_path(role)) if local else model.path
         return ModelSpec(**{**model.model_dump(), "path": path})
 
-    def check_splits(self, names: Iterable[str]) -> None:
-        """UserError if the split files of these benchmarks belong to another config."""
-        check_splits(self.plan, names)
+    def check_splits(self, names: Iterable[str], splits: Sequence[str] = SPLITS) -> None:
+        """UserError unless these split files are those drawn for this config."""
+        check_splits(self.plan, names, splits)
 
     def failures(self, key: str) -> Path:
-        """The file for a failed fit's or cell's traceback."""
-        return self.layout.logs / "failed" / f"{key}.txt"
+        """The file for a failed fit's or cell's traceback; absolute, because a method may change the folder."""
+        return self.layout.failure(key).absolute()
+
+    def check_models(self, *roles: str) -> None:
+        """UserError if a file of these nano models differs from its digest."""
+        for role in filter(None, roles):
+            folder = self.plan.keys.model_path(role) if self.plan.keys.is_nano(role) else None
+            if folder is not None and (folder / DIGESTS).is_file():
+                check_folder(folder, f"remove {folder} and run again", thorough=True)
 
     # ---- fits --------------------------------------------------------------------------------------------------
 
     def fit(self, fit: Fit, *, share: bool) -> Outcome:
         """Compute a fit unless it is complete. `share`: no later fit of this job needs unchanged models."""
-        folder, failures = self.layout.fit(fit.key), self.failures(fit.key)
+        folder, failures = self.layout.fit(fit.key).absolute(), self.failures(fit.key)
         if self.plan.packs.is_complete(fit):
             return Outcome(fit.key, "ok")
-        shutil.rmtree(folder, ignore_errors=True)  # its policy was removed, and is needed again
+        if folder.is_dir() and (damage := self.plan.packs.damage(fit)) is not None:
+            progress.say(f"{self.layout.fit(fit.key)}: {damage}; fitted again")
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, or its policy was removed and is needed again
         missing = [needed for needed in fit.requires if not self.plan.packs.is_complete(needed)]
         if missing:
             reason = f"it builds on {missing[0].method}, which has no result (fit {missing[0].key})"
             return Outcome(fit.key, "failed", reason)
         try:
+            self.check_models("actor", fit.generator)
+            for needed in fit.requires:
+                self._check_fit(needed)
             task = self._task(fit)
         except Exception as error:  # a method's `__init__` may raise anything
             return failure(fit.key, error, failures)
         checking = guard.CHECKING in os.environ
-        watch = fit.method in self.plan.registry.extra and not checking
-        places = [folder.parent, failures.parent, Path(self.config.cache)]
-        with guard.writes_outside(places) if watch else nullcontext(set[str]()) as outside:
+        with self._watched(fit, folder) as outside:
             outcome = guard.contained(
                 lambda: run_fit(task, self.models, folder, failures, share=share),
                 key=fit.key,
@@ -93,11 +109,24 @@ class Workshop:
             )
         wrong = None if checking else guard.overspent(task.budget)
         if wrong is None and outside:
-            wrong = f"it wrote outside its folder: {', '.join(sorted(outside)[:3])}; use lab.workdir"
+            wrong = f"{_written(outside)}; use lab.workdir"
         if outcome.status != "ok" or wrong is None:
             return outcome
         shutil.rmtree(folder, ignore_errors=True)
         return failure(fit.key, UserError(wrong), failures)
+
+    def _watched(self, fit: Fit, folder: Path) -> AbstractContextManager[set[str]]:
+        """Collects what a method of the user's own changes outside of the folder that is being made."""
+        if fit.method not in self.plan.registry.extra or guard.CHECKING in os.environ:
+            return nullcontext(set())
+        return guard.writes_outside([self.failures(fit.key).parent], folder)
+
+    def _check_fit(self, fit: Fit) -> None:
+        """UserError if a file of a fit differs from its digest."""
+        damage = self.plan.packs.damage(fit, thorough=True)
+        if damage is not None:
+            folder = self.layout.fit(fit.key)
+            raise UserError(f"{folder}: {damage}; remove {folder} and run again")
 
     def _task(self, fit: Fit) -> FitTask:
         """All inputs of a fit."""
@@ -127,14 +156,14 @@ class Workshop:
             key=fit.key,
             method=method,
             benchmarks=benchmarks,
-            pools={name: self.layout.data(name) / "pool.jsonl" for name in fit.train},
+            pools={name: self.layout.data(name).absolute() / "pool.jsonl" for name in fit.train},
             sizes={name: self.plan.grid.fit_sizes(name, fit.rows) for name in fit.train},
             generator=fit.generator,
             seed=fit.seed,
             budget=Budget(limits.counts, settings.budget_name(fit.method)),
             seconds=limits.seconds,
             proposer=ProposerServer(**proposer.model_dump()) if proposer else None,
-            prerequisites={needed.method: self.layout.fit(needed.key) for needed in fit.requires},
+            prerequisites={needed.method: self.layout.fit(needed.key).absolute() for needed in fit.requires},
             batch_tokens=self.config.batch_tokens,
             identity=identity,
         )
@@ -160,11 +189,15 @@ class Workshop:
 
     def open_policy(self, fit: Fit, *, share: bool, budget: Budget | None = None) -> Policy:
         """The saved policy of a fit, on fresh models. If there is a `budget`, it meters them."""
+        self._check_fit(fit)
+        self.check_models("actor", fit.generator)
         ground = self.ground(fit.generator, share=share)
         for role, lm in (("actor", ground.actor), ("generator", ground.generator)):
             if budget is not None and lm is not None:
                 budget.attach(lm, role)
-        return load_policy(self.layout.fit(fit.key) / "policy", ground)
+        folder = self.layout.fit(fit.key).absolute() / "policy"
+        check_weights(folder, f"remove {self.layout.fit(fit.key)} and run again")
+        return load_policy(folder, ground)
 
     def finished_cell(self, key: str) -> Cell:
         """A cell of this preset with its policy on disk; UserError for any other key."""
@@ -204,25 +237,35 @@ class Workshop:
 
     def evaluate(self, cell: Cell, *, share: bool) -> Outcome:
         """Compute a cell unless it is complete."""
-        return guard.contained(
-            lambda: self._evaluate(cell, share=share),
-            key=cell.key,
-            failures=self.failures(cell.key),
-            **self.patience(cell.fit.method, LEAST_PATIENCE),
-        )
+        folder, failures = self.layout.cell(cell.key).absolute(), self.failures(cell.key)
+        damage = altered(folder)
+        if damage is None:
+            return Outcome(cell.key, "ok")
+        if folder.is_dir():
+            progress.say(f"{self.layout.cell(cell.key)}: {damage}; evaluated again")
+            shutil.rmtree(folder)
+        with self._watched(cell.fit, folder) as outside:
+            outcome = guard.contained(
+                lambda: self._evaluate(cell, folder, share=share),
+                key=cell.key,
+                failures=failures,
+                **self.patience(cell.fit.method, LEAST_PATIENCE),
+            )
+        if outcome.status != "ok" or not outside:
+            return outcome
+        shutil.rmtree(folder, ignore_errors=True)
+        wrong = f"{_written(outside)}; a policy answers from what `fit` saved, and writes nothing"
+        return failure(cell.key, UserError(wrong), failures)
 
-    def _evaluate(self, cell: Cell, *, share: bool) -> Outcome:
+    def _evaluate(self, cell: Cell, folder: Path, *, share: bool) -> Outcome:
         from metatuner.run.evaluation import evaluate_policy  # lm-eval is slow to import
 
-        folder = self.layout.cell(cell.key)
-        if folder.is_dir():
-            return Outcome(cell.key, "ok")
         try:
             with complete_folder(folder) as temporary:
                 budget = Budget()
                 with measured() as meter:
+                    test = self.layout.data(cell.benchmark).absolute() / "test.jsonl"
                     policy = self.open_policy(cell.fit, share=share, budget=budget)
-                    test = self.layout.data(cell.benchmark) / "test.jsonl"
                     evaluate_policy(policy, self.benchmarks[cell.benchmark], test, temporary)
                 identity = {
                     "key": cell.key,
@@ -235,6 +278,7 @@ class Workshop:
                 }
                 write_json(temporary / "cell.json", identity)
                 write_json(temporary / "cost.json", {**budget.cost(), **asdict(meter)})
+                write_digests(temporary)
         except Exception as error:  # a policy may raise anything; the error is this cell's outcome, never a score
             return failure(cell.key, error, self.failures(cell.key))
         self.failures(cell.key).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import psutil
 from metatuner.forkserver import ADDRESS, ForkServer
 from metatuner.hashing import ROOT
 
-TIMED = {"cost.json", "timing.json", "usage", "logs", "efficiency.csv", "report.html"}
+TIMED = {"cost.json", "digests.json", "timing.json", "usage", "logs", "efficiency.csv", "report.html"}
 TIMED |= {f"table_5.{suffix}" for suffix in ("csv", "md", "tex", "json")}
 """Names of files and folders that hold timings."""
 PATIENCE = 300.0

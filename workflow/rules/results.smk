@@ -10,6 +10,7 @@ rule scores:
         methods=L.methods,
         searches=L.searches,
         queries=L.query_scores,
+        digests=L.digests,
     log:
         usage_log("results", "scores"),
     conda:
@@ -17,8 +18,9 @@ rule scores:
     params:
         config=CONFIG,
         key=BENCH.scores_key,
+        retry=BENCH.retry("results", "scores"),  # also if config.json is not this config
     shell:
-        "metatuner scores --config {params.config:q} --log {log:q}"
+        "metatuner scores --config {params.config:q} --attempt={params.retry:q} --log {log:q}"
 
 
 # One target per table and per figure, by its name: `snakemake table_3`.

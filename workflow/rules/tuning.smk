@@ -5,7 +5,7 @@
 rule tune_warmup:
     input:
         BENCH.model_marks,
-        lambda wildcards: BENCH.split_file(wildcards.benchmark),
+        lambda wildcards: BENCH.split_files(wildcards.benchmark, "pool"),
     output:
         L.pack("tune", "{benchmark}"),
     log:

@@ -12,8 +12,9 @@ if BENCH.uses_nano_rows:
         params:
             config=CONFIG,
             key=BENCH.world_key,
+            retry=BENCH.retry("world", "rows"),
         shell:
-            "metatuner world --config {params.config:q} --log {log:q}"
+            "metatuner world --config {params.config:q} --attempt={params.retry:q} --log {log:q}"
 
     rule world_report:
         input:
@@ -46,8 +47,9 @@ rule pretrain:
         "../../envs/metatuner.yaml"
     params:
         world=BENCH.world_words,
+        retry=lambda wildcards: BENCH.retry("pretrain", f"{wildcards.role}-{wildcards.key}"),
     shell:
-        "metatuner pretrain {params.world:q} --role {wildcards.role} --log {log:q}"
+        "metatuner pretrain {params.world:q} --role {wildcards.role} --attempt={params.retry:q} --log {log:q}"
 
 
 rule data:
@@ -58,6 +60,7 @@ rule data:
         tune=L.data("{benchmark}") / "tune.jsonl",
         test=L.data("{benchmark}") / "test.jsonl",
         splits=L.data("{benchmark}") / "splits.json",
+        digests=L.data("{benchmark}") / "digests.json",
         key=L.data("{benchmark}") / "key.txt",
     log:
         usage_log("data", "{benchmark}"),
@@ -67,5 +70,6 @@ rule data:
     params:
         config=CONFIG,
         key=lambda wildcards: BENCH.plan.keys.data_key(wildcards.benchmark),
+        retry=lambda wildcards: BENCH.retry("data", wildcards.benchmark),
     shell:
-        "metatuner data --config {params.config:q} --benchmark {wildcards.benchmark} --log {log:q}"
+        "metatuner data --config {params.config:q} --benchmark {wildcards.benchmark} --attempt={params.retry:q} --log {log:q}"
