@@ -124,7 +124,8 @@ def supervised(died: Callable[[str, str], None]) -> Steps:
     Nothing is supervised where a fork cannot compute: torch has a GPU or threads already.
 
     Args:
-        died: called in the parent with the key and the reason of such a step, to clean up after it.
+        died: called in the parent with the key and the reason of such a step, to clean up after it. The reason is
+            empty if the job was stopped by a signal.
 
     Raises:
         Ended: in the parent.
@@ -148,7 +149,7 @@ def supervised(died: Callable[[str, str], None]) -> Steps:
         key, journal.working = journal.working, None
         if stopped is not None:
             if key is not None:
-                died(key, "the run was stopped")
+                died(key, "")
             signal.signal(stopped, signal.SIG_DFL)
             os.kill(os.getpid(), stopped)
         if journal.done:

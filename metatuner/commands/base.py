@@ -76,13 +76,15 @@ def store_attempt(config: "Config", arguments: argparse.Namespace, step: str, na
 
 
 def clean_up(layout: "Layout", key: str, reason: str) -> None:
-    """After the process died in a fit or an evaluation: keep the reason, and remove what is half done."""
+    """After the process died in a fit or an evaluation: keep the reason, if any, and remove what is half done."""
     import shutil
     from contextlib import suppress
 
     for folder in (layout.fit(key), layout.cell(key)):
         for left in folder.parent.glob(f".{key}.*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
+    if not reason:
+        return
     with suppress(OSError):  # a full disk must not hide the reason
         layout.failure(key).parent.mkdir(parents=True, exist_ok=True)
         layout.failure(key).write_text(f"{reason}; the log of its job may have more\n", encoding="utf-8")

@@ -13,9 +13,8 @@ from metatuner.config import Config, dump_config, from_snakemake, load_config
 from metatuner.errors import UserError
 from metatuner.files import write_text
 from metatuner.hashing import ROOT, hash_code, hash_value
-from metatuner.integrity import DIGESTS, altered
 from metatuner.plan import Pack, Plan
-from metatuner.plan.attempts import read_attempts
+from metatuner.plan.attempts import is_lost, read_attempts
 
 ANALYSIS = ROOT / "metatuner" / "analysis"
 PUBLISHED = sorted((ROOT / "results" / "published").glob("*.csv"))
@@ -170,39 +169,8 @@ class Dag:
             step: a rule with packs, or world, data, pretrain, results.
             name: the pack, or what distinguishes the jobs of the other rules.
         """
-        count = read_attempts(self.layout.attempts(step, name)) + self._is_lost(step, name)
+        count = read_attempts(self.layout.attempts(step, name)) + is_lost(self.plan, step, name)
         return str(count) if count else ""
-
-    def _is_lost(self, step: str, name: str) -> bool:
-        """Whether something that a finished job made is missing or altered. A broken pack's file counts too."""
-        layout = self.layout
-        if step == "world":
-            there = all(file.is_file() for file in self.world_files)
-            return there and altered(layout.world, strangers=False) is not None
-        if step == "data":
-            return (layout.data(name) / "key.txt").is_file() and altered(layout.data(name)) is not None
-        if step == "pretrain":
-            folder = layout.cache / "models" / name
-            return (folder / DIGESTS).is_file() and altered(folder) is not None
-        if step == "results":
-            stored = layout.config.read_bytes() if layout.config.is_file() else b""
-            own = stored == dump_config(self.plan.config).encode()
-            return layout.digests.is_file() and not (own and altered(layout.root, strangers=False) is None)
-        path = layout.pack(step, name)
-        if not path.is_file():
-            return False
-        try:
-            outcomes = json.loads(path.read_bytes())["outcomes"]
-            keys = [outcome["key"] for outcome in outcomes if outcome["status"] == "ok"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return True
-        return not all(self._is_there(step, key) for key in keys)
-
-    def _is_there(self, step: str, key: str) -> bool:
-        if step == "evaluate":
-            return self.plan.packs.has_cell(key)
-        # A key that is no longer in the plan makes its pack run anyway.
-        return key not in self.plan.grid.fits or self.plan.packs.is_complete(self.plan.grid.fits[key])
 
     @property
     def collected_files(self) -> list[Path]:

@@ -10,6 +10,7 @@ from metatuner.cli import main
 from metatuner.config import dump_config, load_config, read_config
 from metatuner.errors import UserError
 from metatuner.hashing import ROOT
+from metatuner.integrity import write_digests
 from metatuner.plan import Plan
 from metatuner.plan.dag import Dag
 from metatuner.plan.winners import Winner, write_winners
@@ -436,6 +437,7 @@ def test_a_search_s_warm_up_without_its_policy_is_fitted_again(tmp_path):
     _, warm_up = made.searches.needs("math")
     policy = made.layout.fit(warm_up.key) / "policy"
     policy.mkdir(parents=True)
+    write_digests(policy.parent)
     assert made.packs.is_complete(warm_up)
     policy.rmdir()  # as `keep` leaves a reported seed's, which may be the search's later
     assert not made.packs.is_complete(warm_up)
