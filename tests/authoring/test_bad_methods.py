@@ -57,6 +57,29 @@ SPEND = """        from metatuner.harness.query import to_query
         return StaticPolicy(lab, dict.fromkeys(lab.benchmarks, "count"))
 """
 
+STATIC = '        return StaticPolicy(lab, dict.fromkeys(lab.benchmarks, "count"))\n'
+OTHERS = """        import os, json
+        fits = lab.workdir.parents[1]
+        found = {{json.loads(path.read_text())["method"]: path.parent for path in fits.glob("*/fit.json")}}
+        other = found["victim"]
+"""
+KEPT = """        import tempfile
+        from pathlib import Path
+        (lab.workdir / "state.bin").write_text("mine")
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "more.bin").write_text("mine")
+"""
+FINE = (
+    HEAD + KEPT + "        return Own(lab)\n" + POLICY.replace("{prepare}", 'return Prepared(["count"] * len(queries))')
+)
+"""A policy of its own that knows no more of the ground than the contract says, and files where they may be."""
+
+
+def own(prepare: str, write: str = "return {{}}") -> str:
+    """A method with a policy of its own that prepares, and is saved, as told."""
+    return HEAD + "        return Own(lab)\n" + POLICY.replace("{prepare}", prepare).replace("return {{}}", write)
+
+
 BAD = {
     "raises": (HEAD + '        raise ValueError("my own mistake, $x$")\n', "ValueError: my own mistake, $x$"),
     "returns": (HEAD + '        return "count"\n', "fit returned str, not a Policy"),
@@ -74,19 +97,45 @@ BAD = {
     ),
     "imports": ("import nothing_of_this_name\n", "imports.py does not import: ModuleNotFoundError"),
     "empty": ("x = 1\n", "empty.py: no method here"),
+    "killed": (HEAD + "        import os\n        os.kill(os.getpid(), 9)\n", "the process was killed (signal 9)"),
+    "crashes": (own("import ctypes; ctypes.string_at(0)"), "the process was ended by signal 11 (SIGSEGV)"),
+    "interrupts": (HEAD + "        raise KeyboardInterrupt\n", "it raised KeyboardInterrupt, which is no Exception"),
+    "nameless": (
+        HEAD + "        class Odd(Exception):\n            def __str__(self):\n                raise ValueError\n"
+        "        raise Odd\n",
+        "Odd: its __str__ fails",
+    ),
+    "half": (HEAD + '        raise ValueError("half a character: " + chr(0xD800))\n', "half a character: \\ud800"),
+    "victim": (FINE, "policy/manifest.json has 0 bytes instead of"),
+    "overwrites": (
+        HEAD + OTHERS + '        open(other / "policy" / "manifest.json", "w").close()\n' + STATIC,
+        "/policy/manifest.json; use lab.workdir",
+    ),
+    "notes": (
+        own('open("{outside}", "w").close(); return Prepared(["count"] * len(queries))'),
+        "it wrote outside its folder: {outside}; a policy answers from what `fit` saved",
+    ),
+    "diverges": (
+        own(
+            'return Prepared(["count"] * len(queries))',
+            "import torch; from safetensors.torch import save_file; "
+            'save_file({{"w": torch.tensor([1.0, float("nan")])}}, folder / "own.safetensors"); return {{}}',
+        ),
+        "own.safetensors: w holds NaN or infinite values; training diverged",
+    ),
 }
 """A method's file, and what the table says of it."""
 
-KEPT = """        import tempfile
-        from pathlib import Path
-        (lab.workdir / "state.bin").write_text("mine")
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "more.bin").write_text("mine")
-"""
-FINE = (
-    HEAD + KEPT + "        return Own(lab)\n" + POLICY.replace("{prepare}", 'return Prepared(["count"] * len(queries))')
-)
-"""A policy of its own that knows no more of the ground than the contract says, and files where they may be."""
+GOOD = {
+    "fine": FINE,
+    "wanders": (HEAD + '        import os; os.chdir("/")\n        return Own(lab)\n' + POLICY)
+    .replace("{prepare}", 'import os; os.chdir("/"); return Prepared(["count"] * len(queries))')
+    .replace("return {{}}", 'import os; os.chdir("/"); return {{}}'),
+    "lingers": HEAD
+    + "        import threading, time\n        threading.Thread(target=time.sleep, args=(600,)).start()\n"
+    + STATIC,
+}
+"""Methods that have a score whatever they do to the process: they change its folder, or leave a thread behind."""
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +144,7 @@ def run(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     folder = tmp_path_factory.mktemp("bad")
     outside = folder / "elsewhere.txt"  # no temporary place to the run, whose own is set apart below
     files, wanted = [], {}
-    for name, (code, reason) in {**BAD, "fine": (FINE, "")}.items():
+    for name, (code, reason) in {**BAD, **{name: (code, "") for name, code in GOOD.items()}}.items():
         file = folder / f"{name}.py"
         file.write_text(code.replace("{outside}", str(outside)).format(name=name) if "{" in code else code)
         files.append(str(file))
@@ -145,7 +194,13 @@ def test_each_leaves_a_hole_with_its_reason_and_no_score(run: tuple[Path, str, d
     for name in BAD:
         assert (rows[name]["status"], rows[name]["score"]) == ("failed", ""), name
         assert wanted[name] in rows[name]["reason"], rows[name]["reason"]
-    assert {name for name, row in rows.items() if row["status"] == "ok"} == {"zero_shot", "fine"}
+    assert {name for name, row in rows.items() if row["status"] == "ok"} == {"zero_shot", *GOOD}
+
+
+def test_nothing_half_done_is_left(run: tuple[Path, str, dict[str, str]]) -> None:
+    results, _, _ = run
+    assert list(results.rglob(".*.tmp")) == []
+    assert list(results.parent.glob("temporary/*")) == []
 
 
 def test_all_that_follows_is_made_and_the_run_says_what_failed(run: tuple[Path, str, dict[str, str]]) -> None:
@@ -153,11 +208,11 @@ def test_all_that_follows_is_made_and_the_run_says_what_failed(run: tuple[Path, 
     for name in ("tables/table_1.md", "tables/table_5.md", "figures/figure_main.png", "claims.md", "report.html"):
         assert (results / name).stat().st_size > 0, name
     with open(results / "efficiency.csv", encoding="utf-8", newline="") as file:
-        assert {row["method"] for row in csv.DictReader(file)} == {"zero_shot", "fine"}
+        assert {row["method"] for row in csv.DictReader(file)} == {"zero_shot", *GOOD}
     report = (results / "report.html").read_text(encoding="utf-8")
     for name in BAD:
         assert f"{name} on gsm8k, seed 0: " in said, name
-        assert wanted[name].split("'")[0] in report.replace("&#x27;", "'"), name
+        assert wanted[name].split("'")[0].split("`")[0] in report.replace("&#x27;", "'"), name
     assert f"{len(BAD)} cells failed" in said
     traces = "".join(path.read_text() for path in (results / "logs" / "failed").iterdir())
     assert "my own mistake" in traces

@@ -112,7 +112,8 @@ def test_a_fit_leaves_policy_cost_log_and_identity(fit):
         return zero(lab)
 
     assert fit(act) == Outcome("k", "ok")
-    assert sorted(path.name for path in fit.folder.iterdir()) == ["cost.json", "fit.json", "log.jsonl", "policy"]
+    names = ["cost.json", "digests.json", "fit.json", "log.jsonl", "policy"]
+    assert sorted(path.name for path in fit.folder.iterdir()) == names
     assert json.loads((fit.folder / "log.jsonl").read_text()) == {"event": "hello", "rows": 20}
     cost = json.loads((fit.folder / "cost.json").read_text())
     assert cost["lm_calls"] == 4
