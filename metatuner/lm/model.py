@@ -16,6 +16,8 @@ from metatuner.integrity import is_finite
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+"""Files of a model folder that hold one JSON object. transformers reads on without a broken generation config."""
 MARK = "\ue000\ue001"
 """A placeholder (private-use characters) that shows where a template puts a text."""
 
@@ -227,14 +229,13 @@ def _device(spec: ModelSpec) -> torch.device:
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"model {folder}: no config.json, so this is not a model folder; name the one that holds it")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{folder / 'config.json'}: no JSON in UTF-8 ({error}); save the model again") from None
-    if not isinstance(config, dict):
-        raise UserError(
-            f"{folder / 'config.json'}: a JSON {type(config).__name__}, not an object; save the model again"
-        )
+    for path in filter(Path.is_file, (folder / name for name in JSON_FILES)):
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: no JSON in UTF-8 ({error}); restore it, or save the model again") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: no JSON object but a {type(value).__name__}; restore it, or save the model again")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"model {folder}: no tokenizer ({TOKENIZER_FILES[0]} or alike); save the tokenizer there too")
 

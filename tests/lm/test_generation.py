@@ -330,3 +330,22 @@ def test_what_does_not_fit_the_window_is_refused() -> None:
 def test_sampling_without_a_seed_for_each_row_is_refused() -> None:
     with pytest.raises(ValueError, match="one seed a prompt: 2 prompts, 1 seeds"):
         generate(tiny_lm(), [[8], [9]], max_new_tokens=2, temperature=1.0, seeds=[1])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_no_numbers_are_an_error_and_no_text(value: float, temperature: float) -> None:
+    lm = tiny_lm()
+    with torch.no_grad():
+        lm.model.model.norm.weight[3] = value
+    with pytest.raises(UserError, match="its logits are NaN or infinite at step 1"):
+        generate(lm, PROMPTS[:3], max_new_tokens=NEW, temperature=temperature, seeds=[0, 1, 2])
+
+
+def test_one_impossible_token_is_no_error() -> None:
+    lm = tiny_lm()
+    bias = torch.nn.Parameter(torch.zeros(lm.head.weight.shape[0]))
+    with torch.no_grad():
+        bias[40] = -float("inf")
+    lm.head.bias = bias
+    assert all(40 not in each for each in ids(generate(lm, PROMPTS[:3], max_new_tokens=NEW)))

@@ -163,3 +163,124 @@ def test_what_is_neither_a_folder_nor_reachable_says_how_to_go_on(tmp_path: Path
 def test_a_rewrite_without_the_query_is_refused() -> None:
     with pytest.raises(UserError, match=r"must hold \{query\} once"):
         ModelSpec("tiny", rewrite_user="{prompt}")
+
+
+# ---- folders that are not whole --------------------------------------------------------------------------------------
+
+
+def changed(folder: Path, file: str, **values: object) -> None:
+    """Change keys of one of the folder's JSON files."""
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def assert_refused(folder: Path, message: str) -> None:
+    """Loading raises one line that names the folder, what is wrong and a remedy."""
+    with pytest.raises(UserError, match=message) as caught:
+        load_lm(ModelSpec(str(folder), device="cpu"))
+    text = str(caught.value)
+    assert str(folder) in text
+    assert "\n" not in text
+    assert any(word in text for word in ("restore", "save"))
+    assert "Hub" not in text
+
+
+CONFIGS: dict[str, tuple[dict[str, object], str]] = {
+    "fewer layers": ({"num_hidden_layers": 1}, r"\d+ tensors that its config\.json has no place for"),
+    "no layers": ({"num_hidden_layers": -1}, r"\d+ tensors that its config\.json has no place for"),
+    "no heads": ({"num_attention_heads": 0}, "cannot be loaded"),
+    "a text for a number": ({"hidden_size": "many"}, "cannot be loaded"),
+    "another width": ({"intermediate_size": 40}, "cannot be loaded|other shapes"),
+    "another vocabulary": ({"vocab_size": len(WORDS) + 9}, "cannot be loaded|other shapes"),
+    "an unknown architecture": ({"model_type": "abacus"}, "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_config_that_is_not_that_of_the_weights_is_refused(tmp_path: Path, case: str) -> None:
+    changes, message = CONFIGS[case]
+    save_tiny(tmp_path)
+    changed(tmp_path, "config.json", **changes)
+    assert_refused(tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[1]", "no JSON object but a list"),
+        (b"{", "no JSON in UTF-8"),
+        ('{"model_type": "llama"}'.encode("utf-16"), "no JSON in UTF-8"),
+    ],
+)
+def test_a_config_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        (save_tiny(tmp_path / name) / name).write_bytes(content)
+        assert_refused(tmp_path / name, message)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    model = tiny_model()
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = value
+    model.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    assert_refused(tmp_path, r"layers\.1\.mlp\.up_proj\.weight holds NaN or infinite values")
+
+
+def test_weights_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1e6
+    model.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    load_lm(ModelSpec(str(tmp_path), device="cpu"))
+    with pytest.raises(UserError, match="as float16; restore the weights, or use a wider dtype"):
+        load_lm(ModelSpec(str(tmp_path), device="cpu", dtype="float16"))
+
+
+def test_cut_off_weights_and_tokenizers_are_refused(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "tokenizer.json"):
+        file = save_tiny(tmp_path / name) / name
+        file.write_bytes(file.read_bytes()[:-20])
+        assert_refused(file.parent, "cannot be loaded")
+
+
+TEMPLATES = {
+    "{% for turn in messages %}{{ turn.content }}": "its chat template fails \\(TemplateSyntaxError",
+    "{{ raise_exception('no') }}": "its chat template fails \\(TemplateError: no",
+    "{{ messages + 1 }}": "its chat template fails \\(TypeError",
+    "{% for turn in messages %}{% if turn.role == 'assistant' %}{{ turn.content }}</s>{% endif %}{% endfor %}": (
+        "its chat template drops the user's turn"
+    ),
+    "{% for turn in messages %}{% if turn.role == 'user' %}{{ turn.content }}{% endif %}{% endfor %}": (
+        "its chat template drops the assistant's turn"
+    ),
+    "{{ messages[0].content }}{% if messages[0].role != 'system' %}{{ messages[-1].content }}</s>{% endif %}": (
+        "its chat template drops the user's turn"
+    ),
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_that_fails_or_loses_a_turn_is_refused(tmp_path: Path, template: str) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    word_tokenizer(template).save_pretrained(tmp_path)
+    assert_refused(tmp_path, TEMPLATES[template])
+    assert not load_lm(ModelSpec(str(tmp_path), device="cpu", chat=False)).is_chat
+
+
+def test_a_template_that_rejects_a_system_turn_in_any_way_is_used_without_one(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    template = "{% if messages[0].role == 'system' %}{{ 1 + 'x' }}{% endif %}"
+    word_tokenizer(template + "{% for turn in messages %}{{ turn.content }}</s>{% endfor %}").save_pretrained(tmp_path)
+    assert not load_lm(ModelSpec(str(tmp_path), device="cpu")).takes_system
+
+
+def test_a_folder_that_names_no_end_of_a_turn_is_refused(tmp_path: Path) -> None:
+    model = tiny_model(eos_token_id=None)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(tmp_path)
+    tokenizer = word_tokenizer(None)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="name no EOS token; set one"):
+        load_lm(ModelSpec(str(tmp_path), device="cpu"))
