@@ -53,7 +53,7 @@ def scores(config: "Config", arguments: argparse.Namespace) -> None:
 def table(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.analysis.tables import tables_of
 
-    _unpack(config)
+    _check(config)
     _draw(config, arguments.name, tables_of(config))
 
 
@@ -67,7 +67,7 @@ def figure(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.errors import UserError
     from metatuner.plan import Plan
 
-    _unpack(config)
+    _check(config)
     makers = figures_of(config)
     design = Plan(config).settings.framework()
     if arguments.name == "figure_2" and design is None:
@@ -91,7 +91,7 @@ def _draw(config: "Config", name: str, makers: "Mapping[str, Callable[[Config], 
 def claims(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.analysis.claims import claims as judge
 
-    _unpack(config)
+    _check(config)
     for path in judge(config):
         progress.say(f"wrote {path}")
 
@@ -100,8 +100,26 @@ def claims(config: "Config", arguments: argparse.Namespace) -> None:
 def report(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.analysis.report import report as write
 
-    _unpack(config)
+    _check(config)
     progress.say(f"wrote {write(config)}")
+
+
+def _check(config: "Config") -> None:
+    """Unpack a snapshot. UserError if the collected scores or the cells that they name were altered since."""
+    from metatuner.analysis.results.scores import read_scores
+    from metatuner.config import Layout
+    from metatuner.integrity import DIGESTS, check_folder
+
+    _unpack(config)
+    layout = Layout(config)
+    if not layout.digests.is_file():  # of an earlier version, or written by hand
+        return
+    remedy = "run `snakemake --cores all` again with this run's preset, or `metatuner scores --config"
+    check_folder(layout.root, f"{remedy} {layout.config}`", strangers=False)
+    for key in dict.fromkeys(score.cell for score in read_scores(layout.scores)):
+        folder = layout.cell(key)
+        if (folder / DIGESTS).is_file():
+            check_folder(folder, f"remove {folder} and run again")
 
 
 def _unpack(config: "Config") -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from metatuner.errors import UserError
 from metatuner.lm import ModelSpec, generate, load_lm, render
@@ -219,6 +220,31 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
         (tmp_path / "metatuner.json").write_text(text)
         with pytest.raises(UserError, match=message):
             MetaTuner.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(tmp_path: Path, value: float) -> None:
+    made = tuner()
+    made.save_pretrained(tmp_path, include_base=True)
+    for file in sorted(tmp_path.glob("*.safetensors")):
+        before = file.read_bytes()
+        tensors = load_file(file)
+        name = sorted(tensors)[-1]
+        tensors[name].flatten()[0] = value
+        save_file(tensors, file)
+        message = f"{re.escape(file.name)}: {re.escape(name)} holds NaN or infinite values"
+        with pytest.raises(UserError, match=message):
+            MetaTuner.from_pretrained(tmp_path)
+        file.write_bytes(before[:-8])
+        with pytest.raises(UserError, match=f"{re.escape(file.name)}: no whole safetensors file"):
+            MetaTuner.from_pretrained(tmp_path)
+        file.write_bytes(before)
+    with torch.no_grad():
+        made.parameters["phi_q"][0].flatten()[0] = value
+    with pytest.raises(UserError, match="not saved: .* holds NaN or infinite values; training diverged"):
+        made.save_pretrained(tmp_path / "again")
+    with pytest.raises(UserError, match=r"metatuner\.json; name a folder that"):
+        MetaTuner.from_pretrained(tmp_path / "again")
 
 
 @pytest.mark.parametrize(

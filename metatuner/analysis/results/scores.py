@@ -292,7 +292,10 @@ def _check_header(header: Sequence[str], path: Path) -> None:
 
 def _parse(header: Sequence[str], values: Sequence[str], where: str) -> Score:
     if len(values) != len(header):
-        raise UserError(f"{where}: {len(values)} fields, the header has {len(header)}; quote fields that hold commas")
+        raise UserError(
+            f"{where}: {len(values)} fields, the header has {len(header)}; run `metatuner scores` again if the "
+            "file was cut off, or quote fields that hold commas"
+        )
     field = dict(zip(header, values, strict=True))
     for name in ("experiment", "method", "benchmark", "trained_on", "cell"):
         if not field[name]:

@@ -19,6 +19,7 @@ FILES = (
     "settings.csv",
     "methods.json",
     "searches.json",
+    "digests.json",
     "provenance.json",
     "efficiency.csv",
     "verdict.json",
