@@ -241,7 +241,7 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(tmp_path: Path
         file.write_bytes(before)
     with torch.no_grad():
         made.parameters["phi_q"][0].flatten()[0] = value
-    with pytest.raises(UserError, match="not saved: .* holds NaN or infinite values; training diverged"):
+    with pytest.raises(UserError, match=r"not saved: .* holds NaN or infinite values; training diverged"):
         made.save_pretrained(tmp_path / "again")
     with pytest.raises(UserError, match=r"metatuner\.json; name a folder that"):
         MetaTuner.from_pretrained(tmp_path / "again")

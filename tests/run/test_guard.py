@@ -138,7 +138,7 @@ def test_what_is_taken_linked_or_opened_to_others_elsewhere_is_found(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     fits = tmp_path / "fits"
-    for name in (".mine.x.tmp", "others"):
+    for name in (".mine.x.tmp", "others", ".theirs.y.tmp"):
         (fits / name).mkdir(parents=True)
         (fits / name / "log").write_text("x")
     mine, others = fits / ".mine.x.tmp", fits / "others"
@@ -150,13 +150,9 @@ def test_what_is_taken_linked_or_opened_to_others_elsewhere_is_found(
         "hard": lambda: os.link(mine / "log", others / "hard"),
         "time": lambda: os.utime(others / "back"),
         "../made": lambda: (fits / "made").mkdir(),
+        "../.theirs.y.tmp/log": lambda: (fits / ".theirs.y.tmp" / "log").write_text("y"),
     }
-    changed = {
-        **{name: others / name for name in changes},
-        "": others,
-        "time": others / "back",
-        "../made": fits / "made",
-    }
+    places = {"": others, "time": others / "back"}
     for name, change in changes.items():
         with writes_outside([], fits / "mine") as found:
             (mine / "log").chmod(0o600)
@@ -164,4 +160,4 @@ def test_what_is_taken_linked_or_opened_to_others_elsewhere_is_found(
             (mine / "own").unlink()
             assert found == set()
             change()
-        assert found == {str(changed[name])}, name
+        assert found == {os.path.normpath(places.get(name, others / name))}, name
