@@ -1,6 +1,7 @@
 """Random search: the trials of one subject on one benchmark, what they build on, and the winners of all searches."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +16,7 @@ from metatuner.harness.rows import Row, read_rows
 from metatuner.hashing import ROOT, git_state
 from metatuner.plan import Plan, Winner
 from metatuner.plan.winners import write_winners
-from metatuner.run.packs import watched, write_outcomes
+from metatuner.run.packs import REMEDY, watched, write_outcomes
 from metatuner.run.workshop import Workshop
 from metatuner.supervision import Steps
 
@@ -64,11 +65,14 @@ def warm_up(shop: Workshop, benchmark: str, steps: Steps) -> None:
 def _trial(
     shop: Workshop, subject: str, benchmark: str, over: dict[str, Any], rows: Sequence[Row], steps: Steps
 ) -> dict[str, Any]:
-    """One trial; it is computed only if its score is not stored yet."""
+    """One trial; it is computed only if its score is not stored yet. A broken file counts as none."""
     fit = shop.plan.searches.fit(subject, benchmark, over)
     path = shop.layout.trial(fit.key)
     if path.is_file():
-        return dict(read_json(path, "remove it and run again"))
+        with suppress(UserError):
+            stored = read_json(path, REMEDY)
+            if isinstance(stored, dict) and stored.keys() >= {"score", "status", "reason"}:
+                return stored
     # A trial fits and answers, each within its limit; the fits that it builds on were made before.
     seconds = shop.patience(fit.method)["seconds"]
     result = {"score": None, **steps.run(fit.key, lambda: shop.trial(fit, rows), seconds and 2 * seconds)}
@@ -91,7 +95,9 @@ def store_winners(plan: Plan) -> bool:
         file = plan.layout.tune(subject, benchmark)
         if not file.is_file():
             continue
-        record = read_json(file, "run the `tune` target again")
+        record = read_json(file, f"{REMEDY}, with the target `tune`")
+        if not isinstance(record, dict) or not record.keys() >= {"key", "method", "benchmark", "trials"}:
+            raise UserError(f"{file}: no record of a search; {REMEDY}, with the target `tune`")
         if record["key"] != plan.settings.winner_key(subject, benchmark):
             progress.say(f"{file}: a search of other settings, rows, models or limits; run the `tune` target again")
             continue

@@ -149,6 +149,10 @@ def test_a_search_fits_on_train_rows_and_is_judged_on_tune_rows_by_the_primary_m
         assert {plan.searches.fit("mine", name, trial["settings"]).seed for trial in record["trials"]} == {77}
         assert keys <= {path.stem for path in (plan.layout.root / "tune" / "trials").iterdir()}
         assert list(plan.layout.root.glob("fits/*")) == []  # a trial's policy serves nothing else
+        broken = plan.layout.trial(sorted(keys)[0])
+        broken.write_text("[]")
+        step("tune", config, method="mine", benchmark=name)
+        assert json.loads(plan.layout.tune("mine", name).read_text()) == record
     assert step("winners", config) == 0
     found = read_winners(Path(str(config.tuning.winners)))
     assert found["mine", "hotpotqa"].settings == {"answer": "1 town"}
