@@ -17,11 +17,11 @@ from metatuner import progress, supervision
 from metatuner.commands import Command, groups
 from metatuner.commands.base import clean_up, label
 from metatuner.errors import UserError, suggest
+from metatuner.integrity import FULL, NO_PLACE_REMEDY
 
-NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+NO_PLACE = FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 """Errors of the place where files are written, not of the program."""
 BROKEN_WEIGHTS_REMEDY = "a file of weights is cut off or broken: restore it, or remove its folder and run again"
-NO_PLACE_REMEDY = "free space or make the place writable, then run again: finished work is kept"
 NO_MEMORY_REMEDY = "run with fewer --cores, or allow the process more memory: finished work is kept"
 ABOUT = "Reproducibility benchmark harness for MetaTuner. `snakemake --cores all` runs the steps."
 

@@ -4,6 +4,7 @@ It is written when a folder is complete, and compared when the folder is used. S
 removed or added later is noticed before anything is computed from it.
 """
 
+import errno
 import json
 from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
@@ -17,6 +18,19 @@ from metatuner.hashing import hash_file
 DIGESTS = "digests.json"
 LARGE = 64 * 2**20
 """Files of at least this many bytes are compared by size alone, unless the comparison is `thorough`."""
+
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a full disk."""
+NO_PLACE_REMEDY = "free space or make the place writable, then run again: finished work is kept"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk is full; the writer of safetensors has its own class of error for that."""
+    number = getattr(error, "errno", None)
+    return number in FULL or (
+        type(error).__name__ == "SafetensorError" and any(f"os error {each}" in str(error) for each in FULL)
+    )
 
 
 def write_digests(folder: Path, names: Iterable[str] | None = None) -> Path:

@@ -21,7 +21,7 @@ from metatuner.harness.policy import Policy
 from metatuner.harness.proposer import NOTE, ProposerServer
 from metatuner.harness.splits import draw_train_dev
 from metatuner.hashing import derive_seed
-from metatuner.integrity import check_weights, write_digests
+from metatuner.integrity import NO_PLACE_REMEDY, check_weights, is_full, write_digests
 from metatuner.metering import measured
 from metatuner.run.limits import time_limit
 from metatuner.run.models import ModelPool
@@ -168,6 +168,8 @@ def failure(key: str, error: BaseException, failures: Path) -> Outcome:
         message = _writable(" ".join(str(error).split()))
     except BaseException:  # a method's own exception class may be broken
         message = "its __str__ fails"
+    if is_full(error):
+        message += f"; {NO_PLACE_REMEDY}"
     reason = message if isinstance(error, UserError) else f"{type(error).__name__}: {message}"
     return Outcome(key, "failed", reason[:500])
 

@@ -61,6 +61,7 @@ def _folders(plan: Plan) -> Iterator[tuple[Path, str, bool, dict[str, object]]]:
         (layout.fit, list(plan.grid.fits), {"removable": "policy"}),
         (layout.cell, list(plan.grid.cells), {}),
     ]
+    current = any(layout.cell(key).is_dir() for key in plan.grid.cells)
     for place, keys, how in made:
         here = place("").iterdir() if place("").is_dir() else ()
         for folder in sorted(path for path in here if path.is_dir() and not path.name.startswith(".")):
@@ -68,17 +69,13 @@ def _folders(plan: Plan) -> Iterator[tuple[Path, str, bool, dict[str, object]]]:
     for name in names:
         if layout.data(name).is_dir():
             drawn = f"`metatuner data --config {layout.config} --benchmark {name}` draws them again"
-            yield layout.data(name), drawn, False, {}
+            yield layout.data(name), drawn, current, {}
     if layout.world.is_dir():
-        yield layout.world, f"remove {layout.world} and {AGAIN}", False, {"strangers": False}
+        yield layout.world, f"remove {layout.world} and {AGAIN}", current, {"strangers": False}
     for role in plan.keys.nano_roles:
         folder = layout.model(role, plan.keys.nano_key(role))
         if folder.is_dir():
             yield folder, f"remove {folder} and {AGAIN}", False, {}
     if layout.scores.is_file():
-        yield (
-            layout.root,
-            f"`metatuner scores --config {layout.config}` collects them again",
-            False,
-            {"strangers": False},
-        )
+        collected = f"`metatuner scores --config {layout.config}` collects them again"
+        yield layout.root, collected, current, {"strangers": False}

@@ -1,5 +1,6 @@
 """Digests: whatever happens to a file of a folder is noticed, and named."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from metatuner import integrity
 from metatuner.errors import UserError
-from metatuner.integrity import DIGESTS, altered, check_folder, check_weights, write_digests
+from metatuner.integrity import DIGESTS, altered, check_folder, check_weights, is_full, write_digests
 
 
 @pytest.fixture
@@ -112,3 +114,11 @@ def test_a_broken_file_of_weights_is_one_line_with_the_file(tmp_path: Path, cont
     with pytest.raises(UserError, match=r"w\.safetensors: no whole safetensors file \(.*\); fit again") as caught:
         check_weights(tmp_path, "fit again")
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_told_from_other_errors() -> None:
+    assert is_full(OSError(errno.ENOSPC, "No space left on device"))
+    assert is_full(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not is_full(SafetensorError("Error while deserializing header: invalid header"))
+    assert not is_full(PermissionError(errno.EACCES, "Permission denied"))
+    assert not is_full(ValueError("os error 28"))
