@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -141,14 +142,22 @@ def test_what_is_lost_is_made_again_with_the_policies_it_needs(copy: Path, tiny:
 def test_splits_of_another_config_are_refused(copy: Path, tiny: Runs) -> None:
     evaluate = ["evaluate", "--config", "results/tiny/config.json", "--pack", "sft-00"]
     data = copy / "results" / "tiny" / "data" / "gsm8k"
-    (data / "test.jsonl").rename(data / "elsewhere.jsonl")
-    lost = tiny.metatuner(copy, *evaluate, check=False)
-    (data / "elsewhere.jsonl").rename(data / "test.jsonl")
+    test = data / "test.jsonl"
+    whole = test.read_bytes()
+    for rows in (b"", whole[: whole.rfind(b"\n", 0, -1) + 1], None):  # the last row is gone, or the file
+        test.unlink() if rows is None else test.write_bytes(rows)
+        done = tiny.metatuner(copy, *evaluate, check=False)
+        assert done.returncode == 2
+        assert f"no whole splits (test.jsonl {'is missing' if rows is None else 'has'}" in done.stderr
+    remedy = shlex.split(done.stderr.split("`")[1])
+    assert remedy[:2] == ["metatuner", "data"]
+    tiny.metatuner(copy, *remedy[1:])
+    assert test.read_bytes() == whole
+    tiny.metatuner(copy, *evaluate)
     tiny.metatuner(copy, "data", "preset=tiny", "benchmarks.gsm8k.sizes.test=5", "--benchmark", "gsm8k")
     other = tiny.metatuner(copy, *evaluate, check=False)
-    for done in (lost, other):
-        assert done.returncode == 2
-        assert "no splits of this config; draw them with `metatuner data" in done.stderr
+    assert other.returncode == 2
+    assert "no splits of this config; draw them with `metatuner data" in other.stderr
 
 
 def assert_fits_ignore_tune_and_test_rows(folder: Path, preset: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
