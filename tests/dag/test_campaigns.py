@@ -122,7 +122,7 @@ def kinds(folder: Path) -> list[str]:
     results, found = folder / "results", {}
     for pattern in KINDS:
         for path in sorted(results.glob(pattern)):
-            if path.is_file():
+            if path.is_file() and path.stat().st_size:
                 name = path.relative_to(results).as_posix()
                 found.setdefault((pattern, path.name if "packs" not in pattern else path.parent.name), name)
     return sorted(set(found.values()))
