@@ -11,6 +11,7 @@ import pytest
 from metatuner.cli import main
 from metatuner.config import dump_config, read_config
 from metatuner.harness.method import settings_dict
+from metatuner.integrity import write_digests
 from metatuner.plan import Plan
 from metatuner.run.fitting import Outcome
 from metatuner.run.packs import write_outcomes
@@ -42,7 +43,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run") / "results"
     benchmarks: Any = {name: {"source": "nano", "sizes": {"train": 8, "test": N}} for name in ("gsm8k", "math")}
     grid = {"methods": list(METHODS), "benchmarks": list(benchmarks), "seeds": [0], "generator": "large"}
-    config = fake_config(root, methods=METHODS, benchmarks=benchmarks, experiments={"main": grid}, keep="all")
+    config = fake_config(
+        root, methods=METHODS, benchmarks=benchmarks, experiments={"main": grid}, keep="all", claims="paper"
+    )
     plan = Plan(config)
     layout = plan.layout
     write(layout.config, dump_config(config))
@@ -63,6 +66,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(path, "".join(json.dumps(record) + "\n" for record in records))
         write(layout.cell(key) / "cell.json", {"fit": cell.fit.key, "method": method, "benchmark": name})
         write(layout.cell(key) / "cost.json", cost)
+        write_digests(layout.cell(key))
     for path in plan.packs.files:
         keys = [*plan.grid.cells, *plan.grid.fits]
         write_outcomes(path, [Outcome(key, "ok", "") for key in keys])
@@ -209,9 +213,9 @@ EDITS: list[tuple[str, Callable[[bytes], bytes] | None, list[str]]] = [
     ("data/gsm8k/splits.json", whole(b"{}"), ["table_6"]),
     ("data/gsm8k/splits.json", lose_key("splits", "tune"), ["table_6"]),
     ("efficiency.csv", cut, ["table_5"]),
-    ("efficiency.csv", whole(b""), ["table_5", "claims"]),
-    ("efficiency.csv", GARBAGE, ["table_5", "claims"]),
-    ("efficiency.csv", replaced("0.2,0.1,0.3", "0.2,x,0.3"), ["table_5", "claims"]),
+    ("efficiency.csv", whole(b""), ["table_5"]),
+    ("efficiency.csv", GARBAGE, ["table_5"]),
+    ("efficiency.csv", replaced("0.2,0.1,0.3", "0.2,x,0.3"), ["table_5"]),
     ("efficiency.csv", replaced("9.0", "nan"), ["table_5"]),
     ("efficiency.csv", replaced(",device", ",machine"), ["table_5"]),
     ("efficiency.csv", replaced("metatuner_j,gsm8k", "metatuner_j,gsm9k"), ["table_5"]),
