@@ -38,9 +38,7 @@ def score_file(path: Path) -> list[dict[str, Any]]:
     return scored
 
 
-def _read(record: Any, place: str) -> tuple[Row, str]:
-    if not isinstance(record, dict):
-        raise UserError(f"{place}: not a JSON object; write one object per line")
+def _read(record: dict[str, Any], place: str) -> tuple[Row, str]:
     benchmark, completion, raw = _fields(record, ("benchmark", str), ("completion", str), ("row", dict), place=place)
     try:
         return get_benchmark(benchmark).row({"id": "row", **raw}), completion

@@ -70,7 +70,7 @@ def test_score_keeps_other_keys_and_adds_what_was_extracted_and_each_metric(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("[1]", "line 1: not a JSON object"),
+        ("[1]", "line 1: an object is needed"),
         ('{"benchmark": "gsm8k"}', "line 1: 'completion' must be text"),
         ('{"benchmark": "gsm8", "completion": "", "row": {}}', "line 1: unknown benchmark 'gsm8'; did you mean"),
         ('{"benchmark": "gsm8k", "completion": "", "row": {"question": "?"}}', "line 1: field 'answer' is missing"),

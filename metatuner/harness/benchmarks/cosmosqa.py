@@ -154,7 +154,8 @@ def _read(text: str, options: dict[str, str], *, alone: bool = False) -> str | N
     """The option that a statement names by its letter or its text; "" if it names several letters."""
     line = statements.first_line(text)
     for whole in (line, statements.sentence(line)):
-        if (letter := options.get(_normalised(whole))) is not None and not _LONE_LETTERS.fullmatch(whole.strip(" .")):
+        lettered = _IN_PARENTHESES.search(whole) or _LONE_LETTERS.fullmatch(whole.strip(" ."))
+        if (letter := options.get(_normalised(whole))) is not None and not lettered:
             return letter
     match = _LED.match(line)
     if match is None or (alone and match["a"] and len(line) > match.end() + 1 and line[match.end()] == " "):

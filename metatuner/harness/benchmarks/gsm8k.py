@@ -96,7 +96,7 @@ def _stated(text: str) -> str | None:
         if _ANSWER_HEADING.match(rest):
             rest = rest.partition("\n")[2]
         line = statements.first_line(rest)
-        found = stated_number(statements.without_emphasis(line))
+        found = stated_number(statements.without_emphasis(line), marked=True)
         if found and not (rest.strip() != line and _HEADING.match(line)):
             return found
         if not found and end == marks[-1] and not rest.strip().partition("\n")[2]:

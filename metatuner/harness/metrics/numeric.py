@@ -140,11 +140,15 @@ def number_in_words(text: str, *, whole: bool = False) -> str | None:
     return f"{'-' if matches[-1]['minus'] else ''}{total + part}"
 
 
-def stated_number(text: str) -> str | None:
+def stated_number(text: str, *, marked: bool = False) -> str | None:
     """The number that a statement such as "6 * 7 = 42 eggs" or "42 (3 boxes)" gives; None if it gives none.
 
-    After the last "=" if a number stands alone there, else before the first; without "=", the first number. Of numbers
-    with only a blank between them ("3 5"), the last counts.
+    After the last "=" if a number stands alone there, else before the first; without "=", the first number.
+
+    Args:
+        text: the statement.
+        marked: whether it follows a mark that only an answer follows. Without one, of numbers with only a blank between
+            them ("3 5") the last counts.
     """
     text = plain_numbers(text)
     if "=" in text:
@@ -157,7 +161,7 @@ def stated_number(text: str) -> str | None:
     if not found:
         return number_in_words(text)
     run = 0
-    while run + 1 < len(found) and found[run + 1].start - found[run].end == 1:
+    while not marked and run + 1 < len(found) and found[run + 1].start - found[run].end == 1:
         run += 1
     return found[run].value
 
