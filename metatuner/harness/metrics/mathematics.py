@@ -25,6 +25,7 @@ SIGNIFICANT = 10
 _DECIMAL = re.compile(r"^-?(\d*)\.(\d+)$")
 _INEQUALITIES = {"<": ("<", False), r"\le": ("<", True), ">": (">", False), r"\ge": (">", True)}
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})\u00b0")
+_SUBSCRIPTED_NUMBER = re.compile(r"\d\s*\}?\s*\)?\s*_")
 _CIS = re.compile(
     r"(?:\\text\{cis\}|\\?cis)\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+\u00b0|\\frac\{[^{}]*\}\{[^{}]*\}|[\w\\]+))"
 )
@@ -259,6 +260,8 @@ def _rounded(text: str, value: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> Any:
+    if _SUBSCRIPTED_NUMBER.search(text):
+        raise ValueError("a numeral with a base inside an expression")  # the grammar would drop the base
     text = _CIS.sub(lambda found: _cis(found[1] or found[2] or found[3]), text)
     text = _DEGREES.sub(r"(\\frac{\1 \\pi}{180})", exact_decimals(text)).replace("\u00b0", "")
     parsed = latex2sympy(

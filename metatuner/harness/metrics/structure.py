@@ -21,9 +21,9 @@ _PAIR = re.compile(r"^[(\[]\s*\d{1,3},\d{3}\s*[)\]]$")
 _UNION = re.compile(r"\s*\\cup(?![a-zA-Z])\s*")
 _MATRIX = re.compile(r"^\\begin\{([pb]?)matrix\}(.*)\\end\{\1matrix\}$", re.DOTALL)
 _BASE = re.compile(
-    r"^\(?\s*(?:\\text\{\s*)?([\dA-Fa-f]+(?:\.[\dA-Fa-f]+)?)\s*\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{\s*)?(?:base\s*)?\}?\s*\(?\s*(\w+)\s*\)?\s*\}*$"
+    r"^\(?\s*(?:\\text\{\s*)?(-?[\dA-Fa-f]+(?:\.[\dA-Fa-f]+)?)\s*\}?\s*\)?\s*_\s*\{?\s*(?:\\text\{\s*)?(?:base\s*)?\}?\s*\(?\s*(\w+)\s*\)?\s*\}*$"
 )
-_IN_BASE = re.compile(r"^([\dA-Fa-f]+)\s*(?:\\text\{\s*)?\(?(?:in )?base[- ]?(?:\})?\s*(\w+)\)?\s*\}?$")
+_IN_BASE = re.compile(r"^(-?[\dA-Fa-f]+)\s*(?:\\text\{\s*)?\(?(?:in )?base[- ]?(?:\})?\s*(\w+)\)?\s*\}?$")
 _BASES = {
     name: str(value)
     for value, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)
@@ -96,7 +96,7 @@ def read(text: str) -> Node:
         return Node("set")
     if found := _BASE.match(text) or _IN_BASE.match(text):
         base = _BASES.get(found[2].casefold(), found[2])
-        if base.isdecimal() and (found[1].isdecimal() or found[1].isupper() or len(found[1]) > 1):
+        if base.isdecimal() and (any(map(str.isdecimal, found[1])) or found[1].isupper() or len(found[1]) > 1):
             return Node("base", found[1].upper(), marks=(base,))
     if (text.startswith("]") and text.endswith(("[", "]"))) or (text.startswith(("[", "(")) and text.endswith("[")):
         # The French way to write that an end is left out.
