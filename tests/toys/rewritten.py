@@ -164,7 +164,9 @@ OTHER: dict[str, Form] = {
     "twice": _if("", lambda gold: rf"2\cdot({gold})", but=rf"{_NO_VALUE}|^0$"),
     "shorter list": _if(_LIST, lambda gold: ",".join(gold.split(",")[:-1]), but=_THOUSANDS),
     "repeated": _if(_LIST, lambda gold: f"{gold},{gold.split(',')[-1]}", but=_THOUSANDS),
-    "swapped": _if(r"^\(([^,()]+),(?!\1\))[^,()]+\)$", lambda gold: "({1},{0})".format(*gold[1:-1].split(","))),
+    "swapped": _if(
+        r"^\(\s*([^,()]+?)\s*,(?!\s*\1\s*\))[^,()]+\)$", lambda gold: "({1},{0})".format(*gold[1:-1].split(","))
+    ),
     "other brackets": _if(r"^[\[(][^,]+,[^,]+[\])]$", lambda gold: gold.translate(str.maketrans("[]()", "()[]"))),
     "no base": _if(r"^\d+_\{?\d+\}?$", lambda gold: gold.split("_")[0]),
     "minus for plus": _if(r"\+", lambda gold: gold.replace("+", "-", 1), but=r"\\pm"),
