@@ -4,7 +4,7 @@ All functions take and give text, and take time linear in its length. docs/bench
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
@@ -12,23 +12,38 @@ from typing import TypeVar
 Found = TypeVar("Found")
 
 # The names under which a model states its final answer.
-_NOUN = r"(?:(?:final|correct|best|right|short|most likely|true)\s)?(?:answer|option|choice)"
-_VERB = r"(?:is|was|would be|will be|must be|should be|has to be|seems to be|appears to be|equals)"
+_NOUN = (
+    r"(?<!wrong )(?<!incorrect )(?<!other )(?<!another )(?<!second )(?<!worst )(?<!least likely )(?<!bad )"
+    r"(?:(?:final|correct|best|right|short|most likely|true)\s)?(?:answer|option|choice)"
+)
+_VERB = (
+    r"(?:is|was|would be|will be|must be|should be|has to be|seems to be|appears to be|equals)\b"
+    r"(?:,? (?:therefore|thus|hence|clearly|most likely|likely|probably|definitely|indeed|actually|simply|obviously)\b,?)?"
+)
+_ASIDE = r"(?:,? (?:to|of|for|here|in|among|from|that|which|based|given|according|I|we)\b[^.:;\n]{0,80}?,?)?"
 _COLON = re.compile(
-    rf"\b{_NOUN}(?: \([^()\n]{{0,40}}\))?(?: {_VERB})?\s?[:\uff1a]|^#*\s?{_NOUN}\s?[-\u2013\u2014]\s",
+    rf"\b{_NOUN}(?: \([^()\n]{{0,40}}\))?(?: {_VERB})?[\]\"']?\s?(?:[:\uff1a]|->|=>|\u2192)"
+    rf"|^#*\s?{_NOUN}\s?(?:[-\u2013\u2014=]|--)\s"
+    r"|^(?:ans|response|result|conclusion|\u7b54\u6848)\s?[:\uff1a]",
     re.IGNORECASE | re.MULTILINE,
 )
 _HEADING = re.compile(rf"^#*\s?(?:the )?{_NOUN}\s?[:\uff1a]?\s?$", re.IGNORECASE | re.MULTILINE)
-_PHRASE = re.compile(rf"\b{_NOUN}(?: (?:to|of|for) [^.:;\n]{{1,80}}?)? {_VERB}\b(?: that)?:?", re.IGNORECASE)
+_PHRASE = re.compile(rf"\b{_NOUN}{_ASIDE} {_VERB}(?: that)?:?", re.IGNORECASE)
 _NEGATION = re.compile(r"not ")
-_BUT = re.compile(r"\bbut (?:rather )?|\bit is |\binstead ", re.IGNORECASE)
-# A model that runs on invents another question after its answer.
+_BUT = re.compile(r"\bbut (?:rather )?|\bit is |\bit's |\binstead ", re.IGNORECASE)
+# A model that runs on invents another question after its answer. A header without a colon has a number or a mark.
 _NEXT_QUESTION = re.compile(
-    r"\n#*\s?(?:(?:next|new|another) )?"
-    r"(?:question|q|problem|exercise|example|passage|context|paragraphs?|human|user|task)"
-    r"(?:\s?(?P<number>\d{1,3}))?\s?[:\uff1a]",
+    r"\n(?P<mark>[#>\[ ]{0,6})(?:(?P<asks>here(?:'s| is) (?:another|the next|a new) (?:question|problem)"
+    r"|(?:(?:next|new|another) )?"
+    r"(?:question|q|problem|exercise|example|task|human|user|student|instruction|input|prompt))"
+    r"|passage|context|paragraphs?|story|document|facts?)"
+    r"(?:\s?#?(?P<number>\d{1,3}))?\]?\s?(?P<end>[:\uff1a.]|(?=\n)|$)"
+    r"|(?P<turn>\n?(?:\[INST\]|<\|(?:user|im_start)\|>|<start_of_turn>))",
     re.IGNORECASE,
 )
+# What ends a turn, if the tokenizer does not leave it out.
+_END_OF_TURN = re.compile(r"<\|(?:im_end|eot_id|endoftext|end|end_of_text|end_of_turn)\|>|</s>|<end_of_turn>|<eos>")
+_TAGS = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _THOUGHT_ENDS = re.compile(r"</(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
 _EMPHASIS = re.compile(
     r"(?<![\w*\\])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w*])|(?<!\w)_{1,3}(?=[^\s{])|(?<=\S)_{1,3}(?![\w{])|`+"
@@ -48,10 +63,16 @@ _ABBREVIATIONS = frozenset(
 
 
 def after_thought(text: str) -> str:
-    """What follows a reasoning trace (`<think>...</think>`); the whole text if nothing follows or there is none."""
+    """What follows a reasoning trace (`<think>...</think>`), up to the end of the turn.
+
+    The whole text if nothing follows, or if there is none. `<answer>...</answer>` becomes "Answer: ...".
+    """
     ends = [match.end() for match in _THOUGHT_ENDS.finditer(text)]
     rest = text[ends[-1] :] if ends else text
-    return rest if rest.strip() else text
+    rest = rest if rest.strip() else text
+    turn = _END_OF_TURN.split(rest.lstrip(), maxsplit=1)[0]
+    rest = turn if turn.strip() else rest
+    return _TAGS.sub(lambda tag: "\n" if tag[1] else "\nAnswer: ", rest)
 
 
 def tidy(text: str) -> str:
@@ -65,21 +86,50 @@ def without_emphasis(text: str) -> str:
     return _EMPHASIS.sub("", text)
 
 
-def segments(text: str) -> list[str]:
-    """The text, divided where another question begins; parts without content are left out.
+@dataclass(frozen=True)
+class Segments:
+    """A text, divided where another question begins."""
+
+    parts: tuple[str, ...]
+    answered: bool
+    """Whether the first part stands before another question, and begins with none: then it holds the answer."""
+
+
+def segments(text: str) -> Segments:
+    """The text, divided where another question or passage begins; parts without content are left out.
 
     Numbered questions from 1 on are steps of one answer and divide nothing.
     """
-    matches = list(_NEXT_QUESTION.finditer(f"\n{text}"))
-    if any(match["number"] == "1" for match in matches):
+    if _NEXT_QUESTION.search(f"\n{without_emphasis(text)}"):
+        text = without_emphasis(text)
+    matches = [match for match in _NEXT_QUESTION.finditer(f"\n{text}") if _divides(match)]
+    if any(match["number"] == "1" and match["asks"] for match in matches):
         matches = [match for match in matches if match["number"] is None]
-    starts = [0, *(match.start() for match in matches if match.start() > 0), len(text)]
-    return [part for start, end in pairwise(starts) if (part := text[start:end]).strip()]
+    later = [match for match in matches if match.start() > 0]
+    starts = [0, *(match.start() for match in later), len(text)]
+    parts = tuple(part for start, end in pairwise(starts) if (part := text[start:end]).strip())
+    return Segments(parts, len(matches) == len(later) > 0 and bool(later[0]["asks"] or later[0]["turn"]))
 
 
-def first_of(parts: Sequence[str], *readers: Callable[[str], Found | None]) -> Found | None:
-    """The first reader's finding in the first part in which it finds something; else the second reader's, and so on."""
-    return next((found for read in readers for part in parts if (found := read(part)) is not None), None)
+def _divides(match: re.Match[str]) -> bool:
+    """Whether a header begins a question: a colon, or a number or a mark, or a speaker's name on a line."""
+    if match["turn"] or match["end"] in (":", "\uff1a"):
+        return True
+    if match["number"]:
+        return True
+    return match["end"] == "" and (bool(match["mark"].strip()) or (match["asks"] or "").lower() in ("user", "human"))
+
+
+def first_of(found: Segments, *readers: Callable[[str], Found | None]) -> Found | None:
+    """The first reader's finding in the first part in which it finds something; else the second reader's, and so on.
+
+    If the first part was answered before another question, all readers try it first.
+    """
+    if found.answered:
+        for read in readers:
+            if (early := read(found.parts[0])) is not None:
+                return early
+    return next((each for read in readers for part in found.parts if (each := read(part)) is not None), None)
 
 
 @dataclass(frozen=True)
