@@ -12,32 +12,59 @@ _LETTERS = "ABCD"
 _OPTION = re.compile(r" \(([A-D])\)(?= |$)")
 # What closes and opens a letter besides emphasis: "(B)", "[B]", "<B>", '"B"'.
 _OPEN, _CLOSE = "[(\\[<\"'\u201c\u2018{]", "[)\\]>\"'\u201d\u2019}]"
+# What follows a letter that is one: "A" before any other word is an article.
+_AFTER = (
+    r"(?= ?(?:$|\n|[.,;:!?)\]=+/&\u2013\u2014\u2192\u2705\u2713-]|\(|(?:because|since|as|is|and|or|according|based|from|due|for|if|"
+    r"would|seems|which|here|in this|correct|given|rather|over|not|with|so|\\)\b))"
+)
 # A letter at the start of a statement. "A meal" and "a meal" begin with an article; "Because" is a word.
 _LED = re.compile(
-    rf"\W{{0,3}}?(?:(?i:option|choice|letter|answer) )?"
+    rf"\W{{0,3}}?(?:(?i:option|choice|letter|answer) ?:? )?"
     rf"(?:{_OPEN} ?(?P<enclosed>[A-Da-d]) ?{_CLOSE}"
     r"|(?P<b>[B-D])(?![\w'\u2019]|\.\w)"
-    r"|(?P<a>A)(?![\w'\u2019]|\.\w| (?!because\b|since\b|as\b|is\b|and\b|or\b|[-\u2013\u2014(=]))"
+    rf"|(?P<a>A)(?![\w'\u2019]|\.\w){_AFTER}"
     r"|(?P<small>[a-d])(?=\s?(?:[.):,;]|$)))"
 )
-_OTHERS = re.compile(rf"(?:,|/| ?,? ?(?:and|or)\b|&) ?{_OPEN}?([A-D])(?![\w'\u2019])")
+_OTHERS = re.compile(rf" ?(?:,|;|/|\+|,? ?(?:and|or)\b|&) ?{_OPEN}?(?:option )?([A-D])(?![\w'\u2019])")
+_JOINED = re.compile(r"(?:\b(?:and|or)|,) (?!not\b|rather\b|over\b)(?:[^.;\n]{0,60}? )?\(? ?\b([A-D]) ?\)|\b(?:and|or) \( ?([A-D]) ?\)")
+_STARTED = re.compile(r"\W*(?i:option |choice |letter |answer )?\W*[B-D]\b")
 _LONE_LETTERS = re.compile(r"(?<![\w'\u2019])([A-D])(?![\w'\u2019])")
 _IN_PARENTHESES = re.compile(r"\( ?([A-Da-d]) ?\)")
+_LETTER = rf"{_OPEN}? ?(?P<letter>[A-D]) ?{_CLOSE}?(?![\w'\u2019]){_AFTER}"
 _CHOSEN = re.compile(
-    r"\b(?:choose|pick|select|chose|picked|selected|go with|opt for|going with|choosing)"
-    r"(?: (?:option|answer|choice|letter))? "
-    rf"{_OPEN}? ?(?P<letter>[A-D])(?![\w'\u2019])"
+    r"\b(?:choose|pick|select|chose|picked|selected|go with|opt for|going with|choosing|say|guess is|pick is|guess"
+    r"|(?:matches|supports|corresponds to|points to|suggests|fits|must be|it is|it's|its|it would be|probably|likely"
+    r"|so|hence|thus|therefore|namely|but|believe|vote for|->|=>|\u2192|[-\u2013\u2014])(?: probably| likely| most likely| clearly)?"
+    r"(?=,? (?i:option|answer|choice|letter)?\W{0,3}[A-D]\b)),?"
+    rf"(?: (?i:option|answer|choice|letter))? {_LETTER}",
+    re.IGNORECASE,
 )
 _CALLED_RIGHT = re.compile(
     rf"(?:\b[Oo]ption |\b[Cc]hoice |\b[Aa]nswer |(?<![\w'\u2019])){_OPEN}? ?(?P<letter>[A-D]) ?{_CLOSE}?"
-    r"(?: is| would be| seems(?: to be)?| must be)(?: the| most likely| clearly| likely| therefore)*"
-    r" (?:correct|right|best|true|most (?:likely|plausible|appropriate)|answer)",
+    r"(?: is| would be| (?:seems|appears|looks)(?: to be)?| must be|:)(?: the| more| most| clearly| likely| therefore)*"
+    r" (?:correct|right|best|true|likely|likeliest|plausible|appropriate|reasonable|answer)",
 )
 _CONCLUSION = re.compile(
-    r"(?:^|[.!?\n] ?)(?:(?i:so|thus|therefore|hence),? ?)?(?:(?i:it is|it's|it must be) )?"
+    r"(?:^|[.!?\n] ?)(?:(?i:so|thus|therefore|hence),? ?)?(?:(?i:it is|it's|it must be|probably) )?"
     rf"{_OPEN}?(?P<letter>[A-D]){_CLOSE}?[.!]?$",
     re.MULTILINE,
 )
+_CORRECTED = re.compile(
+    r"\b(?i:wait|correction|actually|no|sorry)\b[,:.!\u2026 ]{1,5}(?:(?i:actually|no|the answer is|it is|it's|it should be|i meant)[,: ]{1,3})*"
+    rf"{_OPEN}?(?P<letter>[A-D])(?![\w'\u2019]){_CLOSE}?(?= ?(?:$|[.,!;\n]))"
+)
+_CHOOSING = re.compile(r"\bI(?: would|'d| will|'ll)? (?:choose|pick|select|go with|opt for|chose|say):? (?=\S)")
+_TICKED = re.compile(r"^\W*([A-D])\b[^\n]*(?:\u2705|\u2713|\u2714|[-\u2013:(] ?(?:correct|right|yes)\b)", re.IGNORECASE | re.MULTILINE)
+# What rejects an option: it is not read as a choice.
+_REJECTED = re.compile(
+    rf"(?:\b[Oo]ptions? |\b[Cc]hoice |\b[Aa]nswer )?{_OPEN}?\b[A-D]\b{_CLOSE}?(?:,? {_OPEN}?\b[A-D]\b{_CLOSE}?)*"
+    rf"(?:,? (?:and|or) {_OPEN}?\b[A-D]\b{_CLOSE}?)? (?:is|are|was|seems?|can be|cannot|can't|do|does|did|isn't|aren't|don't|doesn't)\b"
+    r"(?: clearly| definitely| obviously| also)?"
+    r"(?<!t be) ?(?:not|wrong|incorrect|ruled out|eliminated|unlikely|implausible|false|irrelevant|be (?:right|correct|true)|fit|follow|make)\b[^.;\n]*"
+    rf"|\b(?:[Nn]ot|[Nn]either|[Nn]or|[Dd]id not choose|[Ww]ould not choose|[Ww]ouldn't choose) (?:[Oo]ption )?{_OPEN}?\b[A-D]\b{_CLOSE}?"
+    rf"|\b(?:wrong|incorrect|other|worst) (?:answer|option|choice)s? (?:is|are|would be) {_OPEN}?\b[A-D]\b{_CLOSE}?"
+)
+_REASON = re.compile(r",? (?:because|since|as)\b.*")
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]*)\}|\\[()\[\]]|(?<!\\)\$")
 
 
@@ -84,8 +111,8 @@ class CosmosQA(Benchmark):
         last letter in parentheses. An option's text counts as its letter where no letter is stated.
         """
         options = _options(row.query)
-        text = statements.without_emphasis(statements.tidy(statements.after_thought(completion)))
-        parts = statements.segments(_WRAPPER.sub(r"\1", text))
+        text = statements.without_emphasis(statements.narrow(statements.tidy(statements.after_thought(completion))))
+        parts = statements.segments(_REJECTED.sub("", _WRAPPER.sub(r"\1", text)))
         readers = (_boxed, _stated, _line, _parenthesised, _alone)
         return statements.first_of(parts, *(lambda part, read=read: read(part, options) for read in readers)) or None
 
@@ -109,27 +136,39 @@ def _normalised(text: str) -> str:
 
 
 def _boxed(text: str, options: dict[str, str]) -> str | None:
-    boxes = statements.boxes(text)
-    return _read(boxes[-1][2], options) if boxes else None
+    found = {_read(content, options) for _, _, content in statements.boxes(text)[-2:]}
+    found.discard(None)
+    return None if not found else found.pop() if len(found) == 1 else ""
 
 
 def _stated(text: str, options: dict[str, str]) -> str | None:
+    if corrected := list(_CORRECTED.finditer(text)):
+        return str(corrected[-1]["letter"])
     for statement in statements.statements(text):
         if (found := _read(statement.text, options)) is not None:
+            return found
+    for match in reversed(list(_CHOOSING.finditer(text))[-20:]):
+        if found := _read(text[match.end() : match.end() + 400], options):
             return found
     chosen = [match for form in (_CHOSEN, _CALLED_RIGHT, _CONCLUSION) for match in form.finditer(text)]
     if not chosen:
         return None
     last = max(chosen, key=lambda match: match.end())
-    return str(last["letter"])
+    others = _OTHERS.match(text, last.end("letter") + (text[last.end("letter") :][:1] in ")]"))
+    return None if others and others[1] != last["letter"] else str(last["letter"]).upper()
 
 
 def _line(text: str, options: dict[str, str]) -> str | None:
     lines = [line for line in text.split("\n") if line.strip()]
-    led = [(line, match) for line in lines if (match := _LED.match(line))]
-    if len({_letter(match) for _, match in led}) > 1 and len(led) > 2:
-        # The options are listed: only a line with nothing but a letter chooses.
-        lines = [line for line in lines if len(line.strip(" ().[]")) == 1]
+    led = [(line, match) for line in lines if (match := _LED.match(line)) and not _article(line, match)]
+    if len({_letter(match) for _, match in led}) > 1:
+        # The options are listed: only a line of its own paragraph, or with nothing but a letter, chooses.
+        ticked = set(_TICKED.findall(text))
+        if len(ticked) == 1:
+            return str(ticked.pop()).upper()
+        paragraphs = [part for part in text.split("\n\n") if part.strip()]
+        apart = [part for part in (paragraphs[-1], paragraphs[0]) if "\n" not in part.strip()] if len(paragraphs) > 1 else []
+        lines = [*apart[::-1], *(line for line in lines if len(line.strip(" ().[]")) == 1)]
     for line in (lines[-1:] + lines[:1]) if lines else []:
         if found := _read(line, options, alone=True):
             return found
@@ -137,32 +176,55 @@ def _line(text: str, options: dict[str, str]) -> str | None:
 
 
 def _parenthesised(text: str, options: dict[str, str]) -> str | None:
-    for line in reversed(text.split("\n")):
-        letters = _IN_PARENTHESES.findall(line)
-        if letters and [letter.upper() for letter in letters] != list(_LETTERS):
-            return str(letters[-1]).upper()
+    lines = [line for line in text.split("\n") if line.strip()]
+    for line in (*lines[-1:], *lines[:1]):  # an option's text with its letter
+        match = _IN_PARENTHESES.search(line)
+        if match and _normalised(line[: match.start()]) in options:
+            return "" if _joined(line, match) else str(match[1]).upper()
+    for line in reversed(lines):
+        letters = [letter.upper() for letter in _IN_PARENTHESES.findall(line)]
+        if letters and letters != list(_LETTERS):
+            last = list(_IN_PARENTHESES.finditer(line))[-2:]
+            return "" if len(last) == 2 and letters[-1] != letters[-2] and _joined(line, last[0]) else letters[-1]
     return None
 
 
 def _alone(text: str, options: dict[str, str]) -> str | None:
-    """The only capital letter of a short text, as in "B it is"."""
-    letters = set(_LONE_LETTERS.findall(text)) if len(text) < 40 else set()
-    return letters.pop() if len(letters) == 1 and letters != {"A"} else None
+    """The letter that begins a short text, as in "B it is"."""
+    letters = set(_LONE_LETTERS.findall(text)) if len(text) < 20 else set()
+    return letters.pop() if len(letters) == 1 and _STARTED.match(text) else None
 
 
 def _read(text: str, options: dict[str, str], *, alone: bool = False) -> str | None:
     """The option that a statement names by its letter or its text; "" if it names several letters."""
     line = statements.first_line(text)
-    for whole in (line, statements.sentence(line)):
-        lettered = _IN_PARENTHESES.search(whole) or _LONE_LETTERS.fullmatch(whole.strip(" ."))
+    match = _LED.match(line)
+    firm = match and (match["enclosed"] or line[match.end() : match.end() + 1] in (".", ")", ":"))
+    for whole in (line, statements.sentence(line), _REASON.sub("", line)):
+        lettered = firm or _IN_PARENTHESES.search(whole) or _LONE_LETTERS.fullmatch(whole.strip(" ."))
         if (letter := options.get(_normalised(whole))) is not None and not lettered:
             return letter
-    match = _LED.match(line)
-    if match is None or (alone and match["a"] and len(line) > match.end() + 1 and line[match.end()] == " "):
+    if match is None:
+        first = None if alone else _IN_PARENTHESES.search(statements.sentence(line))
+        return ("" if _joined(line, first) else first[1].upper()) if first else None
+    if alone and _article(line, match):
         return None
     letter = _letter(match)
     others = _OTHERS.match(line, match.end())
-    return "" if others and others[1] != letter else letter
+    if (others and others[1] != letter) or (match["enclosed"] and _joined(line, match)):
+        return ""
+    return letter
+
+
+def _article(line: str, match: re.Match[str]) -> bool:
+    return bool(match["a"]) and len(line) > match.end() + 1 and line[match.end()] == " " and line[match.end() + 1].isalpha()
+
+
+def _joined(line: str, match: re.Match[str]) -> bool:
+    """Whether "and" or "or" joins another letter to one in parentheses, within its sentence."""
+    letter = next(value for value in match.groups() if value).upper()
+    found = _JOINED.search(line.split(". ")[0] if ". " in line[match.end() :] else line, match.end())
+    return found is not None and (found[1] or found[2]) != letter and "because" not in line[match.end() : found.start()]
 
 
 def _letter(match: re.Match[str]) -> str:

@@ -11,12 +11,14 @@ from metatuner.harness.rows import Row, normalise_text
 
 # Lines after an unmarked answer that explain it.
 _REMARK = re.compile(
-    r"(?:note|explanation|explained|source|reason|reasoning|rationale|justification|evidence|reference|support"
+    r"\(?(?:note|assuming|references?|confidence|explanation|explained|source|reason|reasoning|rationale|justification|evidence|reference|support"
     r"|supporting facts?|i hope)\b",
     re.IGNORECASE,
 )
-_REASON = re.compile(r",? (?:because|since|as stated|as mentioned|according to|based on)\b.*", re.IGNORECASE)
-_WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|emph)\s?\{([^{}]*)\}|\\[()\[\]]|(?<!\\)\$|\\(?=[$%&#_ ])")
+_REASON = re.compile(r",? (?:because|since|as|as mentioned|according to|based on)\b.*", re.IGNORECASE)
+_WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|emph)\s?\{([^{}]*)\}|\\[()\[\]]|(?<!\\)\$|\\(?=[$%&#_ ])")
+_NO_ANSWER = re.compile(r"(?:based|found|given|stated|supported|derived|correct|as follows)\b")
+_RULE = re.compile(r"^\s*[-=_]{3,}\s*\n")
 _LISTED = re.compile(r"\d{1,2}\. (?!It |This )")
 _BULLET = re.compile(r"^(?:[-+\u2022>] |#+ )")
 
@@ -86,6 +88,8 @@ def _stated(text: str) -> str | None:
     plain = statements.without_emphasis(text)
     spoken = None
     for statement in statements.statements(plain):
+        if _NO_ANSWER.match(statement.text):
+            continue
         if answer := _answer(statement.text, spoken=not statement.colon):
             if statement.colon:
                 return answer
@@ -108,10 +112,11 @@ def _unmarked(text: str) -> str | None:
 
 def _answer(text: str, *, spoken: bool = False) -> str | None:
     boxes = statements.boxes(statements.first_line(text))
-    line = boxes[0][2] if boxes else statements.first_line(text)
+    line = boxes[0][2].replace("~", " ") if boxes else statements.first_line(_RULE.sub("", text))
     line = _WRAPPER.sub(r"\1", _BULLET.sub("", line, count=1))
     if not _LISTED.match(line):
         line = statements.sentence(line)
+    line = line.rstrip("\u3002\uff0c\uff0e")
     return statements.unquoted(_REASON.sub("", line, count=1) if spoken else line) or None
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
+_SUPERSCRIPTS = {ord(raised): str(digit) for digit, raised in enumerate("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")}
+_RAISED = re.compile("(?<=[a-zA-Z)])[\u00b2\u00b3]|(?<=[a-zA-Z)}])\\s?\\^\\s?\\{?[23]\\}?(?![\\d^])")
+_POWER = re.compile("(?<=\\d)([\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212\ufe58\ufe63\uff0d"), "-")
 _THIN_SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u2008\u2009\u202f\u2060"), "\u2009")
 _LATEX = (
@@ -24,16 +27,17 @@ _DIGITS = (
 )
 _FORM = (
     # A sign belongs to a number unless a number or a bracket stands before it ("16-3", "16 - 3" are subtractions).
-    r"(?P<sign>(?<![\w)\]%])(?:(?<![\w)\]%] )|(?<=[a-zA-Z:] ))(?:-\s?|\b(?:negative|minus)\s))?"
+    r"(?P<sign>(?<![\w)\]%])(?:(?<![\w)\]%] )|(?<=[a-zA-Z:] )(?!- ))(?:-\s?|\b(?:negative|minus)\s))?"
     r"(?:(?:[$\u20ac\u00a3\u00a5\u20b9]|\b(?:USD|EUR|GBP|Rs\.?)\s?)\s?(?P<inner>-)?\s?)?"
     rf"(?P<whole>{_DIGITS})"
     r"(?:(?P<mixed> \d+|-\d+)?\s?/\s?(?P<below>\d+(?:\.\d+)?)(?![\d/]))?"
-    r"(?:[eE](?P<exponent>[+-]?\d{1,3})(?!\w)|\s?[xX*]\s?10\s?\^\s?\(?(?P<power>-?\d{1,3})\)?)?"
-    r"(?:\s(?P<scale>hundred|thousand|million|billion|trillion)\b|(?P<suffix>k)\b)?"
+    r"(?:[eE](?P<exponent>[+-]?\d{1,3})(?!\w)|\s?[xX*]\s?10\s?(?:\^|\*\*)\s?\(?(?P<power>-?\d{1,3})\)?)?"
+    r"(?:\s(?P<scale>(?i:hundred|thousand|million|billion|trillion))s?\b|(?P<suffix>\s?[kK]|M)\b)?"
 )
 _NUMBER = re.compile(_FORM, re.ASCII)
-_SCALES = {"hundred": 2, "thousand": 3, "k": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALES = {"hundred": 2, "thousand": 3, "k": 3, "million": 6, "m": 6, "billion": 9, "trillion": 12}
 
+_EQUALS = re.compile(r"(?<=\d) ?(?:\bis\b|\bequals\b|->|=>|\u2192|\u21d2)(?= ?[$]?\d)")
 _UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
 _UNITS += "seventeen eighteen nineteen".split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -60,7 +64,9 @@ class Number:
 
 def plain_numbers(text: str) -> str:
     """The text with its dashes, digits, fractions and LaTeX in the forms that `find_numbers` reads."""
-    text = text.translate(_DASHES).translate(_THIN_SPACES)
+    text = _RAISED.sub("", text)
+    text = _POWER.sub(lambda raised: f"^{raised[1].translate(_SUPERSCRIPTS)}", text)
+    text = text.translate(_DASHES).translate(_THIN_SPACES).replace("\u2044", "/").replace("\uff0c", ",")
     if not text.isascii():
         text = "".join(map(_plain_character, text))
     for form, plain in _LATEX:
@@ -99,7 +105,7 @@ def numbers(text: str) -> list[str]:
 def _value(match: re.Match[str]) -> str:
     sign = "-" if match["sign"] or match["inner"] else ""
     whole = match["whole"].replace(",", "").replace("\u2009", "")
-    shift = int(match["exponent"] or match["power"] or 0) + _SCALES.get(match["scale"] or match["suffix"] or "", 0)
+    shift = int(match["exponent"] or match["power"] or 0) + _SCALES.get((match["scale"] or match["suffix"] or "").strip().lower(), 0)
     if match["below"] is None:
         return sign + (_shifted(whole, shift) if shift else whole)
     if len(match[0]) > 100 or not Fraction(match["below"]):
@@ -151,6 +157,8 @@ def stated_number(text: str, *, marked: bool = False) -> str | None:
             them ("3 5") the last counts.
     """
     text = plain_numbers(text)
+    if marked:
+        text = _EQUALS.sub("=", text)
     if "=" in text:
         parts = text.split("=")
         for part in (parts[-1], parts[0]):

@@ -14,17 +14,18 @@ Found = TypeVar("Found")
 # The names under which a model states its final answer.
 _NOUN = (
     r"(?<!wrong )(?<!incorrect )(?<!other )(?<!another )(?<!second )(?<!worst )(?<!least likely )(?<!bad )"
-    r"(?:(?:final|correct|best|right|short|most likely|true)\s)?(?:answer|option|choice)"
+    r"(?:(?:final|correct|best|right|short|most likely|true)\s)?(?:answer|option|choice|letter)"
 )
 _VERB = (
-    r"(?:is|was|would be|will be|must be|should be|has to be|seems to be|appears to be|equals)\b"
+    r"(?:is|was|would be|will be|must be|should be|has to be|ought to be|can only be|turns out to be|seems to be"
+    r"|appears to be|equals)\b"
     r"(?:,? (?:therefore|thus|hence|clearly|most likely|likely|probably|definitely|indeed|actually|simply|obviously)\b,?)?"
 )
 _ASIDE = r"(?:,? (?:to|of|for|here|in|among|from|that|which|based|given|according|I|we)\b[^.:;\n]{0,80}?,?)?"
 _COLON = re.compile(
-    rf"\b{_NOUN}(?: \([^()\n]{{0,40}}\))?(?: {_VERB})?[\]\"']?\s?(?:[:\uff1a]|->|=>|\u2192)"
-    rf"|^#*\s?{_NOUN}\s?(?:[-\u2013\u2014=]|--)\s"
-    r"|^(?:ans|response|result|conclusion|\u7b54\u6848)\s?[:\uff1a]",
+    rf"\b{_NOUN}(?: \([^()\n]{{0,40}}\)| (?:to|for) [^.:;\n]{{1,40}})?(?: {_VERB})?[\]\"']?\s?(?:[:\uff1a]|->|=>|\u2192)"
+    rf"|^#*\s?(?:the )?{_NOUN}\s?(?:[-\u2013\u2014=]|--)\s"
+    r"|^(?:ans|response|result|conclusion|selected|\u7b54\u6848)\s?[:\uff1a]",
     re.IGNORECASE | re.MULTILINE,
 )
 _HEADING = re.compile(rf"^#*\s?(?:the )?{_NOUN}\s?[:\uff1a]?\s?$", re.IGNORECASE | re.MULTILINE)
@@ -36,23 +37,27 @@ _NEXT_QUESTION = re.compile(
     r"\n(?P<mark>[#>\[ ]{0,6})(?:(?P<asks>here(?:'s| is) (?:another|the next|a new) (?:question|problem)"
     r"|(?:(?:next|new|another) )?"
     r"(?:question|q|problem|exercise|example|task|human|user|student|instruction|input|prompt))"
-    r"|passage|context|paragraphs?|story|document|facts?)"
-    r"(?:\s?#?(?P<number>\d{1,3}))?\]?\s?(?P<end>[:\uff1a.]|(?=\n)|$)"
+    r"|passage|context|paragraphs?|story|text|document|facts?)"
+    r"(?:\s?#?(?P<number>\d{1,3}))?\]?\s?(?P<end>[:\uff1a.]|(?=\n)|$|(?= ))"
     r"|(?P<turn>\n?(?:\[INST\]|<\|(?:user|im_start)\|>|<start_of_turn>))",
     re.IGNORECASE,
 )
 # What ends a turn, if the tokenizer does not leave it out.
 _END_OF_TURN = re.compile(r"<\|(?:im_end|eot_id|endoftext|end|end_of_text|end_of_turn)\|>|</s>|<end_of_turn>|<eos>")
+_ASKED = re.compile(r"\n(?:question|options)\b", re.IGNORECASE)
+_NOT_THE_ANSWER = re.compile(r"\b(?:wrong|incorrect|other|another|second|common|worst)\b[^.:;\n]{0,30}$", re.IGNORECASE)
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _TAGS = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _THOUGHT_ENDS = re.compile(r"</(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
 _EMPHASIS = re.compile(
     r"(?<![\w*\\])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w*])|(?<!\w)_{1,3}(?=[^\s{])|(?<=\S)_{1,3}(?![\w{])|`+"
 )
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
 _BLANKS = re.compile(r"[^\S\n]+")
 _LINES = re.compile(r"[\r\v\f\x1c-\x1e\x85\u2028\u2029]+|\n\s*\n")
 # So that a text of many statements is read in linear time: the last ones count, and so many characters of each.
 _LAST, _READ = 40, 1000
-_QUOTES = "\"'\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb`"
+_QUOTES = "\"'\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb`\u300a\u300b\u300c\u300d\u300e\u300f\uff02"
 _SENTENCE_END = re.compile(r"\.(?=\s+[\"'(\u201c]?[A-Z]|\s*$)|\n")
 # A sentence that surely begins, also after what looks like an initial ("Michael I. It is ...").
 _NEXT_SENTENCE = re.compile(r"\s+(?:It|This|That|These|He|She|They|The|According|Based|Explanation)\b")
@@ -77,8 +82,13 @@ def after_thought(text: str) -> str:
 
 def tidy(text: str) -> str:
     """White space in plain form: one blank in place of several, `\n` for every line break, no blank line twice."""
-    lines = _LINES.sub("\n\n", text.replace("\r\n", "\n"))
+    lines = _LINES.sub("\n\n", _INVISIBLE.sub("", text.replace("\r\n", "\n")))
     return "\n".join(line.strip() for line in _BLANKS.sub(" ", lines).split("\n")).strip()
+
+
+def narrow(text: str) -> str:
+    """The text with full-width letters, digits and signs as ASCII."""
+    return text.translate(_FULL_WIDTH)
 
 
 def without_emphasis(text: str) -> str:
@@ -106,9 +116,10 @@ def segments(text: str) -> Segments:
     if any(match["number"] == "1" and match["asks"] for match in matches):
         matches = [match for match in matches if match["number"] is None]
     later = [match for match in matches if match.start() > 0]
+    asked = later and (later[0]["asks"] or later[0]["turn"] or _ASKED.search(text, later[0].end()))
     starts = [0, *(match.start() for match in later), len(text)]
     parts = tuple(part for start, end in pairwise(starts) if (part := text[start:end]).strip())
-    return Segments(parts, len(matches) == len(later) > 0 and bool(later[0]["asks"] or later[0]["turn"]))
+    return Segments(parts, len(matches) == len(later) > 0 and bool(asked))
 
 
 def _divides(match: re.Match[str]) -> bool:
@@ -117,7 +128,8 @@ def _divides(match: re.Match[str]) -> bool:
         return True
     if match["number"]:
         return True
-    return match["end"] == "" and (bool(match["mark"].strip()) or (match["asks"] or "").lower() in ("user", "human"))
+    alone = match.string[match.end() : match.end() + 1] in ("", "\n")
+    return bool(match["mark"].strip()) or (alone and (match["asks"] or "").lower() in ("user", "human"))
 
 
 def first_of(found: Segments, *readers: Callable[[str], Found | None]) -> Found | None:
@@ -146,11 +158,19 @@ class Statement:
 
 def statements(text: str) -> Iterator[Statement]:
     """The statements of a tidy text without emphasis, last first; "Answer:" comes before "the answer is"."""
-    colons = {match.end() for form in (_COLON, _HEADING) for match in form.finditer(text)}
-    phrases = {match.end() for match in _PHRASE.finditer(text)} - colons
+    colons, phrases = (
+        {match.end() for form in forms for match in form.finditer(text) if not _other(text, match.start())}
+        for forms in ((_COLON, _HEADING), (_PHRASE,))
+    )
+    phrases -= colons
     for ends, colon in ((colons, True), (phrases, False)):
         for end in sorted(ends, reverse=True)[:_LAST]:
             yield _statement(text, end, colon)
+
+
+def _other(text: str, start: int) -> bool:
+    """Whether a mark at this place names another answer than the one: "the other plausible option is"."""
+    return _NOT_THE_ANSWER.search(text, max(0, start - 40), start) is not None
 
 
 def _statement(text: str, end: int, colon: bool) -> Statement:
