@@ -26,7 +26,9 @@ _LED = re.compile(
     r"|(?P<small>[a-d])(?=\s?(?:[.):,;]|$)))"
 )
 _OTHERS = re.compile(rf" ?(?:,|;|/|\+|,? ?(?:and|or)\b|&) ?{_OPEN}?(?:option )?([A-D])(?![\w'\u2019])")
-_JOINED = re.compile(r"(?:\b(?:and|or)|,) (?!not\b|rather\b|over\b)(?:[^.;\n]{0,60}? )?\(? ?\b([A-D]) ?\)|\b(?:and|or) \( ?([A-D]) ?\)")
+_JOINED = re.compile(
+    r"(?:\b(?:and|or)|,) (?!not\b|rather\b|over\b)(?:[^.;\n]{0,60}? )?\(? ?\b([A-D]) ?\)|\b(?:and|or) \( ?([A-D]) ?\)"
+)
 _STARTED = re.compile(r"\W*(?i:option |choice |letter |answer )?\W*[B-D]\b")
 _LONE_LETTERS = re.compile(r"(?<![\w'\u2019])([A-D])(?![\w'\u2019])")
 _IN_PARENTHESES = re.compile(r"\( ?([A-Da-d]) ?\)")
@@ -54,7 +56,9 @@ _CORRECTED = re.compile(
     rf"{_OPEN}?(?P<letter>[A-D])(?![\w'\u2019]){_CLOSE}?(?= ?(?:$|[.,!;\n]))"
 )
 _CHOOSING = re.compile(r"\bI(?: would|'d| will|'ll)? (?:choose|pick|select|go with|opt for|chose|say):? (?=\S)")
-_TICKED = re.compile(r"^\W*([A-D])\b[^\n]*(?:\u2705|\u2713|\u2714|[-\u2013:(] ?(?:correct|right|yes)\b)", re.IGNORECASE | re.MULTILINE)
+_TICKED = re.compile(
+    r"^\W*([A-D])\b[^\n]*(?:\u2705|\u2713|\u2714|[-\u2013:(] ?(?:correct|right|yes)\b)", re.IGNORECASE | re.MULTILINE
+)
 # What rejects an option: it is not read as a choice.
 _REJECTED = re.compile(
     rf"(?:\b[Oo]ptions? |\b[Cc]hoice |\b[Aa]nswer )?{_OPEN}?\b[A-D]\b{_CLOSE}?(?:,? {_OPEN}?\b[A-D]\b{_CLOSE}?)*"
@@ -167,7 +171,11 @@ def _line(text: str, options: dict[str, str]) -> str | None:
         if len(ticked) == 1:
             return str(ticked.pop()).upper()
         paragraphs = [part for part in text.split("\n\n") if part.strip()]
-        apart = [part for part in (paragraphs[-1], paragraphs[0]) if "\n" not in part.strip()] if len(paragraphs) > 1 else []
+        apart = (
+            [part for part in (paragraphs[-1], paragraphs[0]) if "\n" not in part.strip()]
+            if len(paragraphs) > 1
+            else []
+        )
         lines = [*apart[::-1], *(line for line in lines if len(line.strip(" ().[]")) == 1)]
     for line in (lines[-1:] + lines[:1]) if lines else []:
         if found := _read(line, options, alone=True):
@@ -217,7 +225,12 @@ def _read(text: str, options: dict[str, str], *, alone: bool = False) -> str | N
 
 
 def _article(line: str, match: re.Match[str]) -> bool:
-    return bool(match["a"]) and len(line) > match.end() + 1 and line[match.end()] == " " and line[match.end() + 1].isalpha()
+    return (
+        bool(match["a"])
+        and len(line) > match.end() + 1
+        and line[match.end()] == " "
+        and line[match.end() + 1].isalpha()
+    )
 
 
 def _joined(line: str, match: re.Match[str]) -> bool:

@@ -42,10 +42,12 @@ _SUBJECT = re.compile(
     re.IGNORECASE,
 )
 _REMARK = re.compile(
-    r"\W*(?:note|explanation|confidence|check|verification|reason|reasoning|source|let me know|i hope|hope this)\b", re.IGNORECASE
+    r"\W*(?:note|explanation|confidence|check|verification|reason|reasoning|source|let me know|i hope|hope this)\b",
+    re.IGNORECASE,
 )
 _LEADING = re.compile(
-    r"[^\w\n]*(?:(?:x|it is|it's|is|about|approximately|roughly|exactly|a total of|total|usd|rs\.?|eur) ?=? ?)?[^\w\n]*\d", re.IGNORECASE
+    r"[^\w\n]*(?:(?:x|it is|it's|is|about|approximately|roughly|exactly|a total of|total|usd|rs\.?|eur) ?=? ?)?[^\w\n]*\d",
+    re.IGNORECASE,
 )
 _REFUSAL = re.compile(r"\b(?:don't|do not|can't|cannot|unable|unknown|none|no one|not enough|n/a)\b", re.IGNORECASE)
 _DENIED = re.compile(

@@ -16,7 +16,9 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 _REASON = re.compile(r",? (?:because|since|as|as mentioned|according to|based on)\b.*", re.IGNORECASE)
-_WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|emph)\s?\{([^{}]*)\}|\\[()\[\]]|(?<!\\)\$|\\(?=[$%&#_ ])")
+_WRAPPER = re.compile(
+    r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|emph)\s?\{([^{}]*)\}|\\[()\[\]]|(?<!\\)\$|\\(?=[$%&#_ ])"
+)
 _NO_ANSWER = re.compile(r"(?:based|found|given|stated|supported|derived|correct|as follows)\b")
 _RULE = re.compile(r"^\s*[-=_]{3,}\s*\n")
 _LISTED = re.compile(r"\d{1,2}\. (?!It |This )")

@@ -60,7 +60,6 @@ _FONT = (
 _REWRITINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(form), plain)
     for form, plain in (
-        (r"\\\\(?=[a-zA-Z])(?!.*\\begin)", r"\\"),  # doubled backslashes of a JSON string
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?(?=[()\[\]|{}\\<>/.])", ""),
         (
             r"\\(?:displaystyle|textstyle|limits|nolimits|mathstrut|quad|qquad|hspace\{[^{}]*\}|vspace\{[^{}]*\}|phantom\{[^{}]*\})(?![a-zA-Z])",
@@ -103,7 +102,7 @@ _REWRITINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"[\[(]\s*(\\begin\{matrix\}.*\\end\{matrix\})\s*[\])]", r"\1"),
         (r"\\(?:mathbf|boldsymbol|bm|mathit|mathsf)\s*\{([^{}]*)\}", r"{\1}"),
         (rf"{_FONT}\s*\{{", r"\\text{"),
-        (r"\\text\{\s*(cis|sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan|gcd|lcm|max|min)\s*\}", r"\\\1 "),
+        (r"\\text\{\s*(cis|sin|cos|tan|cot|csc|log|ln|arcsin|arccos|arctan|gcd|lcm)\s*\}", r"\\\1 "),
         (r"\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}"),
         (r"\\?%|\\text\{\s*(?:percent|per cent|pct)\s*\}|\bper ?cent\b", "%"),
         (r"\*\*|\u2217", "^"),
@@ -114,6 +113,19 @@ _REWRITINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<![\\a-zA-Z])(?:infinity|inf|oo)(?![a-zA-Z])|\\text\{\s*infinity\s*\}", r"\\infty "),
         (r"\+\s*\\infty", r"\\infty"),
         (r"\^\s*\(([^()]{1,40})\)", r"^{\1}"),
+        (r"\^\s*(-\s?\d+|\\frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d))", r"^{\1}"),
+        (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (
+            r"\s*\(?\s*\\(?:pmod|bmod|mod)\s*(?:\{[^{}]*\}|\w+)\s*\)?|\s*\(\s*\\text\{\s*mod\s*\}\s*\w+\s*\)|\s*\(\\text\{\s*mod \w+\s*\}\)",
+            "",
+        ),
+        (r"\\equiv(?![a-zA-Z])", "="),
+        (r"\\sqrt\s*\[\s*(\d*[13579])\s*\]\s*\{\s*-\s*", r"-\\sqrt[\1]{"),
+        (r"(\\(?:ln|log(?:\s*_\s*(?:\{\w+\}|\w))?))\s*(\d+|[a-z])\s*(?=\\(?:cdot|times)(?![a-zA-Z]))", r"\1(\2)"),
+        (r"(\d*)\.(\d)\2{2,}\s*\\ldots", r"\1.\\overline{\2}"),
+        (r"(\d+\.\d*)\((\d+)\)(?!\d)", r"\1\\overline{\2}"),
+        (r"(?<![\d}\s])\\text\{([a-zA-Z])\}(?=\s*[-+*/^=<>])", r"\1"),
+        (r"(\d[\d.]*)\s*(?:\\text\{)?\s*dozen\s*\}?", r"\1\\times 12"),
         (
             r"\^\s*\{\s*(?:\\text\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}|(?<=\d)(?:st|nd|rd|th)\b|(?<=\d)\\text\{\s*(?:st|nd|rd|th)\s*\}",
             "",
@@ -129,6 +141,9 @@ _REWRITINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:forall|text\{\s*for all\s*\})\s*[^,]*,", ""),
     )
 )
+MINUS = "\u2212"
+_RAISED = re.compile("(?<=[\\w)}])\u207b?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207f]+")
+_LOWERED = re.compile("[\u2080-\u2089]+")
 _BRACED_NUMBER = re.compile(r"(?<![\\\w}\]^_])\{\s*(-?[\d.,]+|[a-zA-Z]|\\pi)\s*\}(?!\{)")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{?\s*(\d+)\s*\}?")
 _BLANK_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])")
@@ -146,9 +161,14 @@ def canonical(text: str) -> str:
     Text in `\text{...}` stays there; `%` and a degree sign stay, because they change what a number may mean.
     """
     text = unwrapped(text)
+    text = _RAISED.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0]).replace(MINUS, '-')}}}", text)
+    text = _LOWERED.sub(lambda found: f"_{{{unicodedata.normalize('NFKC', found[0])}}}", text)
     text = "".join(map(_plain_character, text))
+    if r"\begin" not in text:  # doubled backslashes of a JSON string
+        text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
     for form, plain in _REWRITINGS:
         text = form.sub(plain, text)
+    text = _parenthesised_root(text)
     text = _THIN_THOUSANDS.sub("", text).replace("\u2009", " ")
     text = _BLANK_THOUSANDS.sub(lambda found: found[0].replace(" ", ""), " ".join(text.split()))
     text = _BRACED_NUMBER.sub(r"\1", text)
@@ -156,6 +176,25 @@ def canonical(text: str) -> str:
     text = _MIXED.sub(lambda found: rf"({found[1]}+\frac{{{found[2] or found[4]}}}{{{found[3] or found[5]}}})", text)
     text = _SCALED.sub(lambda found: rf"{found[1]}\times 10^{{{_SCALES[found[2]]}}}", text)
     return " ".join(text.split()).rstrip(".,;: ").strip()
+
+
+def _parenthesised_root(text: str) -> str:
+    """Roots of nested parentheses: `\\sqrt(2+\\sqrt(3))`."""
+    at = text.rfind(r"\sqrt")
+    while at >= 0:
+        start = at + len(r"\sqrt")
+        while text.startswith(" ", start):
+            start += 1
+        if text.startswith("(", start):
+            depth, end = 0, start
+            while end < len(text):
+                depth += (text[end] == "(") - (text[end] == ")")
+                if not depth:
+                    text = f"{text[:start]}{{{text[start + 1 : end]}}}{text[end + 1 :]}"
+                    break
+                end += 1
+        at = text.rfind(r"\sqrt", 0, at)
+    return text
 
 
 def unwrapped(text: str) -> str:

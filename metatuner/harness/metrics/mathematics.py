@@ -18,14 +18,18 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[
 from metatuner.harness.metrics.latex import canonical, exact_decimals, words
 from metatuner.harness.metrics.structure import Node, expanded, readings
 
-DIGITS = 60
-_CLOSE = sympy.Float(10) ** -40
+DIGITS = 110
+_CLOSE = sympy.Rational(1, 10**75)
 SIGNIFICANT = 10
 """A decimal with at least as many significant digits may be a rounded irrational or repeating value."""
 _DECIMAL = re.compile(r"^-?(\d*)\.(\d+)$")
 _INEQUALITIES = {"<": ("<", False), r"\le": ("<", True), ">": (">", False), r"\ge": (">", True)}
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})\u00b0")
-_SUBSCRIPTED_NUMBER = re.compile(r"\d\s*\}?\s*\)?\s*_")
+# The grammar would drop a numeral's base, dots, primes, a transpose or a geometric sign, and multiply "3 4".
+_DROPPED = re.compile(
+    r"\d\s*\}?\s*\)?\s*_|\\ldots|'|\\prime|\^\s*\{?\s*(?:T|\\top)\b"
+    r"|\\(?:angle|triangle|overline|overrightarrow|vec|hat|odot|parallel|perp|square|circ)(?![a-zA-Z])|(?<![_\d])\d+\s+\d"
+)
 _CIS = re.compile(
     r"(?:\\text\{cis\}|\\?cis)\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+\u00b0|\\frac\{[^{}]*\}\{[^{}]*\}|[\w\\]+))"
 )
@@ -108,11 +112,18 @@ def _unordered(answer: Node, gold: Node) -> bool:
         return False
     left = list(gold.parts)
     for part in answer.parts:
-        match = next((other for other in left if same(part, other) or same(_unnamed(part), _unnamed(other))), None)
+        match = next((other for other in left if same(part, other) or _same_unnamed(part, other)), None)
         if match is None:
             return False
         left.remove(match)
     return True
+
+
+def _same_unnamed(one: Node, other: Node) -> bool:
+    """As `same`, for `x = 3` and 3; two names must be the same name."""
+    if one.kind == other.kind == "relation":
+        return False
+    return same(_unnamed(one), _unnamed(other))
 
 
 def _brackets(answer: Node, gold: Node) -> bool:
@@ -124,6 +135,8 @@ def _brackets(answer: Node, gold: Node) -> bool:
 
 def _wrapped_list(answer: Node, gold: Node) -> bool:
     """A list in brackets against a plain list."""
+    if any(part.kind == "relation" for part in gold.parts):  # (2, 1) for x = 2, y = 1
+        return answer.text == "()" and _ordered(answer, gold)
     return answer.text in ("()", "[]", "") and _unordered(answer, gold)
 
 
@@ -152,6 +165,8 @@ def _ratios(answer: Node, gold: Node) -> bool:
     if len(answer.parts) != len(gold.parts) or r"\ldots" in answer.text + gold.text:
         return False
     left, right = [list(map(_expression, node.parts)) for node in (answer, gold)]
+    if any(each.is_zero for each in (*left, *right)):
+        return all(map(equal_values, left, right))
     return all(equal_values(a * right[0], g * left[0]) for a, g in zip(left[1:], right[1:], strict=True))
 
 
@@ -173,12 +188,16 @@ def _texts(answer: Node, gold: Node) -> bool:
     if answer.text == gold.text:
         return True
     option = re.fullmatch(r"[a-z]", gold.text)
-    return option is not None and answer.text.split()[:1] == [gold.text] and len(answer.text) < 40
+    first, _, rest = answer.text.partition(" ")
+    more = re.search(r"\b[a-h]\b|\bor\b|\band\b", rest)
+    return option is not None and first == gold.text and len(rest) < 40 and not more
 
 
 def _relations(answer: Node, gold: Node) -> bool:
     if answer.marks == gold.marks and len(answer.parts) == len(gold.parts) and all(map(same, answer.parts, gold.parts)):
         return True
+    if max(len(answer.parts), len(gold.parts)) > 2 and set(answer.marks) | set(gold.marks) == {"="}:
+        return _chains(answer, gold)
     left, right = _solutions(answer), _solutions(gold)
     if left is not None and right is not None:
         return _variables(answer) == _variables(gold) and same(left, right)
@@ -194,6 +213,15 @@ def _relations(answer: Node, gold: Node) -> bool:
     return False
 
 
+def _chains(answer: Node, gold: Node) -> bool:
+    """Chains of equations: the same parts, or a name with the same number at the end."""
+    if len(answer.parts) == len(gold.parts) and all(any(same(part, g) for g in gold.parts) for part in answer.parts):
+        return True
+    ends = [_expression(node.parts[-1]) for node in (answer, gold)]
+    named = _name(answer.parts[0]) and answer.parts[0].text == gold.parts[0].text
+    return named and not any(end.free_symbols for end in ends) and equal_values(*ends)
+
+
 def _gap(relation: Node) -> Any:
     return _expression(relation.parts[0]) - _expression(relation.parts[-1])
 
@@ -207,6 +235,8 @@ def _solutions(node: Node) -> Node | None:
     if node.kind == "list":
         each = [_solutions(part) if part.kind == "relation" else None for part in node.parts]
         found = [part for part in each if part is not None]
+        if node.marks == ("and",):
+            return _between(found) if len(found) == len(each) == 2 else None
         return Node("union", parts=tuple(found)) if found and len(found) == len(each) else None
     if node.kind != "relation":
         return None
@@ -226,6 +256,15 @@ def _solutions(node: Node) -> Node | None:
     if len(parts) == 2 and _name(parts[1]):
         return Node("tuple", "(["[closed[0]] + ")", (parts[0], greatest))
     return None
+
+
+def _between(intervals: list[Node]) -> Node | None:
+    """What `x > a and x < b` leaves: the interval from a to b."""
+    low = [each for each in intervals if each.kind == "tuple" and each.parts[1].text == r"\infty"]
+    high = [each for each in intervals if each.kind == "tuple" and each.parts[0].text == r"-\infty"]
+    if len(low) != 1 or len(high) != 1:
+        return None
+    return Node("tuple", low[0].text[0] + high[0].text[1], (low[0].parts[0], high[0].parts[1]))
 
 
 # ---- values ----------------------------------------------------------------------------------------------------
@@ -252,7 +291,7 @@ def _rounded(text: str, value: Any) -> bool:
     if match is None or len((match[1] + match[2]).lstrip("0")) < SIGNIFICANT or _DECIMAL.match(str(value)):
         return False
     number = value.evalf(DIGITS) if value.is_number and value.is_real else None
-    exact = value.is_Rational and str(value.q).strip("0") in ("1", "")
+    exact = value.is_Rational and set(sympy.factorint(value.q)) <= {2, 5}
     if number is None or (not number.is_Float and not number.is_Integer) or exact:
         return False
     return bool(abs(number - sympy.Rational(text)) <= sympy.Rational(10) ** -len(match[2]))
@@ -260,15 +299,17 @@ def _rounded(text: str, value: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> Any:
-    if _SUBSCRIPTED_NUMBER.search(text):
-        raise ValueError("a numeral with a base inside an expression")  # the grammar would drop the base
+    if _DROPPED.search(text):
+        raise ValueError("an expression with a part that the grammar drops or reads otherwise")
     text = _CIS.sub(lambda found: _cis(found[1] or found[2] or found[3]), text)
     text = _DEGREES.sub(r"(\\frac{\1 \\pi}{180})", exact_decimals(text)).replace("\u00b0", "")
     parsed = latex2sympy(
         text,
         is_real=True,
         normalization_config=_NORMALISE,
-        conversion_config=ConversionConfig(lowercase_symbols=len(set(text)) == len(set(text.lower()))),
+        conversion_config=ConversionConfig(
+            interpret_as_mixed_fractions=False, lowercase_symbols=len(set(text)) == len(set(text.lower()))
+        ),
     )
     if not isinstance(parsed, sympy.Basic | sympy.MatrixBase):
         return parsed
@@ -307,38 +348,38 @@ def equal_values(left: Any, right: Any) -> bool:
         left, right = sympy.simplify(left), sympy.simplify(right)
         if left.free_symbols != right.free_symbols:
             return False
-    verdicts = [
-        verdict for point in _points(symbols, left, right) if (verdict := _agree(left, right, point)) is not None
-    ]
-    return bool(verdicts) and all(verdicts)
+    for points in _points(symbols, left, right):
+        verdicts = [verdict for point in points if (verdict := _agree(left, right, point)) is not None]
+        if verdicts:
+            return all(verdicts)
+    return False
 
 
-def _points(symbols: Sequence[Any], left: Any, right: Any) -> list[dict[Any, Any]]:
-    """Points to compare at: fixed fractions of both signs; whole numbers where a factorial or a floor needs them."""
+def _points(symbols: Sequence[Any], left: Any, right: Any) -> list[list[dict[Any, Any]]]:
+    """Points to compare at: fixed fractions of both signs, then whole numbers if no fraction gives a value.
+
+    Factorials need whole numbers, and floors need both.
+    """
     if not symbols:
-        return [{}]
-    whole = left.has(sympy.factorial, sympy.binomial, sympy.floor, sympy.Mod) or right.has(
-        sympy.factorial, sympy.binomial, sympy.floor, sympy.Mod
-    )
-    if whole:
-        return [{symbol: sympy.Integer(3 + 2 * n + 5 * i) for i, symbol in enumerate(symbols)} for n in range(5)]
-    values = [
-        Fraction(7, 3),
-        Fraction(-11, 7),
-        Fraction(5, 13),
-        Fraction(-3, 17),
-        Fraction(19, 2),
-        Fraction(-23, 5),
-        Fraction(1, 29),
-        Fraction(31, 11),
+        return [[{}]]
+    small, large = [2, 3, 1, 4, 2, 5], [7, 8, 6, 11, 9, 5]
+    whole = [
+        {symbol: sympy.Integer((large, small)[i % 2][n] + i // 2) for i, symbol in enumerate(symbols)} for n in range(6)
     ]
-    return [
-        {
-            symbol: sympy.Rational(values[(n + 3 * i) % len(values)] + Fraction(i, 37))
-            for i, symbol in enumerate(symbols)
-        }
-        for n in range(len(values))
+    count = len(_FRACTIONS)
+    broken = [
+        {symbol: sympy.Rational(_FRACTIONS[(n + 3 * i) % count] + Fraction(i, 37)) for i, symbol in enumerate(symbols)}
+        for n in range(count)
     ]
+    if left.has(*_STEPS) or right.has(*_STEPS):
+        return [broken + whole]
+    if left.has(*_WHOLE) or right.has(*_WHOLE):
+        return [whole]
+    return [broken, whole]
+
+
+_STEPS, _WHOLE = (sympy.floor, sympy.ceiling, sympy.Mod), (sympy.factorial, sympy.binomial)
+_FRACTIONS = [Fraction(*each) for each in ((7, 3), (-11, 7), (5, 13), (-3, 17), (19, 2), (-23, 5), (1, 29), (31, 11))]
 
 
 def _agree(left: Any, right: Any, point: dict[Any, Any]) -> bool | None:
@@ -350,6 +391,8 @@ def _agree(left: Any, right: Any, point: dict[Any, Any]) -> bool | None:
     if not real and point and not (left.has(sympy.I) or right.has(sympy.I)):
         return None
     size, gap = max(abs(a), abs(b)), abs(a - b)
+    if point and a == b == 0:  # no evidence
+        return None
     if gap <= _CLOSE * size:
         return True
     if size > _CLOSE:
@@ -363,7 +406,7 @@ def _proportional(left: Any, right: Any, *, positive: bool) -> bool:
     if symbols != right.free_symbols or not symbols:
         return False
     factors = []
-    for point in _points(sorted(symbols, key=str), left, right):
+    for point in _points(sorted(symbols, key=str), left, right)[0]:
         a, b = (side.subs(point).evalf(DIGITS) for side in (left, right))
         if a.is_number and b.is_number and a.is_finite and b.is_finite and abs(b) > _CLOSE:
             factors.append(a / b)

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
-_SUPERSCRIPTS = {ord(raised): str(digit) for digit, raised in enumerate("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")}
+_SUPERSCRIPTS = {
+    ord(raised): str(digit)
+    for digit, raised in enumerate("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+}
 _RAISED = re.compile("(?<=[a-zA-Z)])[\u00b2\u00b3]|(?<=[a-zA-Z)}])\\s?\\^\\s?\\{?[23]\\}?(?![\\d^])")
 _POWER = re.compile("(?<=\\d)([\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212\ufe58\ufe63\uff0d"), "-")
@@ -105,7 +108,9 @@ def numbers(text: str) -> list[str]:
 def _value(match: re.Match[str]) -> str:
     sign = "-" if match["sign"] or match["inner"] else ""
     whole = match["whole"].replace(",", "").replace("\u2009", "")
-    shift = int(match["exponent"] or match["power"] or 0) + _SCALES.get((match["scale"] or match["suffix"] or "").strip().lower(), 0)
+    shift = int(match["exponent"] or match["power"] or 0) + _SCALES.get(
+        (match["scale"] or match["suffix"] or "").strip().lower(), 0
+    )
     if match["below"] is None:
         return sign + (_shifted(whole, shift) if shift else whole)
     if len(match[0]) > 100 or not Fraction(match["below"]):

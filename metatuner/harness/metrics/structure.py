@@ -14,10 +14,12 @@ _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|equiv|cong|sim|to)(?![a-zA-Z])|
 _SEPARATOR = re.compile(
     r"\s*(?:[,;]\s*(?:(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})?|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|\\text\{\s*,?\s*(?:and|or)\s*\}|\\(?:land|lor|wedge|vee)(?![a-zA-Z]))\s*"
 )
+_MORE_OPTIONS = re.compile(r"\b[A-H]\s*\)")
 _OPTION = re.compile(r"^(?:\\text\{\s*\(?([A-Ha-h])\s*[).:]|\(?([A-H])\)?[).:])\s*\}?\s*(?=[^\s}])")
 _LETTERS = re.compile(r"^\\text\{\s*([A-Z](?: ?(?:,? and |,? or |, ?)[A-Z])+)\s*\}$")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
-_PAIR = re.compile(r"^[(\[]\s*\d{1,3},\d{3}\s*[)\]]$")
+_PAIR = re.compile(r"^(?:[(\[]|\\\{)\s*\d{1,3},\d{3}\s*(?:[)\]]|\\\})$")
+_LIST_OF_THREE = re.compile(r"^[1-9]\d{2}(?:,[1-9]\d{2})+$")
 _UNION = re.compile(r"\s*\\cup(?![a-zA-Z])\s*")
 _MATRIX = re.compile(r"^\\begin\{([pb]?)matrix\}(.*)\\end\{\1matrix\}$", re.DOTALL)
 _BASE = re.compile(
@@ -37,7 +39,7 @@ _FUNCTIONS = (
 _UNITS = "cm mm km ft in kg mg lb lbs oz ml hr hrs sq mi yd pm am mph kmh cc rs min sec m g"
 _TEXT = r"\\text\{[^{}]*\}"
 _BARE_UNIT = (
-    r"(?:\s+(?!(?:and|or)\b)[a-zA-Z]{3,}\.?|(?<=[\d}\s)])(?:"
+    r"(?:\s+(?!(?:and|or)\b)(?:[a-zA-Z]{4,}|day|men|man|boy|way|box|cup|dog|cat|pen|egg|car|bag|row|pts|mpg|per)\.?|(?<=[\d}\s)])(?:"
     + "|".join(sorted((unit for unit in _UNITS.split() if len(unit) > 1), key=len, reverse=True))
     + r")(?![a-zA-Z]))"
 )
@@ -45,7 +47,19 @@ _TRAILING_UNITS = re.compile(
     rf"(?:\s*(?:{_TEXT}|{_BARE_UNIT})(?:\s*\^\s*\{{?\s*[23]\s*\}}?)?(?:\s*/\s*[a-zA-Z]+)?)+\.?$"
 )
 _POWER = re.compile(r"\^\s*\{?\s*([23])")
-_LEADING_TEXT = re.compile(rf"^(?:{_TEXT}|(?:[a-zA-Z]{{2,}}\s+)+(?=[-+\d\\(])|\\approx(?![a-zA-Z]))\s*(?=\S)")
+_LEAD = (
+    r"(?:(?:about|approximately|roughly|exactly|around|only|the|answer|area|volume|perimeter|length|width|height|total|sum|value"
+    r"|number|probability|distance|cost|price|maximum|minimum|result|is|are|of|so|there|usd|rs\.?)\b[ :=]+)+"
+)
+_LEADING_TEXT = re.compile(
+    rf"^(?:\\text\{{\s*{_LEAD}\}}|{_LEAD}(?=-?[\d\\(])|\\approx(?![a-zA-Z]))\s*(?=\S)", re.IGNORECASE
+)
+_VARIABLE = re.compile(r"(?<![\\a-zA-Z])(?!(?:pi|e|i)\b)[a-zA-Z](?![a-zA-Z])")
+_CHANGES = re.compile(
+    r"(?<!\\)\b(?:thousandths?|hundredths?|tenths?|halves|half|thirds?|quarters?|squared|cubed|factorial|twice|double|triple|times|root"
+    r"|less|more|least|most|over|under|than|between|not|except|plus|minus|divided|multiplied|power)\b",
+    re.IGNORECASE,
+)
 _ONLY_WORDS = re.compile(r"^[^\d^_=<>+*/|]*$")
 _COMMANDS = re.compile(r"\\(?!text\b)[a-zA-Z]+")
 _NOTHING = frozenset(
@@ -86,7 +100,8 @@ def readings(text: str) -> list[Node]:
     fused = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
     if fused == text or _PAIR.match(text):
         return [read(text)]
-    return [read(fused), read(text)]
+    # Only numbers of three digits each may also be a list.
+    return [read(fused), read(text)] if _LIST_OF_THREE.match(text) else [read(fused)]
 
 
 def read(text: str) -> Node:
@@ -114,7 +129,7 @@ def read(text: str) -> Node:
         and text[: units.start()].rstrip().endswith((")", "]", "}"))
     ):
         text = text[: units.start()].rstrip()
-    if found := _OPTION.match(text):
+    if (found := _OPTION.match(text)) and not _MORE_OPTIONS.search(text, found.end()):
         return Node("words", (found[1] or found[2]).casefold(), (read(text[found.end() :].rstrip("}")),))
     if found := _LETTERS.match(text):
         text = found[1]
@@ -124,9 +139,13 @@ def read(text: str) -> Node:
             return Node("matrix", parts=tuple(read(cell) for row in rows for cell in row), columns=len(rows[0]))
     if len(parts := _divided(text, _UNION)[0]) > 1:
         return Node("union", parts=tuple(map(read, parts)))
-    if len(parts := _divided(text, _SEPARATOR)[0]) > 1 and not _prose(text):
-        return Node("list", parts=tuple(node for part in parts if part for node in _expanded(read(part))))
+    parts, separators = _divided(text, _SEPARATOR)
+    if len(parts) > 1 and not _prose(text):
+        every = ("and",) if any("and" in each for each in separators) else ()
+        return Node("list", parts=tuple(node for part in parts if part for node in _expanded(read(part))), marks=every)
     parts, marks = _divided(text, _RELATION)
+    if r"\approx" in [mark.strip() for mark in marks] and parts[0]:
+        return read(re.split(r"\\approx(?![a-zA-Z])", text)[0])
     if len(parts) > 1 and all(parts):
         return Node("relation", text, tuple(map(read, parts)), tuple(mark.strip() for mark in marks))
     if found := _TIME.match(text):
@@ -261,6 +280,8 @@ def _value(text: str) -> Node:
         before = text
         units = _TRAILING_UNITS.search(text)
         stripped = text[: units.start()].strip() if units else ""
+        if units and (_CHANGES.search(units[0]) or ("text" not in units[0] and _VARIABLE.search(stripped))):
+            stripped = ""
         if stripped and re.search(r"[\d}a-zA-Z)|]", stripped):
             if powers := _POWER.findall(text[len(stripped) :]):
                 power = powers[-1]
@@ -272,4 +293,6 @@ def _value(text: str) -> Node:
             text = text[:-1].strip()
         if found := re.match(r"^\\text\{\s*([-+]?\d[^{}]*)\}$", text):
             return read(found[1])
+    if text.startswith(r"\text") or re.match(r"[a-zA-Z]{4,} ", text) or _CHANGES.search(text):
+        return Node("words", words(text))
     return Node("value", text, percent=percent, unit_power=power)
