@@ -80,7 +80,7 @@ claims: ## judge the paper's claims again from the files of RESULTS
 report: ## write report.html again from the files of RESULTS
 
 verify: $(INSTALLED) ## compare the stored files of RESULTS with their digests; fails where they differ
-	metatuner verify --config $(RESULTS)/config.json
+	@$(WITH) metatuner verify --config {RESULTS}/config.json
 
 compare: $(INSTALLED) ## compare a finished run with the committed snapshot; fails where they differ
 	@$(WITH) metatuner diff results/snapshot/{PRESET} {RESULTS} --fail-on-difference

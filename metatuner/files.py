@@ -43,7 +43,7 @@ def read_text(path: Path, remedy: str) -> str:
     """A UTF-8 text file; UserError names the file and the remedy."""
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"no file {path}; {remedy}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; {remedy}") from None

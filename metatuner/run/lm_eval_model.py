@@ -120,11 +120,12 @@ class SavedPolicyLM(PolicyLM):
 def _limit(request: Instance) -> int | None:
     """The request's limit of new tokens, if it has one; `UserError` for a request to sample."""
     how = request.args[1]
-    if how.get("do_sample") and how.get("temperature", 1.0) > 0:
+    if how.get("do_sample", (how.get("temperature") or 0) > 0) and how.get("temperature", 1.0) > 0:
         raise UserError(
             f"task {request.task_name} samples, and a policy decodes greedily: add --gen_kwargs do_sample=false"
         )
-    limit = how.get("max_gen_toks")
+    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    limit = next((how[name] for name in names if how.get(name) is not None), None)
     return None if limit is None else int(limit)
 
 
@@ -165,7 +166,7 @@ def lm_eval_command(argv: Sequence[str]) -> None:
         print(MODEL_FILE)
         return
     runs = words[:1] == ["run"] or (words[:1] != [] and words[0].startswith("--") and words[0] != "--help")
-    if runs and not any(word == "--include_path" or word.startswith("--include_path=") for word in words):
+    if (runs or words[:1] in (["ls"], ["validate"])) and not any(word == "--include_path" or word.startswith("--include_path=") for word in words):
         words += ["--include_path", str(TASKS)]
     before = sys.argv
     sys.argv = ["metatuner lm-eval", *words]

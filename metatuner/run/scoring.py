@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from metatuner.errors import UserError
-from metatuner.files import read_lines
+from metatuner.files import read_lines, read_text
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.rows import Row
+
+HOW = 'give one JSON object per line: {"benchmark": ..., "completion": ..., "row": {...}}'
 
 
 def score_file(path: Path) -> list[dict[str, Any]]:
@@ -24,8 +26,9 @@ def score_file(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a line lacks a key or a field of the row, or names no benchmark; the message names file and line.
     """
-    records = read_lines(path, 'give one JSON object per line: {"benchmark": ..., "completion": ..., "row": {...}}')
-    asked = [_read(record, f"{path}, line {number}") for number, record in enumerate(records, 1)]
+    records = read_lines(path, HOW)
+    lines = [number for number, line in enumerate(read_text(path, HOW).split("\n"), 1) if line.strip()]
+    asked = [_read(record, f"{path}, line {number}") for number, record in zip(lines, records, strict=True)]
     scored: list[dict[str, Any]] = [{}] * len(records)
     for name in dict.fromkeys(row.benchmark for row, _ in asked):
         benchmark = get_benchmark(name)

@@ -13,7 +13,7 @@ from metatuner.harness.rows import Row, normalise_text
 
 # Between two boxes that give one answer together: "$x = \\boxed{3}$ and $x = \\boxed{8}$".
 _JOIN = re.compile(
-    r"[\s$\\)\]]*(?:,|;|,? ?(?:and|or)|\\text\{ ?(?:and|or) ?\})[\s$\\(\[]*(?:[A-Za-z](?:_\{?\w\}?)? ?= ?)?"
+    r"(?:[\s$\\)\]]|\\quad|\\ )*(?:,|;|,? ?(?:and|or)|\\text\{ ?(?:and|or) ?\})(?:[\s$\\(\[]|\\quad)*(?:[A-Za-z](?:_\{?\w\}?)? ?= ?)?"
 )
 _SPAN = re.compile(
     r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\.|[^$\\\n])+)\$|\\\(((?:[^\n\\]|\\[^()\n])+)\\\)|\\\[((?:[^\\]|\\[^\[\]])+)\\\]"
@@ -28,11 +28,14 @@ _LEAD = re.compile(
 # What may follow an answer in its sentence.
 _TAIL = re.compile(
     r",? (?:(?:because|since|which|so that|where|when|after)\b"
-    r"|as (?=[a-z])|by (?=[a-z]+ing)|for (?=the|all|this|any)).*"
+    r"|as (?=[\da-z])|\((?:since|because|as)|[-\u2013] (?:that is|found|obtained)|by (?=[a-z]+ing)|for (?=the|all|this|any)).*"
     r"|, (?!and |or )(?=[a-z]{2,} ).*",
     re.DOTALL,
 )
-_NO_ANSWER = frozenset("clear right correct wrong simple obvious unique below above found given known needed".split())
+_NO_ANSWER = frozenset(
+    "fine obtained clear right correct wrong simple obvious unique below above found given known needed".split()
+)
+_DENIED = re.compile(r"\banswer (?:is not|isn't|cannot be|can't be)\b(?![^.\n]*\bbut\b)", re.IGNORECASE)
 _BOLD = re.compile(r"\*\*([^*\n]{1,100})\*\*")
 _NAMED = re.compile(r"(?<![\w\\])(?:[a-zA-Z] ?= ?)?[-+]?(?:\d[\d.,/]*\d|\d)(?:\s?%)?")
 
@@ -107,13 +110,16 @@ def _boxed(text: str) -> str | None:
             for before, end, content in reversed(found[:-1]):
                 if start - end > 40 or not _JOIN.fullmatch(text, end, start):
                     break
-                contents, start = [content, *contents], before
-            return ", ".join(dict.fromkeys(contents))
+                contents.append(content)
+                start = before
+            return ", ".join(dict.fromkeys(reversed(contents)))
     return statements.unclosed_box(text)
 
 
 def _stated(text: str) -> str | None:
     """What the last statement with a number or a formula gives; without one, the last statement in words."""
+    if _DENIED.search(text):
+        return ""
     spoken = None
     for statement in statements.statements(statements.without_emphasis(text)):
         answer = _clause(statement.text)

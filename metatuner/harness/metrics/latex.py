@@ -138,9 +138,16 @@ _REWRITINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\frac\s*(\{[^{}]*\})\s*([\da-zA-Z])", r"\\frac\1{\2}"),
         (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"(?<![\d.])\.(?=\d)", "0."),
+        (r"(?<=[\d)])(?<!_\d)\s*(?=\(\s*-?(?:\d|\\frac))", r"\\cdot "),
+        (r"\\text\{\s*([(\[]?\s*-?\d[\d.,\s]*[)\]]?|[a-zA-Z]\s*=\s*-?\d[\d.]*)\s*\}", r"\1"),
+        (r"\\text\{\s*(,|, ?and|and|or|, ?or)\s*\}", r" \1 "),
+        (r"\\text\{\s*[A-Za-z ]{2,30}:\s*\}", ""),
+        (r"(?<=\d)\s*\\text\{([A-F])\}\s*(?=_)", r"\1"),
+        (r"(?<![\d.])0+(?=\d+\s*_)", ""),
         (r"\\(?:forall|text\{\s*for all\s*\})\s*[^,]*,", ""),
     )
 )
+_NESTED_FONT = re.compile(r"\\text\s*\{(?=\s*-?\d*\s*\\(?:frac|sqrt|pi))")
 MINUS = "\u2212"
 _RAISED = re.compile("(?<=[\\w)}])\u207b?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207f]+")
 _LOWERED = re.compile("[\u2080-\u2089]+")
@@ -168,7 +175,7 @@ def canonical(text: str) -> str:
         text = re.sub(r"\\\\(?=[a-zA-Z])", r"\\", text)
     for form, plain in _REWRITINGS:
         text = form.sub(plain, text)
-    text = _parenthesised_root(text)
+    text = _parenthesised_root(_without_fonts(text))
     text = _THIN_THOUSANDS.sub("", text).replace("\u2009", " ")
     text = _BLANK_THOUSANDS.sub(lambda found: found[0].replace(" ", ""), " ".join(text.split()))
     text = _BRACED_NUMBER.sub(r"\1", text)
@@ -176,6 +183,21 @@ def canonical(text: str) -> str:
     text = _MIXED.sub(lambda found: rf"({found[1]}+\frac{{{found[2] or found[4]}}}{{{found[3] or found[5]}}})", text)
     text = _SCALED.sub(lambda found: rf"{found[1]}\times 10^{{{_SCALES[found[2]]}}}", text)
     return " ".join(text.split()).rstrip(".,;: ").strip()
+
+
+def _without_fonts(text: str) -> str:
+    r"""The contents of `\mathbf{...}` and the like, also around fractions and roots."""
+    while found := _NESTED_FONT.search(text):
+        depth, end = 0, found.end() - 1
+        while end < len(text):
+            depth += (text[end] == "{") - (text[end] == "}")
+            if not depth:
+                break
+            end += 1
+        if end >= len(text):
+            return text
+        text = f"{text[: found.start()]}{{{text[found.end() : end]}}}{text[end + 1 :]}"
+    return text
 
 
 def _parenthesised_root(text: str) -> str:

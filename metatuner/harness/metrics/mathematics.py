@@ -27,7 +27,7 @@ _INEQUALITIES = {"<": ("<", False), r"\le": ("<", True), ">": (">", False), r"\g
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})\u00b0")
 # The grammar would drop a numeral's base, dots, primes, a transpose or a geometric sign, and multiply "3 4".
 _DROPPED = re.compile(
-    r"\d\s*\}?\s*\)?\s*_|\\ldots|'|\\prime|\^\s*\{?\s*(?:T|\\top)\b"
+    r"\d\s*\}?\s*\)?\s*_|\\ldots|'|\\prime|\^\s*\{?\s*(?:T(?![a-z])|\\top)"
     r"|\\(?:angle|triangle|overline|overrightarrow|vec|hat|odot|parallel|perp|square|circ)(?![a-zA-Z])|(?<![_\d])\d+\s+\d"
 )
 _CIS = re.compile(
@@ -36,8 +36,38 @@ _CIS = re.compile(
 _NORMALISE = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
 
 
+_UNITS = tuple(
+    (name, re.compile(form, re.IGNORECASE))
+    for name, form in (
+        ("dollars", r"\\\$|\bdollars?\b"),
+        ("cents", r"\bcents?\b|\u00a2|\\cent"),
+        ("percent", r"%|\bpercent\b"),
+        ("degrees", r"\\circ|\bdegrees?\b|\u00b0"),
+        ("seconds", r"\bseconds?\b"),
+        ("minutes", r"\bminutes?\b"),
+        ("hours", r"\bhours?\b"),
+        ("days", r"\bdays?\b"),
+        ("weeks", r"\bweeks?\b"),
+        ("months", r"\bmonths?\b"),
+        ("years", r"\byears?\b"),
+        ("millimetres", r"\bmm\b|\bmillimet(?:er|re)s?\b"),
+        ("centimetres", r"(?<![a-z])cm\b|\bcentimet(?:er|re)s?\b"),
+        ("kilometres", r"(?<![a-z])km\b|\bkilomet(?:er|re)s?\b"),
+        ("metres", r"\\(?:text|mathrm)\s*\{\s*~?\s*m\s*\}|\bmet(?:er|re)s?\b"),
+        ("inches", r"\binch(?:es)?\b"),
+        ("feet", r"\bfeet\b|\bfoot\b|(?<![a-z])ft\b"),
+        ("yards", r"\byards?\b"),
+        ("miles", r"\bmiles?\b"),
+    )
+)
+"""Units that are told apart if both answers name exactly one."""
+
+
 def equal_answers(answer: str, gold: str) -> bool:
     """Whether two LaTeX answers mean the same, in one of their readings each."""
+    units = [{name for name, form in _UNITS if form.search(each)} for each in (answer, gold)]
+    if len(units[0]) == len(units[1]) == 1 and units[0] != units[1]:
+        return False
     left, right = canonical(answer), canonical(gold)
     if left == right and left:
         return True
@@ -171,7 +201,7 @@ def _ratios(answer: Node, gold: Node) -> bool:
 
 
 def _quotient(answer: Node, gold: Node) -> bool:
-    ratio, value = (answer, gold) if answer.kind == "ratio" else (gold, answer)
+    ratio, value = (answer, gold) if answer.kind in ("ratio", "time") else (gold, answer)
     if len(ratio.parts) != 2:
         return False
     above, below = map(_expression, ratio.parts)
@@ -200,7 +230,8 @@ def _relations(answer: Node, gold: Node) -> bool:
         return _chains(answer, gold)
     left, right = _solutions(answer), _solutions(gold)
     if left is not None and right is not None:
-        return _variables(answer) == _variables(gold) and same(left, right)
+        names = [_of_set(node) or _variables(node) for node in (answer, gold)]
+        return names[0] == names[1] and same(left, right)
     if set(answer.marks) == set(gold.marks) == {"="}:
         name = answer.parts[0].text
         if _name(answer.parts[0]) and name == gold.parts[0].text and same(answer.parts[-1], gold.parts[-1]):
@@ -224,6 +255,10 @@ def _chains(answer: Node, gold: Node) -> bool:
 
 def _gap(relation: Node) -> Any:
     return _expression(relation.parts[0]) - _expression(relation.parts[-1])
+
+
+def _of_set(relation: Node) -> set[str]:
+    return {relation.parts[0].text} if relation.marks == (r"\in",) else set()
 
 
 def _variables(relation: Node) -> set[str]:
@@ -434,6 +469,9 @@ _COMPARISONS = {
     ("ratio", "value"): _quotient,
     ("value", "ratio"): _quotient,
     ("time", "ratio"): _ratios,
+    ("ratio", "time"): _ratios,
+    ("time", "value"): _quotient,
+    ("value", "time"): _quotient,
     ("time", "time"): _texts,
     ("relation", "relation"): _relations,
     ("words", "words"): _texts,

@@ -48,6 +48,7 @@ _ASKED = re.compile(r"\n(?:question|options)\b", re.IGNORECASE)
 _NOT_THE_ANSWER = re.compile(r"\b(?:wrong|incorrect|other|another|second|common|worst)\b[^.:;\n]{0,30}$", re.IGNORECASE)
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _TAGS = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_THOUGHT = re.compile(r"<(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
 _THOUGHT_ENDS = re.compile(r"</(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
 _EMPHASIS = re.compile(
     r"(?<![\w*\\])\*{1,3}(?=\S)|(?<=\S)\*{1,3}(?![\w*])|(?<!\w)_{1,3}(?=[^\s{])|(?<=\S)_{1,3}(?![\w{])|`+"
@@ -70,11 +71,13 @@ _ABBREVIATIONS = frozenset(
 def after_thought(text: str) -> str:
     """What follows a reasoning trace (`<think>...</think>`), up to the end of the turn.
 
-    The whole text if nothing follows, or if there is none. `<answer>...</answer>` becomes "Answer: ...".
+    All of the text if there is no trace. `<answer>...</answer>` becomes "Answer: ...".
     """
     ends = [match.end() for match in _THOUGHT_ENDS.finditer(text)]
     rest = text[ends[-1] :] if ends else text
-    rest = rest if rest.strip() else text
+    opened = [match.start() for match in _THOUGHT.finditer(rest)]
+    if opened and not _THOUGHT_ENDS.search(rest, opened[-1]):  # cut off while thinking
+        rest = rest[: opened[-1]]
     turn = _END_OF_TURN.split(rest.lstrip(), maxsplit=1)[0]
     rest = turn if turn.strip() else rest
     return _TAGS.sub(lambda tag: "\n" if tag[1] else "\nAnswer: ", rest)
