@@ -38,8 +38,8 @@ def swaps(config: "Config", arguments: argparse.Namespace) -> None:
     option("file", type=Path, help='JSON Lines: {"benchmark": ID, "completion": TEXT, "row": RAW_ROW} per line'),
     option("--out", type=Path, help="write JSON Lines there; by default to standard output"),
     configured=False,
-    description="Writes each line with what was extracted and each metric in place of `completion` and `row`. Other keys, "
-    "such as an id, stay. docs/benchmarks.md states the rules.",
+    description="Writes each line with what was extracted and each metric in place of `completion` and `row`. "
+    "Other keys, such as an id, stay. docs/benchmarks.md states the rules.",
 )
 def score(arguments: argparse.Namespace) -> None:
     import json

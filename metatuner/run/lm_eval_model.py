@@ -166,7 +166,9 @@ def lm_eval_command(argv: Sequence[str]) -> None:
         print(MODEL_FILE)
         return
     runs = words[:1] == ["run"] or (words[:1] != [] and words[0].startswith("--") and words[0] != "--help")
-    if (runs or words[:1] in (["ls"], ["validate"])) and not any(word == "--include_path" or word.startswith("--include_path=") for word in words):
+    if (runs or words[:1] in (["ls"], ["validate"])) and not any(
+        word == "--include_path" or word.startswith("--include_path=") for word in words
+    ):
         words += ["--include_path", str(TASKS)]
     before = sys.argv
     sys.argv = ["metatuner lm-eval", *words]

@@ -14,7 +14,8 @@ _OPTION = re.compile(r" \(([A-D])\)(?= |$)")
 _OPEN, _CLOSE = "[(\\[<\"'\u201c\u2018{]", "[)\\]>\"'\u201d\u2019}]"
 # What follows a letter that is one: "A" before any other word is an article.
 _AFTER = (
-    r"(?= ?(?:$|\n|[.,;:!?)\]=+/&\u2013\u2014\u2192\u2705\u2713-]|\(|(?:because|since|as|is|and|or|according|based|from|due|for|if|"
+    r"(?= ?(?:$|\n|[.,;:!?)\]=+/&\u2013\u2014\u2192\u2705\u2713-]|\(|(?:because|since|as|is|and|or"
+    r"|according|based|from|due|for|if|"
     r"would|seems|which|here|in this|correct|given|rather|over|not|with|so|\\)\b))"
 )
 # A letter at the start of a statement. "A meal" and "a meal" begin with an article; "Because" is a word.
@@ -36,14 +37,15 @@ _LETTER = rf"{_OPEN}? ?(?P<letter>[A-D]) ?{_CLOSE}?(?![\w'\u2019]){_AFTER}"
 _CHOSEN = re.compile(
     r"\b(?:choose|pick|select|chose|picked|selected|go with|opt for|going with|choosing|say|guess is|pick is|guess"
     r"|(?:matches|supports|corresponds to|points to|suggests|fits|must be|it is|it's|its|it would be|probably|likely"
-    r"|so|hence|thus|therefore|namely|but|believe|vote for|->|=>|\u2192|[-\u2013\u2014])(?: probably| likely| most likely| clearly)?"
+    r"|so|hence|thus|therefore|namely|but|believe|vote for|->|=>|\u2192|[-\u2013\u2014])(?: probably|"
+    r" likely| most likely| clearly)?"
     r"(?=,? (?i:option|answer|choice|letter)?\W{0,3}[A-D]\b)),?"
     rf"(?: (?i:option|answer|choice|letter))? {_LETTER}",
     re.IGNORECASE,
 )
 _CALLED_RIGHT = re.compile(
     rf"(?:\b[Oo]ption |\b[Cc]hoice |\b[Aa]nswer |(?<![\w'\u2019])){_OPEN}? ?(?P<letter>[A-D]) ?{_CLOSE}?"
-    r"(?: is| would be| (?:seems|appears|looks)(?: to be)?| must be|:)(?: the| more| most| clearly| likely| therefore)*"
+    r"(?: is| would be| (?:seems|appears|looks)(?: to be)?| must be|:)(?: the| more| most| clearly| likely| therefore){0,3}"
     r" (?:correct|right|best|true|likely|likeliest|plausible|appropriate|reasonable|answer)",
 )
 _CONCLUSION = re.compile(
@@ -52,7 +54,8 @@ _CONCLUSION = re.compile(
     re.MULTILINE,
 )
 _CORRECTED = re.compile(
-    r"\b(?i:wait|correction|actually|no|sorry)\b[,:.!\u2026 ]{1,5}(?:(?i:actually|no|the answer is|it is|it's|it should be|i meant)[,: ]{1,3})*"
+    r"\b(?i:wait|correction|actually|no|sorry)\b[,:.!\u2026 ]{1,5}(?:(?i:actually|no|the answer is|it is"
+    r"|it's|it should be|i meant)[,: ]{1,3}){0,3}"
     rf"{_OPEN}?(?P<letter>[A-D])(?![\w'\u2019]){_CLOSE}?(?= ?(?:$|[.,!;\n]))"
 )
 _CHOOSING = re.compile(r"\bI(?: would|'d| will|'ll)? (?:choose|pick|select|go with|opt for|chose|say):? (?=\S)")
@@ -61,11 +64,14 @@ _TICKED = re.compile(
 )
 # What rejects an option: it is not read as a choice.
 _REJECTED = re.compile(
-    rf"(?:\b[Oo]ptions? |\b[Cc]hoice |\b[Aa]nswer )?{_OPEN}?\b[A-D]\b{_CLOSE}?(?:,? {_OPEN}?\b[A-D]\b{_CLOSE}?)*"
-    rf"(?:,? (?:and|or) {_OPEN}?\b[A-D]\b{_CLOSE}?)? (?:is|are|was|seems?|can be|cannot|can't|do|does|did|isn't|aren't|don't|doesn't)\b"
+    rf"(?:\b[Oo]ptions? |\b[Cc]hoice |\b[Aa]nswer )?{_OPEN}?\b[A-D]\b{_CLOSE}?(?:,? {_OPEN}?\b[A-D]\b{_CLOSE}?){{0,3}}"
+    rf"(?:,? (?:and|or) {_OPEN}?\b[A-D]\b{_CLOSE}?)? (?:is|are|was|seems?|can be|cannot|can't|do|does|did"
+    rf"|isn't|aren't|don't|doesn't)\b"
     r"(?: clearly| definitely| obviously| also)?"
-    r"(?<!t be) ?(?:not|wrong|incorrect|ruled out|eliminated|unlikely|implausible|false|irrelevant|be (?:right|correct|true)|fit|follow|make)\b[^.;\n]*"
-    rf"|\b(?:[Nn]ot|[Nn]either|[Nn]or|[Dd]id not choose|[Ww]ould not choose|[Ww]ouldn't choose) (?:[Oo]ption )?{_OPEN}?\b[A-D]\b{_CLOSE}?"
+    r"(?<!t be) ?(?:not|wrong|incorrect|ruled out|eliminated|unlikely|implausible|false|irrelevant|be"
+    r" (?:right|correct|true)|fit|follow|make)\b[^.;\n]*"
+    rf"|\b(?:[Nn]ot|[Nn]either|[Nn]or|[Dd]id not choose|[Ww]ould not choose|[Ww]ouldn't choose)"
+    rf" (?:[Oo]ption )?{_OPEN}?\b[A-D]\b{_CLOSE}?"
     rf"|\b(?:wrong|incorrect|other|worst) (?:answer|option|choice)s? (?:is|are|would be) {_OPEN}?\b[A-D]\b{_CLOSE}?"
 )
 _REASON = re.compile(r",? (?:because|since|as)\b.*")

@@ -28,16 +28,19 @@ _ANSWER_HEADING = re.compile(
 _BOLD = re.compile(r"\*\*([^*\n]{1,60})\*\*")
 # What may follow the answer in a sentence: "on day 7", "in 3 boxes", "rounded to 2 places", "of which 3 are red".
 _ADJUNCT = re.compile(
-    r"\s?(?:,? (?:(?:on|in|after|over|during|within|per|with|across|among|from|out of|of the|more than|less than|than) (?!MONEY)"
+    r"\s?(?:,? (?:(?:on|in|after|over|during|within|per|with|across|among|from|out of|of the|more than"
+    r"|less than|than) (?!MONEY)"
     r"|for (?!MONEY|(?:\w+ )?NUMBER (?:dollars?|cents?|euros?|pounds?)\b)|rounded to |to the nearest |of which "
-    r"|(?:by|after|from) [a-z]+ing |to (?!get|make|give|obtain|reach|find|have|yield|total)[a-z]+ |at (?=MONEY (?:each|per|a|an)\b))"
+    r"|(?:by|after|from) [a-z]+ing |to (?!get|make|give|obtain|reach|find|have|yield|total)[a-z]+ |at"
+    r" (?=MONEY (?:each|per|a|an)\b))"
     r"(?:(?:the|a|an|each|every|these|those|her|his|their|its|next|first|last|about|exactly|only|day|week|month|year|all"
     r"|of|hour|minute|step|part|chapter|room|row|level|round|grade|question) ){0,4}"
     r"(?:NUMBER|MONEY)(?: [a-z]+){0,4}|\([^()]*\)|,? NUMBER (?:days|times|hours) (?:a|per) [a-z]+)\s?[.!]?$"
 )
 # A number of the subject or of a leading clause is no answer: "All 3 workers finish ...", "At 60 mph, he ...".
 _SUBJECT = re.compile(
-    r"^\W*(?:(?:(?:so|thus|therefore|hence),? )?(?:the|all|each|these|those|both|every|his|her|their) (?:\w+ )?(?:NUMBER|MONEY)"
+    r"^\W*(?:(?:(?:so|thus|therefore|hence),? )?(?:the|all|each|these|those|both|every|his|her|their)"
+    r" (?:\w+ )?(?:NUMBER|MONEY)"
     r"|(?:at|with|in|for|if|working|after|since|when|given)\b[^,]*(?:NUMBER|MONEY)[^,]*,)(?:(?!NUMBER|MONEY).)*$",
     re.IGNORECASE,
 )
@@ -46,12 +49,14 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 _LEADING = re.compile(
-    r"[^\w\n]*(?:(?:x|it is|it's|is|about|approximately|roughly|exactly|a total of|total|usd|rs\.?|eur) ?=? ?)?[^\w\n]*\d",
+    r"[^\w\n]*(?:(?:x|it is|it's|is|about|approximately|roughly|exactly|a total of|total|usd|rs\.?|eur)"
+    r" ?=? ?)?[^\w\n]*\d",
     re.IGNORECASE,
 )
 _REFUSAL = re.compile(r"\b(?:don't|do not|can't|cannot|unable|unknown|none|no one|not enough|n/a)\b", re.IGNORECASE)
 _DENIED = re.compile(
-    r"\b(?:is not|are not|was not|isn't|aren't|cannot be|can't be|answer: not) [$]?\d[\d,.]*\b(?! but\b)(?!,? but\b)|(?<![\w,.])[$]?\d[\d,.]*\b (?:is|are|was) (?:wrong|incorrect|not)\b"
+    r"\b(?:is not|are not|was not|isn't|aren't|cannot be|can't be|answer: not) [$]?\d[\d,.]*\b(?!"
+    r" but\b)(?!,? but\b)|(?<![\w,.])[$]?\d[\d,.]*\b (?:is|are|was) (?:wrong|incorrect|not)\b"
     r"|\b(?:common )?(?:wrong|incorrect|other) (?:answer|result)s? (?:is|are|would be) [$]?\d[\d,.]*"
 )
 _BULLET = re.compile(r"^\s*(?:[-\u2013\u2022*+]|\d{1,2}[.)]) (?=\S)")

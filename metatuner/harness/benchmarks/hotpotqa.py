@@ -15,11 +15,16 @@ _REMARK = re.compile(
     r"|supporting facts?|i hope)\b",
     re.IGNORECASE,
 )
-_REASON = re.compile(r",? (?:because|since|as|as mentioned|according to|based on)\b.*", re.IGNORECASE)
+_REASON = re.compile(
+    r",? (?:because|since|as (?:both|it|he|she|they|we|stated|mentioned)|as mentioned|according to|based on)\b.*",
+    re.IGNORECASE,
+)
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|emph)\s?\{([^{}]*)\}|\\[()\[\]]|(?<!\\)\$|\\(?=[$%&#_ ])"
 )
-_NO_ANSWER = re.compile(r"(?:based|found|given|stated|supported|derived|correct|as follows)\b")
+_NO_ANSWER = re.compile(
+    r"(?:based|found|given|stated|supported|derived) (?:on|in|by|from|as)\b|(?:correct|as follows)\b"
+)
 _RULE = re.compile(r"^\s*[-=_]{3,}\s*\n")
 _LISTED = re.compile(r"\d{1,2}\. (?!It |This )")
 _BULLET = re.compile(r"^(?:[-+\u2022>] |#+ )")

@@ -13,7 +13,8 @@ from metatuner.harness.rows import Row, normalise_text
 
 # Between two boxes that give one answer together: "$x = \\boxed{3}$ and $x = \\boxed{8}$".
 _JOIN = re.compile(
-    r"(?:[\s$\\)\]]|\\quad|\\ )*(?:,|;|,? ?(?:and|or)|\\text\{ ?(?:and|or) ?\})(?:[\s$\\(\[]|\\quad)*(?:[A-Za-z](?:_\{?\w\}?)? ?= ?)?"
+    r"(?:[\s$\\)\]]|\\quad|\\ )*(?:,|;|,? ?(?:and|or)|\\text\{ ?(?:and|or) ?\})(?:[\s$\\(\[]"
+    r"|\\quad)*(?:[A-Za-z](?:_\{?\w\}?)? ?= ?)?"
 )
 _SPAN = re.compile(
     r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\.|[^$\\\n])+)\$|\\\(((?:[^\n\\]|\\[^()\n])+)\\\)|\\\[((?:[^\\]|\\[^\[\]])+)\\\]"
@@ -28,7 +29,8 @@ _LEAD = re.compile(
 # What may follow an answer in its sentence.
 _TAIL = re.compile(
     r",? (?:(?:because|since|which|so that|where|when|after)\b"
-    r"|as (?=[\da-z])|\((?:since|because|as)|[-\u2013] (?:that is|found|obtained)|by (?=[a-z]+ing)|for (?=the|all|this|any)).*"
+    r"|as (?=[\da-z])|\((?:since|because|as)|[-\u2013] (?:that is|found|obtained)|by (?=[a-z]+ing)|for"
+    r" (?=the|all|this|any)).*"
     r"|, (?!and |or )(?=[a-z]{2,} ).*",
     re.DOTALL,
 )

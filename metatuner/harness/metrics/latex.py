@@ -116,7 +116,8 @@ _REWRITINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\^\s*(-\s?\d+|\\frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d))", r"^{\1}"),
         (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
         (
-            r"\s*\(?\s*\\(?:pmod|bmod|mod)\s*(?:\{[^{}]*\}|\w+)\s*\)?|\s*\(\s*\\text\{\s*mod\s*\}\s*\w+\s*\)|\s*\(\\text\{\s*mod \w+\s*\}\)",
+            r"\s*\(?\s*\\(?:pmod|bmod|mod)\s*(?:\{[^{}]*\}|\w+)\s*\)?|\s*\(\s*\\text\{\s*mod\s*\}\s*\w+\s*\)"
+            r"|\s*\(\\text\{\s*mod \w+\s*\}\)",
             "",
         ),
         (r"\\equiv(?![a-zA-Z])", "="),
@@ -143,7 +144,7 @@ _REWRITINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\text\{\s*(,|, ?and|and|or|, ?or)\s*\}", r" \1 "),
         (r"\\text\{\s*[A-Za-z ]{2,30}:\s*\}", ""),
         (r"(?<=\d)\s*\\text\{([A-F])\}\s*(?=_)", r"\1"),
-        (r"(?<![\d.])0+(?=\d+\s*_)", ""),
+        (r"(?<![\d.,])0+(?=\d+\s*_)", ""),
         (r"\\(?:forall|text\{\s*for all\s*\})\s*[^,]*,", ""),
     )
 )

@@ -19,11 +19,13 @@ _NOUN = (
 _VERB = (
     r"(?:is|was|would be|will be|must be|should be|has to be|ought to be|can only be|turns out to be|seems to be"
     r"|appears to be|equals)\b"
-    r"(?:,? (?:therefore|thus|hence|clearly|most likely|likely|probably|definitely|indeed|actually|simply|obviously)\b,?)?"
+    r"(?:,? (?:therefore|thus|hence|clearly|most likely|likely|probably|definitely|indeed|actually|simply"
+    r"|obviously)\b,?)?"
 )
 _ASIDE = r"(?:,? (?:to|of|for|here|in|among|from|that|which|based|given|according|I|we)\b[^.:;\n]{0,80}?,?)?"
 _COLON = re.compile(
-    rf"\b{_NOUN}(?: \([^()\n]{{0,40}}\)| (?:to|for) [^.:;\n]{{1,40}})?(?: {_VERB})?[\]\"']?\s?(?:[:\uff1a]|->|=>|\u2192)"
+    rf"\b{_NOUN}(?: \([^()\n]{{0,40}}\)| (?:to|for) [^.:;\n]{{1,40}})?(?: {_VERB})?[\]\"']?\s?(?:[:\uff1a]"
+    rf"|->|=>|\u2192)"
     rf"|^#*\s?(?:the )?{_NOUN}\s?(?:[-\u2013\u2014=]|--)\s"
     r"|^(?:ans|response|result|conclusion|selected|\u7b54\u6848)\s?[:\uff1a]",
     re.IGNORECASE | re.MULTILINE,
