@@ -45,7 +45,8 @@ _CHOSEN = re.compile(
 )
 _CALLED_RIGHT = re.compile(
     rf"(?:\b[Oo]ption |\b[Cc]hoice |\b[Aa]nswer |(?<![\w'\u2019])){_OPEN}? ?(?P<letter>[A-D]) ?{_CLOSE}?"
-    r"(?: is| would be| (?:seems|appears|looks)(?: to be)?| must be|:)(?: the| more| most| clearly| likely| therefore){0,3}"
+    r"(?: is| would be| (?:seems|appears|looks)(?: to be)?| must be|:)(?: the| more| most| clearly| likely"
+    r"| therefore){0,3}"
     r" (?:correct|right|best|true|likely|likeliest|plausible|appropriate|reasonable|answer)",
 )
 _CONCLUSION = re.compile(

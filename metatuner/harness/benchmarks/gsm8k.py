@@ -29,7 +29,7 @@ _BOLD = re.compile(r"\*\*([^*\n]{1,60})\*\*")
 # What may follow the answer in a sentence: "on day 7", "in 3 boxes", "rounded to 2 places", "of which 3 are red".
 _ADJUNCT = re.compile(
     r"\s?(?:,? (?:(?:on|in|after|over|during|within|per|with|across|among|from|out of|of the|more than"
-    r"|less than|than) (?!MONEY)"
+    r"|less than|than) (?!MONEY|all (?:NUMBER|MONEY))"
     r"|for (?!MONEY|(?:\w+ )?NUMBER (?:dollars?|cents?|euros?|pounds?)\b)|rounded to |to the nearest |of which "
     r"|(?:by|after|from) [a-z]+ing |to (?!get|make|give|obtain|reach|find|have|yield|total)[a-z]+ |at"
     r" (?=MONEY (?:each|per|a|an)\b))"
@@ -127,7 +127,7 @@ def _stated(text: str) -> str | None:
         found = _of_statement(line, marked=True)
         if found and not (more and (_HEADING.match(line) or not (_LEADING.match(line) or "=" in line or ":" in line))):
             return found
-        if not found and line and end == marks[-1] and not more:
+        if not found and (line or len(marks) == 1) and end == marks[-1] and not more:
             return ""
     boxes = statements.boxes(text) or statements.boxes(text, r"\fbox")
     for _, _, content in reversed(boxes):
@@ -171,8 +171,9 @@ def _concluded(text: str) -> str | None:
     last = next(part for part in reversed(_SENTENCES.split(line)) if any(map(str.isdecimal, part)))
     if len(last) > 2000:
         last = last[-2000:].partition(" ")[2]
-    if last.count("=") == 1 and (found := stated_number(last)):
-        return found
+    for side in reversed(last.split("=")) if last.count("=") == 1 else ():
+        if len(result := find_numbers(side)) == 1:
+            return result[0].value
     values = find_numbers(last)
     shape, at = "", 0
     for number in values:

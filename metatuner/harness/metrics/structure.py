@@ -55,6 +55,7 @@ _LEADING_TEXT = re.compile(
     rf"^(?:\\text\{{\s*{_LEAD}\}}|{_LEAD}(?=-?[\d\\(])|\\approx(?![a-zA-Z]))\s*(?=\S)", re.IGNORECASE
 )
 _VARIABLE = re.compile(r"(?<![\\a-zA-Z])(?!(?:pi|e|i)\b)[a-zA-Z](?![a-zA-Z])")
+_LONG_WORD = re.compile(r"\s[a-zA-Z]{4,}")
 _CHANGES = re.compile(
     r"(?<!\\)\b(?:thousandths?|hundredths?|tenths?|halves|half|thirds?|quarters?|squared|cubed|factorial|twice|double|triple|times|root"
     r"|less|more|least|most|over|under|than|between|not|except|plus|minus|divided|multiplied|power)\b",
@@ -280,7 +281,10 @@ def _value(text: str) -> Node:
         before = text
         units = _TRAILING_UNITS.search(text)
         stripped = text[: units.start()].strip() if units else ""
-        if units and (_CHANGES.search(units[0]) or ("text" not in units[0] and _VARIABLE.search(stripped))):
+        if units and (
+            _CHANGES.search(units[0])
+            or ("text" not in units[0] and not _LONG_WORD.search(units[0]) and _VARIABLE.search(stripped))
+        ):
             stripped = ""
         if stripped and re.search(r"[\d}a-zA-Z)|]", stripped):
             if powers := _POWER.findall(text[len(stripped) :]):
