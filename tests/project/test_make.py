@@ -68,6 +68,7 @@ def test_no_name_is_a_command_or_changes(project: Path, text: str) -> None:
     assert started(project, "reproduce", f"PRESET={text}") == ["--cores", "all", "--config", f"preset={text}"]
     assert started(project, "resume", CORES=text, PRESET=text) == ["resume", "--cores", text, f"preset={text}"]
     assert started(project, "report", f"RESULTS={text}") == ["report", "--config", f"{text}/config.json"]
+    assert started(project, "verify", f"RESULTS={text}") == ["verify", "--config", f"{text}/config.json"]
     assert started(project, "snapshot", f"PRESET={text}")[-1] == f"results/{text}/config.json"
     assert started(project, "compare", f"PRESET={text}")[1:3] == [f"results/snapshot/{text}", f"results/{text}"]
     key = f"benchmarks={{gsm8k: {{initial_prompt: {json.dumps(text)}}}}}"

@@ -89,8 +89,8 @@ def test_a_foreign_task_is_asked_as_the_benchmark_that_is_named() -> None:
 
 def test_a_foreign_tasks_own_limit_of_new_tokens_holds_for_its_requests_alone() -> None:
     made = model(ask_as="gsm8k")
-    wanted = [7, None, 7, 9]
-    made.generate_until([request(str(n), number=n, **({"max_gen_toks": m} if m else {})) for n, m in enumerate(wanted)])
+    wanted: list[dict[str, Any]] = [{"max_gen_toks": 7}, {}, {"max_new_tokens": 7}, {"max_tokens": 9}]
+    made.generate_until([request(str(n), number=n, **limit) for n, limit in enumerate(wanted)])
     actor = made.policy.ground
     limits = {query.text: limit for query, limit in zip(actor.asked, actor.limits, strict=True)}
     assert limits == {"0": 7, "1": 512, "2": 7, "3": 9}
@@ -101,6 +101,8 @@ def test_a_task_that_samples_is_refused_and_one_of_temperature_0_is_not() -> Non
     made = model(ask_as="gsm8k")
     with pytest.raises(UserError, match=r"task theirs samples.*do_sample=false"):
         made.generate_until([request("x", do_sample=True, temperature=0.7)])
+    with pytest.raises(UserError, match="samples"):  # lm-eval samples too if only a temperature is given
+        made.generate_until([request("x", temperature=0.7)])
     assert made.generate_until([request("x", do_sample=True, temperature=0.0)]) == ["ok"]
 
 
