@@ -327,7 +327,7 @@ OF_CODE: dict[str, set[str]] = {
     "metatuner/harness/splits.py": EVERY_FIT | BOTH_DATA,
     "metatuner/harness/rows.py": EVERY_FIT | BOTH_DATA | MODELS | {"world"},
     "metatuner/harness/benchmarks/gsm8k.py": EVERY_FIT | {"data gsm8k"},
-    "metatuner/harness/metrics/numeric.py": EVERY_FIT | {"data gsm8k"},
+    "metatuner/harness/metrics/numeric.py": EVERY_FIT | {"data gsm8k", "data math"},
     "baselines/sft.py": {"fit sft", "fit dpo", "cell sft", "cell dpo"},
     "baselines/dpo.py": {"fit dpo", "cell dpo"},
     "metatuner/nano/pretraining.py": EVERY_FIT | MODELS,

@@ -191,7 +191,7 @@ def _concluded(text: str) -> str | None:
 def _only_number(text: str) -> str | None:
     """The number of a text with nothing else but a unit."""
     plain = statements.without_emphasis(text)
-    if len(plain.split()) > 3 or plain.rstrip().endswith(":") or re.match(r"\W*\d{1,2}[.)] ", plain):
+    if len(plain.split()) > 3 or plain.rstrip().endswith(":") or not re.match(r"\W*(?!\d{1,2}[.)] )[\d.]", plain):
         return None
     found = numbers(plain)
     return found[0] if len(found) == 1 else None
