@@ -27,6 +27,7 @@ _LED = re.compile(
     r"|(?P<small>[a-d])(?=\s?(?:[.):,;]|$)))"
 )
 _OTHERS = re.compile(rf" ?(?:,|;|/|\+|,? ?(?:and|or)\b|&) ?{_OPEN}?(?:option )?([A-D])(?![\w'\u2019])")
+_AFTER_LETTER = re.compile(_AFTER)
 _JOINED = re.compile(
     r"(?:\b(?:and|or)|,) (?!not\b|rather\b|over\b)(?:[^.;\n]{0,60}? )?\(? ?\b([A-D]) ?\)|\b(?:and|or) \( ?([A-D]) ?\)"
 )
@@ -64,17 +65,23 @@ _TICKED = re.compile(
     r"^\W*([A-D])\b[^\n]*(?:\u2705|\u2713|\u2714|[-\u2013:(] ?(?:correct|right|yes)\b)", re.IGNORECASE | re.MULTILINE
 )
 # What rejects an option: it is not read as a choice.
+_ONE = rf"{_OPEN}?\b[A-D]\b{_CLOSE}?"
 _REJECTED = re.compile(
-    rf"(?:\b[Oo]ptions? |\b[Cc]hoice |\b[Aa]nswer )?{_OPEN}?\b[A-D]\b{_CLOSE}?(?:,? {_OPEN}?\b[A-D]\b{_CLOSE}?){{0,3}}"
-    rf"(?:,? (?:and|or) {_OPEN}?\b[A-D]\b{_CLOSE}?)? (?:is|are|was|seems?|can be|cannot|can't|do|does|did"
-    rf"|isn't|aren't|don't|doesn't)\b"
-    r"(?: clearly| definitely| obviously| also)?"
-    r"(?<!t be) ?(?:not|wrong|incorrect|ruled out|eliminated|unlikely|implausible|false|irrelevant|be"
-    r" (?:right|correct|true)|fit|follow|make)\b[^.;\n]*"
-    rf"|\b(?:[Nn]ot|[Nn]either|[Nn]or|[Dd]id not choose|[Ww]ould not choose|[Ww]ouldn't choose)"
-    rf" (?:[Oo]ption )?{_OPEN}?\b[A-D]\b{_CLOSE}?"
-    rf"|\b(?:wrong|incorrect|other|worst) (?:answer|option|choice)s? (?:is|are|would be) {_OPEN}?\b[A-D]\b{_CLOSE}?"
+    rf"(?:\b[Oo]ptions? |\b[Cc]hoice |\b[Aa]nswer )?{_ONE}(?:,? {_ONE}){{0,3}}(?:,? (?:and|or) {_ONE})?"
+    r" (?:is|are|was|seems?|can be|cannot|can't|do|does|did|isn't|aren't|don't|doesn't)\b"
+    r"(?: clearly| definitely| obviously| also)?(?: an?| the)?(?: most)?(?: common)?"
+    r"(?<!t be) ?(?:not|wrong|incorrect|ruled out|eliminated|unlikely|implausible|false|irrelevant"
+    r"|be (?:right|correct|true)|fit|follow|make)\b[^.;\n]*"
+    rf"|\b(?:[Nn]ot|[Nn]either|[Nn]or|anything but|(?:don't|do not|did not|didn't|would not|wouldn't|never)"
+    rf" (?:choose|pick|select))"
+    rf" (?:[Oo]ption )?{_ONE}(?:\)? ?(?!but\b)[a-z][^.,;\n]*?(?=,? but\b|[.,;\n]|$))?"
+    rf"|\b(?:wrong|incorrect|other|worst) (?:answer|option|choice)s? (?:is|are|would be) {_ONE}"
+    rf"|\b[Ii]f\b[^.;\n]{{0,80}}\bwould (?:choose|pick|select|be) (?:[Oo]ption )?{_ONE}"
 )
+# Options that are gone through, in a completion that was cut off: none is chosen yet.
+_LISTING = re.compile(r"\b(?:each option|the options|options one by one)\b", re.IGNORECASE)
+_UNFINISHED = re.compile(r"[\w,;:]$")
+_NEXT_LETTER = re.compile(r"\(?\b([A-D]) ?\)")
 _REASON = re.compile(r",? (?:because|since|as)\b.*")
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]*)\}|\\[()\[\]]|(?<!\\)\$")
 
@@ -124,7 +131,7 @@ class CosmosQA(Benchmark):
         options = _options(row.query)
         text = statements.without_emphasis(statements.narrow(statements.tidy(statements.after_thought(completion))))
         parts = statements.segments(_REJECTED.sub("", _WRAPPER.sub(r"\1", text)))
-        readers = (_boxed, _stated, _line, _parenthesised, _alone)
+        readers = (_boxed, _stated, _unfinished, _line, _parenthesised, _alone)
         return statements.first_of(parts, *(lambda part, read=read: read(part, options) for read in readers)) or None
 
     def score(self, extracted: str | None, row: Row) -> dict[str, float]:
@@ -169,6 +176,13 @@ def _stated(text: str, options: dict[str, str]) -> str | None:
     return None if others and others[1] != last["letter"] else str(last["letter"]).upper()
 
 
+def _unfinished(text: str, options: dict[str, str]) -> str | None:
+    """ "" for a list of options that was cut off; else None."""
+    last = text.rstrip().rpartition("\n")[2]
+    ended = _UNFINISHED.search(last) is None or _normalised(last).endswith(tuple(filter(None, options)))
+    return "" if _LISTING.search(text) and len(last.split()) > 1 and not ended else None
+
+
 def _line(text: str, options: dict[str, str]) -> str | None:
     lines = [line for line in text.split("\n") if line.strip()]
     led = [(line, match) for line in lines if (match := _LED.match(line)) and not _article(line, match)]
@@ -196,6 +210,10 @@ def _parenthesised(text: str, options: dict[str, str]) -> str | None:
         match = _IN_PARENTHESES.search(line)
         if match and _normalised(line[: match.start()]) in options:
             return "" if _joined(line, match) else str(match[1]).upper()
+    if len(lines) > 1 and all(
+        (match := _LED.match(line)) and _normalised(line[match.end() :]) in options for line in lines
+    ):
+        return ""
     for line in reversed(lines):
         letters = [letter.upper() for letter in _IN_PARENTHESES.findall(line)]
         if letters and letters != list(_LETTERS):
@@ -225,10 +243,30 @@ def _read(text: str, options: dict[str, str], *, alone: bool = False) -> str | N
     if alone and _article(line, match):
         return None
     letter = _letter(match)
+    rest = line[match.end() :].split()
+    if (
+        match["b"]
+        and len(rest) == 1
+        and rest[0].isalpha()
+        and line[match.end()] == " "
+        and not _AFTER_LETTER.match(line, match.end())
+    ):
+        return None  # "B vitamins"
+    if _also(line[match.end() :], letter, options):
+        return ""
     others = _OTHERS.match(line, match.end())
     if (others and others[1] != letter) or (match["enclosed"] and _joined(line, match)):
         return ""
     return letter
+
+
+def _also(rest: str, letter: str, options: dict[str, str]) -> bool:
+    """Whether another option is listed right after the first: "A) she slept and B) he ate"."""
+    other = _NEXT_LETTER.search(rest)
+    if other is None or other[1] == letter:
+        return False
+    between = _normalised(rest[: other.start()])
+    return between.removesuffix(" and").removesuffix(" or") in options
 
 
 def _article(line: str, match: re.Match[str]) -> bool:

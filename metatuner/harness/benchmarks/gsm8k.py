@@ -55,9 +55,15 @@ _LEADING = re.compile(
 )
 _REFUSAL = re.compile(r"\b(?:don't|do not|can't|cannot|unable|unknown|none|no one|not enough|n/a)\b", re.IGNORECASE)
 _DENIED = re.compile(
-    r"\b(?:is not|are not|was not|isn't|aren't|cannot be|can't be|answer: not) [$]?\d[\d,.]*\b(?!"
-    r" but\b)(?!,? but\b)|(?<![\w,.])[$]?\d[\d,.]*\b (?:is|are|was) (?:wrong|incorrect|not)\b"
-    r"|\b(?:common )?(?:wrong|incorrect|other) (?:answer|result)s? (?:is|are|would be) [$]?\d[\d,.]*"
+    r"\b(?:(?:is|are|was)(?: [a-z]+ly)? not|isn't|aren't|cannot be|can't be|[Nn]ot) [$]?\d[\d,.]*\b(?!,? but\b)"
+    r"|(?<![\w,.])[$]?\d[\d,.]*\b (?:is|are|was) (?:wrong|incorrect|not)\b"
+    r"|\b(?i:common )?(?i:wrong|incorrect|other) (?:answer|result)s?(?: (?:is|are|would be))?:? [$]?\d[\d,.]*"
+)
+# A plan or a refusal states no result.
+_PLAN = re.compile(
+    r"\W*(?:(?:let's|let us) (?:break|solve|think|look|go|work|start|analy[sz]e)\b|i need\b|i'm sorry\b"
+    r"|sorry\b|step \d+\W*$)[^=]*$",
+    re.IGNORECASE,
 )
 _BULLET = re.compile(r"^\s*(?:[-\u2013\u2022*+]|\d{1,2}[.)]) (?=\S)")
 _STEP = re.compile(r"^\W*step \d{1,2}[:.]\W?", re.IGNORECASE)
@@ -135,7 +141,7 @@ def _stated(text: str) -> str | None:
             return found
     for statement in statements.statements(statements.without_emphasis(text)):
         line = statements.first_line(statement.text)
-        if statement.colon and _REFUSAL.search(line) and not any(map(str.isdecimal, line)):
+        if _REFUSAL.search(line) and not any(map(str.isdecimal, line)):
             return ""
         # "Answer:" may open a worked solution.
         whole = statement.colon and statement.text.strip() != line and (not _LEADING.match(line) or "=" in line)
@@ -157,13 +163,13 @@ def _of_statement(line: str, *, marked: bool = False) -> str | None:
 
 def _concluded(text: str) -> str | None:
     """The last number of the last sentence with a number, without what is said beside it."""
-    lines = [line for line in text.split("\n") if line.strip() and not _REMARK.match(line)]
+    lines = [line for line in text.split("\n") if line.strip() and not _REMARK.match(line) and not _PLAN.match(line)]
     if lines and len(lines) > 1 and (found := _only_number(lines[0])):
         return found
     lines = [_STEP.sub("", line) for line in lines if not line.rstrip("* ").endswith((":", "?"))]
     lines = [line for line in lines if any(map(str.isnumeric, line))]
     if not lines:
-        return None if _REFUSAL.search(text) else number_in_words(re.sub(r"\b[Oo]ne\b", "", text))
+        return None if _REFUSAL.search(text) or _PLAN.match(text) else number_in_words(re.sub(r"\b[Oo]ne\b", "", text))
     bolds = [found for bold in _BOLD.findall(lines[-1]) if (found := _only_number(bold))]
     if bolds:
         return bolds[0] if len(bolds) > 1 and not re.search(r"=|\btotal\b", lines[-1]) else bolds[-1]

@@ -37,6 +37,7 @@ _TAIL = re.compile(
 _NO_ANSWER = frozenset(
     "fine obtained clear right correct wrong simple obvious unique below above found given known needed".split()
 )
+_GOES_ON = re.compile(r"\s?(?:times|plus|minus|divided|over|squared|cubed)\b")
 _DENIED = re.compile(r"\banswer (?:is not|isn't|cannot be|can't be)\b(?![^.\n]*\bbut\b)", re.IGNORECASE)
 _BOLD = re.compile(r"\*\*([^*\n]{1,100})\*\*")
 _NAMED = re.compile(r"(?<![\w\\])(?:[a-zA-Z] ?= ?)?[-+]?(?:\d[\d.,/]*\d|\d)(?:\s?%)?")
@@ -143,7 +144,7 @@ def _clause(text: str) -> str:
             spans.append(next(group for group in span.groups() if group).strip())
             end = span.end()
         if spans:
-            return ", ".join(spans)
+            return "" if _GOES_ON.match(text, end) else ", ".join(spans)
     line = statements.sentence(statements.first_line(text))
     if spans := [next(group for group in span.groups() if group) for span in _SPAN.finditer(line)]:
         return spans[-1].strip()

@@ -135,6 +135,8 @@ def number_in_words(text: str, *, whole: bool = False) -> str | None:
         whole: only if the whole text is the number.
     """
     matches = list(_IN_WORDS.finditer(text))
+    if len(text.split()) > 2:  # "no one", "this one" are no numbers
+        matches = [match for match in matches if match["words"].lower() != "one"]
     if not matches or (whole and matches[-1].span() != (0, len(text))):
         return None
     named = re.findall(r"[a-z]+", matches[-1]["words"].lower())

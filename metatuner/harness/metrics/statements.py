@@ -47,7 +47,11 @@ _NEXT_QUESTION = re.compile(
 # What ends a turn, if the tokenizer does not leave it out.
 _END_OF_TURN = re.compile(r"<\|(?:im_end|eot_id|endoftext|end|end_of_text|end_of_turn)\|>|</s>|<end_of_turn>|<eos>")
 _ASKED = re.compile(r"\n(?:question|options)\b", re.IGNORECASE)
-_NOT_THE_ANSWER = re.compile(r"\b(?:wrong|incorrect|other|another|second|common|worst)\b[^.:;\n]{0,30}$", re.IGNORECASE)
+_NOT_THE_ANSWER = re.compile(
+    r"\b(?:wrong|incorrect|other|another|second|common|worst|each|every"
+    r"|following)\b[^.:;\n]{0,30}$",
+    re.IGNORECASE,
+)
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _TAGS = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _THOUGHT = re.compile(r"<(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
