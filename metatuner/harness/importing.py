@@ -1,4 +1,4 @@
-"""Files of other people's methods: import them with the process intact, and check what a plan needs of them.
+"""Files of other people's methods and benchmarks: import them with the process intact.
 
 This guards against mistakes. It is no sandbox: code that wants to do harm can.
 """
@@ -11,39 +11,38 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from metatuner.errors import UserError
-from metatuner.harness.describe import describe_method
-from metatuner.harness.method import Method, make_settings, settings_dict
-from metatuner.hashing import canonical, hash_code
 
 IMPORT_SECONDS = 120.0
 """Longest time that a file's import may take. Importing torch takes seconds."""
-LONGEST_NAME = 100
 
 
 class BrokenFile(UserError):
-    """A method's file does not import (the author's error is the cause), or defines no usable method."""
+    """A user's file does not import (the author's error is the cause), or does not define what it should."""
 
 
 class _TooLong(BaseException):
     """Raised inside an import that does not end."""
 
 
-def import_file(file: Path) -> ModuleType:
+def import_file(file: Path, key: str) -> ModuleType:
     """Import a file as a module of its own.
+
+    Args:
+        file: the file.
+        key: the config key that names it ("extra_methods"). Files of different keys may have one name.
 
     Raises:
         BrokenFile: it is no UTF-8 text, does not import, ends the process, or does not come to an end.
     """
-    name = f"extra_method_{file.stem}"
+    name = f"{key}_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise UserError(f"extra_methods: {file} is no Python file; name one that ends in .py")
+        raise UserError(f"{key}: {file} is no Python file; name one that ends in .py")
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -59,11 +58,11 @@ def import_file(file: Path) -> ModuleType:
             spec.loader.exec_module(module)
     except _TooLong:
         raise BrokenFile(
-            f"{file} does not import: not done after {IMPORT_SECONDS:g} s; move its work into `fit`"
+            f"{file} does not import: not done after {IMPORT_SECONDS:g} s; move its work into a function"
         ) from None
     except SystemExit as error:
         raise BrokenFile(f"{file} does not import: SystemExit: it ends the process; mend the file") from error
-    except Exception as error:  # the author's file may raise anything; its cells fail and say so
+    except Exception as error:  # the author's file may raise anything; what needs it says so
         raise BrokenFile(f"{file} does not import: {told(error)}; mend the file") from error
     return module
 
@@ -120,42 +119,3 @@ def siblings(file: Path) -> tuple[Path, ...]:
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     found = {file.with_name(f"{name.split('.')[0]}.py") for name in names}
     return tuple(sorted(each for each in found if each.is_file() and each != file))
-
-
-def check_plannable(cls: type[Method], file: Path, beside: tuple[Path, ...]) -> None:
-    """Raise UserError, naming the file, unless a plan can describe, hash and configure a method of other people's."""
-    if len(cls.name) > LONGEST_NAME:
-        raise UserError(f"{file}: a method's name has at most {LONGEST_NAME} letters; shorten it")
-    if not isinstance(cls.requires, tuple) or not all(isinstance(name, str) for name in cls.requires):
-        raise UserError(f"{file}: `requires` of {cls.name} must be a tuple of methods' names, got {cls.requires!r}")
-    if cls.name in cls.requires:
-        raise UserError(f"{file}: {cls.name} requires itself; leave it out")
-    for setting in fields(cls.Settings):
-        if setting.init and setting.default is MISSING and setting.default_factory is MISSING:
-            raise UserError(f"{file}: setting {setting.name!r} of {cls.name} has no default; give it one")
-    try:
-        settings = cls.Settings()
-        for name, value in settings_dict(settings).items():
-            if not _is_json(value):
-                raise UserError(f"{file}: default {value!r} of setting {name!r} of {cls.name} is no finite JSON value")
-        make_settings(cls, {}, f"{file}: {cls.name}")
-        if not _is_json(describe_method(cls)):
-            raise UserError(f"{file}: a text of {cls.name} holds half a character (a lone surrogate); remove it")
-        bool(cls(settings).asks_proposer)
-        hash_code(file, data=beside)
-    except UserError:
-        raise
-    except UnicodeEncodeError:
-        raise UserError(f"{file}: a text holds half a character (a lone surrogate); write it as chr(...)") from None
-    except RecursionError:
-        raise UserError(f"{file}: an expression is nested too deeply to be hashed; split it") from None
-    except Exception as error:  # code of other people
-        raise UserError(f"{file}: {cls.name} cannot be planned: {told(error)}; mend it") from error
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        canonical(value).encode()
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 from metatuner.errors import UserError, suggest
-from metatuner.harness.importing import BrokenFile, check_plannable, import_file, siblings, told
+from metatuner.harness.importing import BrokenFile, import_file, siblings, told
 from metatuner.harness.method import NAME, Method, check_method
+from metatuner.harness.plannable import check_plannable
 from metatuner.harness.policy import Policy
 from metatuner.hashing import ROOT
 
@@ -59,7 +60,7 @@ class Registry:
         if not file.is_file():
             raise UserError(f"extra_methods: no file {file}; `metatuner new-method NAME` writes one")
         try:
-            self._add_module(import_file(file), file, siblings(file), foreign=True)
+            self._add_module(import_file(file, "extra_methods"), file, siblings(file), foreign=True)
         except BrokenFile as error:
             self._add_broken(file.stem, error)
         except Exception as error:  # a class of the author's may raise anything

@@ -196,7 +196,7 @@ EMPTY = "from metatuner.harness.benchmarks.base import Benchmark\n\n\nclass Mine
         ("mine.yaml", "", "its name must be <id>.py"),
         ("mine.py", "import nothing_of_this_name\n", r"mine\.py does not import: ModuleNotFoundError: .*mend the file"),
         ("mine.py", "x = (", r"mine\.py does not import: SyntaxError"),
-        ("mine.py", "raise SystemExit(3)", r"mine\.py does not import: SystemExit: 3"),
+        ("mine.py", "raise SystemExit(3)", r"mine\.py does not import: SystemExit: it ends the process"),
         ("mine.py", EMPTY + "'other'\n", "must define exactly one Benchmark, with id = 'mine'"),
         ("mine.py", "", "must define exactly one Benchmark, with id = 'mine'"),
         ("mine.py", EMPTY + "'mine'\n", "Mine lacks extract, row, score"),

@@ -198,7 +198,7 @@ def test_a_fit_whose_requirement_is_missing_fails_and_says_so(config: Config) ->
 
 
 CAPITALS = """
-from metatuner.harness.benchmarks.base import Benchmark, first_line, text_field
+from metatuner.harness.benchmarks.base import Benchmark, text_field
 from metatuner.harness.rows import Row
 
 
@@ -215,7 +215,7 @@ class Capitals(Benchmark):
         return Row(raw["id"], self.id, country, (capital,), capital, "all", country)
 
     def extract(self, completion, row):
-        return first_line(completion)
+        return completion.strip() or None
 
     def score(self, extracted, row):
         return {"em": float(extracted in row.gold)}

@@ -4,16 +4,14 @@ A benchmark's file is imported only when it is used. So only the cells of this b
 """
 
 import importlib
-import importlib.util
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 from metatuner.errors import UserError, suggest
 from metatuner.harness.benchmarks.base import Benchmark, HubSource, Scored
 from metatuner.harness.benchmarks.source import load_hub, load_raw, load_rows
+from metatuner.harness.importing import import_file
 
 __all__ = [
     "Benchmark",
@@ -66,7 +64,8 @@ def benchmark_file(id: str, extra: Sequence[str | Path] = ()) -> Path:
 def get_benchmark(id: str, extra: Sequence[str | Path] = ()) -> Benchmark:
     """The benchmark with this id. If there is none, `UserError` with the closest id and the list of ids."""
     path = benchmark_file(id, extra)
-    module = importlib.import_module(f"{__name__}.{id}") if path.parent == _FOLDER else _import_file(path)
+    own = path.parent == _FOLDER
+    module = importlib.import_module(f"{__name__}.{id}") if own else import_file(path, "extra_benchmarks")
     found = [
         value
         for value in vars(module).values()
@@ -77,17 +76,3 @@ def get_benchmark(id: str, extra: Sequence[str | Path] = ()) -> Benchmark:
     if missing := sorted(getattr(found[0], "__abstractmethods__", ())):
         raise UserError(f"{path}: {found[0].__name__} lacks {', '.join(missing)}; docs/benchmarks.md shows an example")
     return found[0]()
-
-
-def _import_file(file: Path) -> ModuleType:
-    name = f"extra_benchmark_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the author's file may raise anything
-        raise UserError(f"{file} does not import: {type(error).__name__}: {error}; mend the file") from error
-    return module

@@ -125,8 +125,3 @@ def after_last(marker: re.Pattern[str], text: str) -> str | None:
     """The text after the last match of a marker; None if there is no match."""
     ends = [match.end() for match in marker.finditer(text)]
     return text[ends[-1] :] if ends else None
-
-
-def first_line(text: str) -> str | None:
-    """The first non-empty line, stripped; None if there is none."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), None)

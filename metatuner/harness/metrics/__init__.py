@@ -1,1 +1,4 @@
-"""Metrics: pure functions of an extracted answer and its references. They use no model."""
+"""Reading and comparing answers: pure functions of texts. They use no model.
+
+`statements` finds where a completion states its answer. `numeric`, `text` and `equivalence` compare answers.
+"""
