@@ -17,7 +17,11 @@ Maker = Callable[[Config], list[Path]]
 SHOWN: dict[str, tuple[str, str, tuple[str, str] | None]] = {
     "table_1": ("main", "Table 1: main results", None),
     "table_2": ("small", "Table 2: main results, smaller generator", None),
-    "table_3": ("ablation", "Table 3: ablation of MetaTuner-J, and two arms not in the paper", ("metatuner_j", "")),
+    "table_3": (
+        "ablation",
+        "Table 3: ablation of MetaTuner-J, and further arms (empty: not in the paper)",
+        ("metatuner_j", ""),
+    ),
     "table_4": ("generalisation", "Table 4: each benchmark, trained on the others", None),
     "table_parts": ("parts", "MetaTuner-J against each branch alone, -I and SFT", ("metatuner_j", "")),
     "table_parts_i": ("parts", "MetaTuner-I against each branch alone, -J and SFT", ("metatuner_i", "")),

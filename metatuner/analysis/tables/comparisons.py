@@ -279,7 +279,8 @@ def _marks(comparison: Comparison) -> Text:
     best = (Span("bold", "bold"), Span(": highest mean of a column"))
     if not tested:
         return (*best, Span(f"; {few}." if untested else "."))
-    rest = f": not significantly below it (paired test, {p} for all pairs in the column); no mark: significantly below"
+    rest = f": not significantly below it, so as good or too uncertain to tell (paired test, {p} for all pairs in the "
+    rest += "column); no mark: significantly below"
     return (*best, Span("; "), Span("†", "mark"), Span(rest + (f", or untested: {few}." if untested else ".")))
 
 

@@ -157,7 +157,8 @@ class LmEvalBenchmark(Benchmark):
         found = asked.filtered_resps[chosen.name]
         if isinstance(found, list | tuple):
             found = found[0] if found else None
-        return None if found is None else str(found)
+        # lm-eval's filters say "[invalid]" where they find nothing.
+        return None if found in (None, "[invalid]") else str(found)
 
     def score(self, extracted: str | None, row: Row) -> dict[str, float]:
         """The task's metric, as its `process_results` computes it for one document; no answer scores 0."""
