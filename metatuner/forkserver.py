@@ -25,15 +25,14 @@ import sys
 import tempfile
 import threading
 import traceback
-import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from metatuner.errors import UserError
+from metatuner.supervision import forget_exit_functions
 
 ADDRESS = "METATUNER_FORK_SERVER"
 """The environment variable with the path of a server's socket."""
@@ -290,11 +289,7 @@ class _Server:
         os.environ.clear()
         os.environ.update(request["env"])
         tempfile.tempdir = None  # TMPDIR is the caller's
-        # Clean-up that the server's imports registered must not run in a fork.
-        atexit._clear()
-        finalizers: Any = weakref.finalize
-        finalizers._registry.clear()
-        finalizers._registered_with_atexit = False
+        forget_exit_functions()
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)

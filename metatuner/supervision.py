@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO, NoReturn
@@ -143,6 +144,7 @@ def supervised(died: Callable[[str, str], None]) -> Steps:
         pid = os.fork()
         if pid == 0:
             _child = True
+            forget_exit_functions()
             _follow(childs, parents)
             return Steps(journal.file, journal.known)
         status, stopped = _watch(pid, childs, parents, journal)
@@ -161,6 +163,14 @@ def supervised(died: Callable[[str, str], None]) -> Steps:
         reason = journal.late if journal.late else f"{_how(status)} while it was at work on this"
         journal.known[key] = {"status": "failed", "reason": reason}
         died(key, reason)
+
+
+def forget_exit_functions() -> None:
+    """In a fork: do not clean up what belongs to the parent, such as its temporary folders."""
+    atexit._clear()
+    finalizers: Any = weakref.finalize
+    finalizers._registry.clear()
+    finalizers._registered_with_atexit = False
 
 
 def is_child() -> bool:

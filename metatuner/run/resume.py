@@ -51,8 +51,7 @@ def resume_run(overrides: Sequence[str], cores: str, layout: Layout) -> NoReturn
         raise UserError(f"the old run is still alive: {named}; wait for it, or stop it, then resume")
     snakemake = [sys.executable, "-m", "snakemake"]
     configured = ["--config", *map(_nested, overrides)] if overrides else []
-    for left in unfinished(layout):  # the old run is not alive
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    remove_unfinished(layout)  # the old run is not alive
     locks = folder / ".snakemake" / "locks"
     if locks.is_dir() and any(locks.iterdir()):
         progress.say("removing the lock of the interrupted run")
@@ -67,6 +66,12 @@ def resume_run(overrides: Sequence[str], cores: str, layout: Layout) -> NoReturn
 
 UNFINISHED = re.compile(r"\..+\.(\d+|[a-z0-9_]{8})\.tmp")
 """The names of `files.write_bytes` and `files.complete_folder`."""
+
+
+def remove_unfinished(layout: Layout) -> None:
+    """Remove what `unfinished` lists. A file in an unfinished folder is gone with it."""
+    for left in unfinished(layout):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def unfinished(layout: Layout) -> list[Path]:

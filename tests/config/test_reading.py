@@ -14,7 +14,7 @@ from metatuner.config import Config, Layout, from_snakemake, load_config, parse_
 from metatuner.errors import UserError
 from metatuner.files import complete_folder, write_text
 from metatuner.plan.dag import Dag
-from metatuner.run.resume import _nested, unfinished
+from metatuner.run.resume import _nested, remove_unfinished, unfinished
 from tests.toys.results import fake_config
 
 PROMPT = "benchmarks.gsm8k.initial_prompt"
@@ -219,8 +219,12 @@ def test_resume_removes_what_this_run_left_unfinished_and_nothing_else(tmp_path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    found = {path.relative_to(tmp_path).as_posix() for path in unfinished(Layout(config))}
+    within = tmp_path / "here/cells/.0123456789abcdef.ab_cd123.tmp/.manifest.json.8.tmp"
+    within.write_text("x")
+    found = {path.relative_to(tmp_path).as_posix() for path in unfinished(Layout(config)) if path != within}
     assert found == {name.partition(".tmp")[0] + ".tmp" for name in left}
+    remove_unfinished(Layout(config))
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(own)
 
 
 def test_unfinished_files_are_known_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,25 @@ def run(folder: Path, *what: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(job(folder, *what), capture_output=True, text=True, timeout=60, env=environment)  # type: ignore[arg-type]
 
 
+def test_a_child_leaves_what_belongs_to_its_parent(tmp_path: Path) -> None:
+    script = """
+import tempfile
+from pathlib import Path
+from metatuner import supervision
+held = tempfile.TemporaryDirectory()
+try:
+    steps = supervision.supervised(print)
+except supervision.Ended:
+    print(Path(held.name).is_dir())
+else:
+    steps.finish()
+    supervision.leave(0)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 DEATHS = {
     "os.kill(os.getpid(), signal.SIGKILL)": "the process was killed (signal 9), as the system does when memory",
     "ctypes.string_at(0)": "the process was ended by signal 11 (SIGSEGV)",

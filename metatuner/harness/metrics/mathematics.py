@@ -83,6 +83,8 @@ def _decided(answer: Node, gold: Node) -> bool:
 
 def same(answer: Node, gold: Node) -> bool:
     """Whether an answer's structure means what the gold one does."""
+    if not all(_close(_unnamed(answer), each) for each in answer.about):
+        return False
     if answer == gold:
         return True
     if answer.kind == "words" and answer.parts and gold.kind != "words":  # an option with its value
@@ -108,6 +110,19 @@ def same(answer: Node, gold: Node) -> bool:
     if gold.kind in ("list", "set") and len(gold.parts) == 1:
         return same(answer, gold.parts[0])
     return False
+
+
+def _close(exact: Node, about: Node) -> bool:
+    """Whether an approximation is within 5 % of the exact answer, or at least one is no real number."""
+    try:
+        value, number = _expression(exact), _expression(about)
+    except MemoryError:
+        raise
+    except Exception:  # the grammar raises Exception itself
+        return True
+    if not (value.is_number and number.is_number and value.is_real and number.is_real):
+        return True
+    return bool(abs((value - number).evalf(DIGITS)) <= abs(value.evalf(DIGITS)) / 20)
 
 
 def _names(relation: Node) -> bool:

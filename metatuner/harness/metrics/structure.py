@@ -4,7 +4,7 @@ r"""What an answer is: a list, a pair, a set, an interval, a relation, a numeral
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from metatuner.harness.metrics.latex import words
 from metatuner.harness.metrics.numeric import number_in_words
@@ -94,6 +94,8 @@ class Node:
     """2 or 3 for square or cubic units."""
     columns: int = 0
     """Of a matrix; its parts stand row by row."""
+    about: tuple["Node", ...] = field(default=(), compare=False)
+    """The approximations that follow the exact answer: 0.67 in `2/3 \\approx 0.67`."""
 
 
 def readings(text: str) -> list[Node]:
@@ -146,7 +148,8 @@ def read(text: str) -> Node:
         return Node("list", parts=tuple(node for part in parts if part for node in _expanded(read(part))), marks=every)
     parts, marks = _divided(text, _RELATION)
     if r"\approx" in [mark.strip() for mark in marks] and parts[0]:
-        return read(re.split(r"\\approx(?![a-zA-Z])", text)[0])
+        exact, *about = re.split(r"\\approx(?![a-zA-Z])", text)
+        return replace(read(exact), about=tuple(read(part) for part in about if part.strip()))
     if len(parts) > 1 and all(parts):
         return Node("relation", text, tuple(map(read, parts)), tuple(mark.strip() for mark in marks))
     if found := _TIME.match(text):
