@@ -100,7 +100,8 @@ def parse(text: str, place: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         said = " ".join(str(getattr(error, "problem", None) or error).split())
-        told = said if isinstance(error, _Refused) else f"not valid YAML ({said}); {QUOTE}"
+        remedy = "indent with blanks, not with tabs" if r"'\t'" in said else QUOTE
+        told = said if isinstance(error, _Refused) else f"not valid YAML ({said}); {remedy}"
         raise UserError(f"{place}{line}: {told}") from None
     except RecursionError:
         raise UserError(f"{place}: nested deeper than {DEPTH} levels; write it flatter") from None

@@ -32,7 +32,8 @@ def living_runs(folder: Path) -> list[tuple[int, str]]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue  # it ended meanwhile, or belongs to another user
         programs = {Path(word).name for word in words[:3]}
-        if here and programs & set(PROGRAMS):
+        writes = "snakemake" in programs or "--config" in words  # lm-eval's and other commands only read
+        if here and writes and programs & set(PROGRAMS):
             alive.append((process.pid, " ".join(words)[:100]))
     return alive
 

@@ -26,8 +26,13 @@ def score_file(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a line lacks a key or a field of the row, or names no benchmark; the message names file and line.
     """
+    text = read_text(path, HOW)
+    if text.startswith("\ufeff"):
+        raise UserError(f"{path}: starts with a byte-order mark; save it as UTF-8 without one")
+    lines = [number for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise UserError(f"{path}: no answers in it; {HOW}")
     records = read_lines(path, HOW)
-    lines = [number for number, line in enumerate(read_text(path, HOW).split("\n"), 1) if line.strip()]
     asked = [_read(record, f"{path}, line {number}") for number, record in zip(lines, records, strict=True)]
     scored: list[dict[str, Any]] = [{}] * len(records)
     for name in dict.fromkeys(row.benchmark for row, _ in asked):

@@ -21,14 +21,14 @@ class Verified:
     folders: int = 0
     files: int = 0
     without: int = 0
-    """Folders without digests: a snapshot's, or of an earlier version."""
+    """Folders without digests: of a snapshot, or of an earlier version."""
 
     @property
     def summary(self) -> str:
         """One line of counts."""
         older = f"; {self.without} folders of earlier versions have no digests" if self.without else ""
-        verdict = f"{len(self.differing)} differ" if self.differing else "all are as their digests say"
-        return f"{self.files} files in {self.folders} folders compared: {verdict}{older}"
+        verdict = f"{len(self.differing)} folders differ" if self.differing else "all are as their digests say"
+        return f"{self.folders} folders compared ({self.files} files in those without a fault): {verdict}{older}"
 
 
 def verify(config: Config) -> Verified:

@@ -142,6 +142,7 @@ def bomb(levels: int) -> str:
         ("models: {generators: {my gen: {path: 'nano:generator'}}}", "my gen': String should match pattern"),
         ("- a", "mine.yaml: must be a mapping of keys"),
         ("threads: %", "line 1: not valid YAML"),
+        ("budgets:\n\tdefault: 1", "indent with blanks, not with tabs"),
     ],
 )
 def test_a_preset_that_cannot_be_read_is_one_line_with_its_place(

@@ -75,6 +75,8 @@ def test_score_keeps_other_keys_and_adds_what_was_extracted_and_each_metric(
         ('{"benchmark": "gsm8", "completion": "", "row": {}}', "line 1: unknown benchmark 'gsm8'; did you mean"),
         ('{"benchmark": "gsm8k", "completion": "", "row": {"question": "?"}}', "line 1: field 'answer' is missing"),
         ("{", "line 1: not valid JSON"),
+        ("\ufeff{}", "starts with a byte-order mark; save it as UTF-8 without one"),
+        ("", "no answers in it; give one JSON object per line"),
     ],
 )
 def test_a_line_that_cannot_be_scored_is_named(

@@ -135,7 +135,7 @@ def as_markdown(rulings: Sequence[Ruling], worlds: dict[str, str], world: str, *
     lines += ["", KEY, "", *([f"**{SEARCHED}**", ""] if searched else [])]
     for ruling in rulings:
         lines += [f"## {ruling.claim}, {ruling.data} ({worlds[ruling.data]}): {ruling.outcome.label}", ""]
-        lines += [f"{escape_markdown(ruling.title)}.", ""]
+        lines += [f"{escape_markdown(ruling.title)}. {_in_words(ruling)}", ""]
         lines += [f"- Estimand: {escape_markdown(ruling.estimand)}"]
         lines += [f"- Test: {escape_markdown(ruling.test)}"] if ruling.test else []
         lines += [f"- Threshold: {escape_markdown(ruling.threshold)}"]
@@ -152,8 +152,8 @@ KEY = (
     "the deciding difference, as estimated, would be significant with probability 0.8, and for which side; only the "
     f"choice of queries varies there. Fewer than {MIN_SEEDS} seeds cannot show how much seeds vary: then a claim is "
     "undecided, whatever its p-values, which hold for these seeds only. Not evaluable: not run, only in part, or not "
-    "published. p: of the whole claim and of its reverse, two-sided, corrected as the verdict needs. Intervals: 95 %, "
-    "of the named part alone, uncorrected."
+    "published. Not judged: the preset does not reproduce the paper. p: of the whole claim and of its reverse, "
+    "two-sided, corrected as the verdict needs. Intervals: 95 %, of the named part alone, uncorrected."
 )
 NOT_ASKED = (
     "The paper's claims are not judged on this run: its preset does not say that it reproduces the paper. To judge "
@@ -164,6 +164,17 @@ SEARCHED = (
     "benchmark, with one seed. Another search may find others; no interval or p-value includes that "
     "(docs/statistics.md, Tuning)."
 )
+
+
+def _in_words(ruling: Ruling) -> str:
+    """The verdict and the difference that decides it, as a sentence."""
+    outcome = ruling.outcome
+    verdict = f"{outcome.label[0].upper()}{outcome.label[1:]}"
+    if outcome.decisive is None or (told := outcome.decisive.contrast) is None:
+        return f"**{verdict}.**"
+    low, high = (f"{100 * value:+.1f}" for value in (told.low, told.high))
+    about = f"{escape_markdown(outcome.decisive.name)}, is {100 * told.estimate:+.1f} points"
+    return f"**{verdict}.** The difference that decides, {about}, with an interval from {low} to {high}."
 
 
 def _decision(outcome: Outcome, *, measured: bool) -> list[str]:

@@ -113,7 +113,7 @@ def same(answer: Node, gold: Node) -> bool:
 
 
 def _close(exact: Node, about: Node) -> bool:
-    """Whether an approximation is within 5 % of the exact answer, or at least one is no real number."""
+    """Whether an approximation is right to its last digit, or one of the two is no real number."""
     try:
         value, number = _expression(exact), _expression(about)
     except MemoryError:
@@ -122,7 +122,10 @@ def _close(exact: Node, about: Node) -> bool:
         return True
     if not (value.is_number and number.is_number and value.is_real and number.is_real):
         return True
-    return bool(abs((value - number).evalf(DIGITS)) <= abs(value.evalf(DIGITS)) / 20)
+    written = re.fullmatch(r"-?\d*?(0*)(?:\.(\d+))?", about.text)
+    power = (-len(written[2]) if written[2] else len(written[1])) if written else None
+    last = abs(number.evalf(DIGITS)) / 20 if power is None else sympy.Integer(10) ** power
+    return bool(abs((value - number).evalf(DIGITS)) <= last)
 
 
 def _names(relation: Node) -> bool:
