@@ -15,6 +15,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[
 
 from metatuner.harness.metrics.latex import canonical, exact_decimals, words
 from metatuner.harness.metrics.structure import Node, expanded, readings
+from metatuner.harness.metrics.units import named_units
 from metatuner.harness.metrics.values import DIGITS, equal_values, proportional
 
 SIGNIFICANT = 10
@@ -33,36 +34,9 @@ _CIS = re.compile(
 _NORMALISE = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
 
 
-_UNITS = tuple(
-    (name, re.compile(form, re.IGNORECASE))
-    for name, form in (
-        ("dollars", r"\\\$|\bdollars?\b"),
-        ("cents", r"\bcents?\b|\u00a2|\\cent"),
-        ("percent", r"%|\bpercent\b"),
-        ("degrees", r"\\circ|\bdegrees?\b|\u00b0"),
-        ("seconds", r"\bseconds?\b"),
-        ("minutes", r"\bminutes?\b"),
-        ("hours", r"\bhours?\b"),
-        ("days", r"\bdays?\b"),
-        ("weeks", r"\bweeks?\b"),
-        ("months", r"\bmonths?\b"),
-        ("years", r"\byears?\b"),
-        ("millimetres", r"\bmm\b|\bmillimet(?:er|re)s?\b"),
-        ("centimetres", r"(?<![a-z])cm\b|\bcentimet(?:er|re)s?\b"),
-        ("kilometres", r"(?<![a-z])km\b|\bkilomet(?:er|re)s?\b"),
-        ("metres", r"\\(?:text|mathrm)\s*\{\s*~?\s*m\s*\}|\bmet(?:er|re)s?\b"),
-        ("inches", r"\binch(?:es)?\b"),
-        ("feet", r"\bfeet\b|\bfoot\b|(?<![a-z])ft\b"),
-        ("yards", r"\byards?\b"),
-        ("miles", r"\bmiles?\b"),
-    )
-)
-"""Units that are told apart if both answers name exactly one."""
-
-
 def equal_answers(answer: str, gold: str) -> bool:
     """Whether two LaTeX answers mean the same, in one of their readings each."""
-    units = [{name for name, form in _UNITS if form.search(each)} for each in (answer, gold)]
+    units = [named_units(each) for each in (answer, gold)]
     if len(units[0]) == len(units[1]) == 1 and units[0] != units[1]:
         return False
     left, right = canonical(answer), canonical(gold)
