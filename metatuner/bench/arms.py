@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from metatuner.bench.measure import PAD, Bench, within_memory
@@ -61,14 +62,15 @@ class Arm:
                 with self.applied(part):
                     written += stock_generate(self.lm, [prompts[row] for row in part], new, do_sample=False)
                 continue
-            completions = generate(
-                self.lm,
-                [prompts[row] for row in part],
-                max_new_tokens=new,
-                batch_tokens=2**40,
-                max_rows=2**20,
-                adapt=lambda inside, part=part: self.applied([part[row] for row in inside]),  # type: ignore[misc]
-            )
+            with as_peft_computes(self.lm.model):
+                completions = generate(
+                    self.lm,
+                    [prompts[row] for row in part],
+                    max_new_tokens=new,
+                    batch_tokens=2**40,
+                    max_rows=2**20,
+                    adapt=lambda inside, part=part: self.applied([part[row] for row in inside]),  # type: ignore[misc]
+                )
             written += [completion.ids for completion in completions]
         return written
 
@@ -82,6 +84,19 @@ class Arm:
                 ids = torch.tensor([prompts[row] for row in part], device=self.lm.device)
                 found.append(self.lm.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1])
         return torch.cat(found).float()
+
+
+@contextmanager
+def as_peft_computes(model: nn.Module) -> Iterator[None]:
+    """Within this context, `generate` leaves the layers of PEFT as they are, and does not compute them in groups."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.forward = layer.forward
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 @torch.inference_mode()

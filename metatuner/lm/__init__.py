@@ -1,6 +1,7 @@
 """Language models: loading, rendering, batched generation, the loss on completions, per-query LoRA."""
 
 from metatuner.lm.generation import Adapt, Adaptation, Completion, generate
+from metatuner.lm.grouped_lora import grouped_adapter
 from metatuner.lm.losses import completion_loss, logits_at
 from metatuner.lm.model import LM, ModelSpec, Traffic, load_lm
 from metatuner.lm.per_query_lora import PerQueryLoRA, Site
@@ -20,6 +21,7 @@ __all__ = [
     "completion_ids",
     "completion_loss",
     "generate",
+    "grouped_adapter",
     "load_lm",
     "logits_at",
     "render",

@@ -8,18 +8,15 @@ low-rank part is added in place. Sites that read the same input (q/k/v, gate/up)
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metatuner.errors import UserError, suggest
+from metatuner.lm.grouped_lora import Group, grouped
 
 ALL_LINEAR = "all-linear"
-SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names of sibling modules that read the same input. Grouping only saves time: other modules form groups of one."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +55,10 @@ class PerQueryLoRA:
     ) -> None:
         modules = _linears(model, target_modules)
         self.rank, self.scale = rank, scale
-        self._groups: list[_Group] = []
+        self._groups: list[Group] = []
         sites: list[Site] = []
         start = 0
-        for names in _grouped(modules):
+        for names in grouped(modules):
             members = [modules[name] for name in names]
             for name, member in zip(names, members, strict=True):
                 width = min(member.in_features, member.out_features)
@@ -78,7 +75,7 @@ class PerQueryLoRA:
                 sites.append(Site(name, member.in_features, member.out_features, a, b))
                 start_b = b.stop
             start = start_b
-            self._groups.append(_Group(members, rank, scale))
+            self._groups.append(Group(members, rank, scale))
         self.sites: tuple[Site, ...] = tuple(sites)
         self.flat_size = start
         """Numbers per query: the sum over sites of rank * (d_in + d_out)."""
@@ -171,134 +168,3 @@ def _linears(model: Any, target_modules: Sequence[str] | str) -> dict[str, nn.Li
         if name not in known:
             raise UserError(f"per-query LoRA: no target module {name!r} in the decoder layers; {suggest(name, known)}")
     return {name: module for name, module in found.items() if name.rpartition(".")[2] in wanted}
-
-
-def _grouped(modules: Mapping[str, nn.Linear]) -> list[list[str]]:
-    """The names in groups of sites that read the same input."""
-    groups: dict[tuple[str, object], list[str]] = {}
-    for name in modules:
-        parent, _, last = name.rpartition(".")
-        siblings = next((names for names in SAME_INPUT if last in names), last)
-        groups.setdefault((parent, siblings), []).append(name)
-    return list(groups.values())
-
-
-class _Group:
-    """Sites that read the same input: the first call computes all of them."""
-
-    def __init__(self, members: Sequence[nn.Linear], rank: int, scale: float) -> None:
-        self.members, self.rank, self.scale = members, rank, scale
-        self.pieces = [
-            rank * len(members) * members[0].in_features,
-            *(rank * member.out_features for member in members),
-        ]
-        self.a: Tensor | None = None
-        self.bs: list[Tensor] = []
-        self.input: Tensor | None = None
-        self.outputs: dict[int, Tensor] = {}
-
-    def attach(self) -> None:
-        for index, member in enumerate(self.members):
-            if "forward" in vars(member):
-                raise RuntimeError("a linear module is adapted by something else already: leave or remove that first")
-            member.forward = partial(self._forward, index)  # type: ignore[method-assign]
-
-    def detach(self) -> None:
-        for member in self.members:
-            vars(member).pop("forward", None)
-        self.a, self.bs, self.input, self.outputs = None, [], None, {}
-
-    def use(self, pieces: Sequence[Tensor]) -> None:
-        self.input, self.outputs = None, {}
-        rows = len(pieces[0])
-        # Strided views of the flat tensor: batched products need contiguous matrices, not contiguous batches.
-        self.a = pieces[0].view(rows, -1, self.members[0].in_features)
-        self.bs = [piece.view(rows, self.rank, -1) for piece in pieces[1:]]
-
-    def _forward(self, index: int, x: Tensor) -> Tensor:
-        if x is not self.input or index not in self.outputs:
-            self.input, self.outputs = x, dict(enumerate(self._compute(x)))
-        output = self.outputs.pop(index)
-        if not self.outputs:
-            self.input = None
-        return output
-
-    def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
-        assert self.a is not None
-        if x.ndim != 3 or len(x) != len(self.a):
-            raise ValueError(f"per-query LoRA holds factors for {len(self.a)} rows, the input is {list(x.shape)}")
-        a, bs = self.a, self.bs
-        weights: list[Tensor] = [member.weight for member in self.members]
-        biases: list[Tensor | None] = [member.bias for member in self.members]
-        if not torch.is_autocast_enabled(x.device.type):
-            return _run(self.scale, x, a, weights, biases, bs)
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, a = x.to(dtype), a.to(dtype)
-        weights, bs = [weight.to(dtype) for weight in weights], [b.to(dtype) for b in bs]
-        biases = [None if bias is None else bias.to(dtype) for bias in biases]
-        with torch.autocast(x.device.type, enabled=False):
-            return _run(self.scale, x, a, weights, biases, bs)
-
-
-def _run(
-    scale: float, x: Tensor, a: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bs: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Each site's output; all tensors have one precision."""
-    if torch.is_grad_enabled():
-        return _GroupedLoRA.apply(scale, x, a, *weights, *biases, *bs)
-    return _forward(scale, x, a, weights, biases, bs)[1]
-
-
-def _forward(
-    scale: float, x: Tensor, a: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], bs: Sequence[Tensor]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """A's product [rows, positions, sites * rank], and each site's output [rows, positions, d_out]."""
-    low = torch.bmm(x, a.transpose(1, 2))
-    outputs = tuple(
-        F.linear(x, weight, bias).baddbmm_(part, b, alpha=scale)
-        for weight, bias, part, b in zip(weights, biases, low.chunk(len(bs), -1), bs, strict=True)
-    )
-    return low, outputs
-
-
-class _GroupedLoRA(torch.autograd.Function):
-    """One autograd node for the sites of a group; inputs after x and A: their weights, then biases, then B's."""
-
-    @staticmethod
-    def forward(ctx: Any, scale: float, x: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        n = len(rest) // 3
-        weights, biases, bs = rest[:n], rest[n : 2 * n], rest[2 * n :]
-        low, outputs = _forward(scale, x, a, weights, biases, bs)
-        ctx.scale = scale
-        ctx.save_for_backward(x, a, low, *weights, *bs)
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, a, low, *rest = ctx.saved_tensors
-        n = len(rest) // 2
-        weights, bs = rest[:n], rest[n:]
-        needs_x, needs_a = ctx.needs_input_grad[1:3]
-        needs = ctx.needs_input_grad[3:]
-        grads = tuple(grad.contiguous() for grad in grads)
-        flat = [grad.flatten(0, 1) for grad in grads]
-
-        grad_weights = [flat[i].T @ x.flatten(0, 1) if needs[i] else None for i in range(n)]
-        grad_biases = [flat[i].sum(0) if needs[n + i] else None for i in range(n)]
-        scaled = low if ctx.scale == 1 else low * ctx.scale
-        parts = scaled.chunk(n, -1)
-        grad_bs = [torch.bmm(parts[i].transpose(1, 2), grads[i]) if needs[2 * n + i] else None for i in range(n)]
-
-        grad_x = grad_a = None
-        if needs_x or needs_a:
-            grad_low = torch.cat([torch.bmm(grad, b.transpose(1, 2)) for grad, b in zip(grads, bs, strict=True)], -1)
-            if ctx.scale != 1:
-                grad_low.mul_(ctx.scale)
-            if needs_a:
-                grad_a = torch.bmm(grad_low.transpose(1, 2), x)
-            if needs_x:
-                grad_x = flat[0] @ weights[0]
-                for grad, weight in zip(flat[1:], weights[1:], strict=True):
-                    grad_x.addmm_(grad, weight)
-                grad_x = grad_x.view_as(x).baddbmm_(grad_low, a)
-        return None, grad_x, grad_a, *grad_weights, *grad_biases, *grad_bs

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metatuner.errors import UserError
 from metatuner.hashing import hash_value
-from metatuner.lm import PerQueryLoRA
+from metatuner.lm import PerQueryLoRA, grouped_adapter
 from metatuner.method.checkpoints import Checkpoints
 from metatuner.method.config import TrainingConfig
 from metatuner.method.tuned import digest
@@ -58,10 +58,32 @@ class Phase(ABC):
     steps: int
     groups: Mapping[str, tuple[list[nn.Parameter], float]]
     """Name -> (parameters, peak learning rate)."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
     layers: Sequence[nn.Module]
     """With `activation_checkpointing`, the activations of these layers are computed again in the backward pass."""
     lora: PerQueryLoRA | None = None
     """Per-query LoRA that the loss applies to some of these layers."""
+    adapted: Sequence[nn.Module] = ()
+    """Modules with a LoRA of PEFT, which the steps compute in groups (`grouped_adapter`)."""
+
+    @property
+    def label(self) -> str:
+        """The phase in an error message."""
+        return f"MetaTuner, {self.name}"
+
+    lower_rates: ClassVar[str] = "lower the learning rates"
+    """What to change if training diverges."""
+
+    @property
+    def less_memory(self) -> str:
+        """What to change if a step runs out of memory."""
+        config = self.config
+        more = min(2 * config.accumulation, config.batch_size)
+        remedy = (
+            f"set accumulation to {more}" if more > config.accumulation else "lower max_prompt_tokens or the windows"
+        )
+        return remedy if config.activation_checkpointing else f"{remedy}, or activation_checkpointing to true"
 
     @abstractmethod
     def terms(self, step: int) -> dict[str, Term[Any]]:
@@ -102,7 +124,8 @@ def optimise(
     processes, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in phase.groups.values()],
-        weight_decay=0.0,
+        weight_decay=phase.weight_decay,
+        fused=True,
     )
     everything = [parameter for parameters, _ in phase.groups.values() for parameter in parameters]
     device = everything[0].device
@@ -118,7 +141,8 @@ def optimise(
             group["lr"] = group["peak"] * rate
         with _memory_advice(phase, step, "in generation", "lower batch_tokens"):
             terms = phase.terms(step)
-        with _memory_advice(phase, step, *_of_a_step(config)):
+        where = f"with batch_size {config.batch_size} and accumulation {config.accumulation}"
+        with _memory_advice(phase, step, where, phase.less_memory):
             values, tokens = _backward(phase, terms, device, processes, rank)
             if accelerator:
                 _reduce(everything, values, accelerator)
@@ -126,8 +150,8 @@ def optimise(
             norm = torch.stack(list(norms.values())).square().sum().sqrt()
             if not math.isfinite(values["loss"]) or not math.isfinite(norm.item()):
                 raise UserError(
-                    f"MetaTuner, {name}: loss {values['loss']} and gradient norm {norm.item()} at step {step} of "
-                    f"{phase.steps}; lower the learning rates"
+                    f"{phase.label}: loss {values['loss']} and gradient norm {norm.item()} at step {step} of "
+                    f"{phase.steps}; {phase.lower_rates}"
                 )
             clip_grads_with_norm_(everything, config.gradient_clip, norm)
             optimizer.step()
@@ -195,6 +219,7 @@ def _backward(
     parts = config.accumulation * processes
     for part in range(rank, parts, processes):
         with ExitStack() as stack:
+            stack.enter_context(grouped_adapter(*phase.adapted))
             if config.activation_checkpointing:
                 stack.enter_context(recomputed(phase.layers))
                 if lora is not None:
@@ -246,18 +271,7 @@ def _memory_advice(phase: Phase, step: int, where: str, remedy: str) -> Iterator
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
-        raise UserError(
-            f"MetaTuner, {phase.name}: out of memory at step {step} of {phase.steps}, {where}; {remedy}"
-        ) from error
-
-
-def _of_a_step(config: TrainingConfig) -> tuple[str, str]:
-    """Where memory ran out and what to do, for an optimiser's step."""
-    more = min(2 * config.accumulation, config.batch_size)
-    remedy = f"set accumulation to {more}" if more > config.accumulation else "lower max_prompt_tokens or the windows"
-    if not config.activation_checkpointing:
-        remedy += ", or activation_checkpointing to true"
-    return f"with batch_size {config.batch_size} and accumulation {config.accumulation}", remedy
+        raise UserError(f"{phase.label}: out of memory at step {step} of {phase.steps}, {where}; {remedy}") from error
 
 
 def _key(phase: Phase) -> str:
@@ -293,10 +307,7 @@ def _resume(phase: Phase, optimizer: torch.optim.Optimizer, saved: Checkpoints) 
         parameter.copy_(tensors[f"parameters/{name}"])
         prefix = f"optimizer/{name}/"
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        # AdamW keeps its count of steps on the CPU.
-        optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
-        }
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
     own = {name.removeprefix("phase/"): tensor for name, tensor in tensors.items() if name.startswith("phase/")}
     phase.restore(own, values)
     return step

@@ -109,6 +109,7 @@ class _ActorWarmUp(Phase):
         self.per_epoch = math.ceil(len(examples) / config.batch_size)
         self.steps = config.actor_epochs * self.per_epoch
         self.groups = {"actor": (list(trainable(self.trained).values()), config.actor_learning_rate)}
+        self.adapted = [self.trained.model]
         self.layers = _layers(self.trained.decoder)
         self.batches = _batches(len(examples), config.batch_size, order_seed, self.steps)
         self.prompts = [example.prompt for example in examples]
@@ -149,6 +150,7 @@ class _GeneratorWarmUp(Phase):
         self.trained = to_train(generator, config.trainable, config.generator_rank, init_seed)
         self.steps = config.generator_epochs * math.ceil(len(rewrites) / config.batch_size)
         self.groups = {"generator": (list(trainable(self.trained).values()), config.generator_learning_rate)}
+        self.adapted = [self.trained.model]
         self.layers = _layers(self.trained.decoder)
         self.batches = _batches(len(rewrites), config.batch_size, order_seed, self.steps)
         self.tokens = _prompt_tokens(self.trained, config.max_prompt_tokens)
@@ -211,6 +213,8 @@ class _Joint(Phase):
         self.groups = {name: (group, rates[name]) for name, group in tuner.parameters.items()}
         self.layers = _layers(tuner.generator.decoder, tuner.actor.decoder, tuner.meta_encoder)
         self.lora = tuner.lora
+        encoder = tuner.meta_encoder
+        self.adapted = [tuner.generator.model, *([] if encoder is None else [encoder])]
         self.task_tokens = _task_tokens(tuner.actor, examples)
         self.prompt_tokens = _prompt_tokens(tuner.generator, tuner.max_prompt_tokens)
 
@@ -273,7 +277,16 @@ class _Joint(Phase):
         def loss(rows: Sequence[Rewrite]) -> Tensor:
             return objectives.prompt_loss(self.tuner.generator, rows, self.tuner.max_prompt_tokens)
 
-        return Term([self.rewrites[row] for row in rows], loss, self.prompt_tokens, self.config.alpha)
+        batch = [self.rewrites[row] for row in rows]
+        return Term(batch, loss, self.prompt_tokens, self.config.alpha * self._share(batch))
+
+    def _share(self, batch: Sequence[Rewrite]) -> float:
+        """The weight of a batch of D2: a short last one counts by its tokens, as a share of those of a mean batch."""
+        whole = min(self.config.batch_size, len(self.rewrites))
+        if not batch or len(batch) == whole:
+            return 1.0
+        mean = sum(map(self.prompt_tokens, self.rewrites)) / len(self.rewrites)
+        return sum(map(self.prompt_tokens, batch)) / (mean * whole)
 
     def _take(self, rewrites: Sequence[Rewrite], turn: int) -> None:
         """Use this D2 from this turn on."""

@@ -69,7 +69,8 @@ def test_joint_training_lowers_both_terms() -> None:
 def test_alpha_weighs_the_prompt_term_of_every_step(objective: str) -> None:
     for alpha in (0.25, 3.0):
         made, other = (tuner(epochs=1, alpha=weight, objective=objective, **FAST) for weight in (alpha, 1.0))
-        events, plain = joint(made, rewrites()), joint(other, rewrites())
+        d2 = rewrites()[: made.config.batch_size]  # no short batch
+        events, plain = joint(made, d2), joint(other, d2)
         for event in events:
             weighted = event.get("task", 0.0) + alpha * event.get("prompt", 0.0)
             assert event["loss"] == pytest.approx(weighted, rel=1e-6)
@@ -80,6 +81,20 @@ def test_alpha_weighs_the_prompt_term_of_every_step(objective: str) -> None:
         if first == 0:
             assert events[0]["norm_phi_p"] == pytest.approx(alpha * plain[0]["norm_phi_p"], rel=1e-4)
             assert events[0]["norm_phi_q"] == pytest.approx(plain[0]["norm_phi_q"], rel=1e-4)
+
+
+def test_the_short_last_batch_of_d2_counts_by_its_tokens() -> None:
+    made, d2 = tuner(epochs=4, batch_size=3, **FAST), rewrites()[:5]
+    lengths = [len(objectives.rewrite_pair(made.generator, row, PROMPT_TOKENS)[1]) for row in d2]
+    events = joint(made, d2, seed=4)
+    batches = shuffled_batches(range(len(d2)), 3, draw_seeds(4, 2)[1])
+    shares = []
+    for event in events:
+        batch = next(batches)
+        tokens = sum(lengths[row] for row in batch)
+        shares.append(1.0 if len(batch) == 3 else tokens / (3 * sum(lengths) / len(lengths)))
+        assert event["loss"] == pytest.approx(event["task"] + shares[-1] * event["prompt"], rel=1e-6)
+    assert min(shares) < 0.9 < max(shares)
 
 
 @pytest.mark.parametrize("shared", [1, 0])
