@@ -1,8 +1,7 @@
 """DPO: SFT's actor learns to prefer its right answers to its wrong ones."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from metatuner.errors import UserError
 from metatuner.harness.lab import Lab
@@ -42,7 +41,7 @@ class DPO(Method):
     name = "dpo"
     title = "DPO"
     family = "parameter"
-    reference = "Rafailov et al. 2023, Direct Preference Optimization (arXiv 2305.18290), through TRL's DPOTrainer"
+    reference = "Rafailov et al. 2023, Direct Preference Optimization (arXiv 2305.18290)"
     deviations = (
         "Pairs are rollouts of SFT's actor with different scores, not preferences of people.",
         "The LoRA of `sft`, with its settings, is trained on; the reference is that LoRA as SFT left it.",
@@ -53,8 +52,7 @@ class DPO(Method):
     def loop(self, rows: Rows, shares: Shares) -> Loop:
         s: Settings = self.settings
         pairs = shares.mixed * rows.train * min(s.pairs, s.rollouts // 2)
-        sides = 2 * s.epochs * pairs  # the reference reads what the policy trains on
-        counted = Sequences(answers=s.rollouts * rows.train, answers_read=sides, actor_trained=sides)
+        counted = Sequences(answers=s.rollouts * rows.train, answers_read=2 * pairs, actor_trained=2 * s.epochs * pairs)
         return Loop(counted, own_answers=True, keeps_required=True)
 
     def fit(self, lab: Lab) -> StaticPolicy:
@@ -82,8 +80,8 @@ def find_pairs(lab: Lab, policy: StaticPolicy, settings: Settings) -> list[dict[
 
     random = lab.random("pairs")
     rows = [row for row in lab.train for _ in range(settings.rollouts)]
-    trained = 2 * settings.epochs * min(settings.pairs, settings.rollouts // 2)  # and the reference scores as many
-    if not covers(lab, policy, lab.train, answers=settings.rollouts, scored=trained, trained=trained):
+    sides = 2 * min(settings.pairs, settings.rollouts // 2)
+    if not covers(lab, policy, lab.train, answers=settings.rollouts, scored=sides, trained=settings.epochs * sides):
         raise UserError(
             f"dpo: the budget does not cover {settings.rollouts} rollouts of {len(lab.train)} rows; lower `rollouts`, "
             "or raise the budget in the preset"
@@ -119,63 +117,42 @@ def find_pairs(lab: Lab, policy: StaticPolicy, settings: Settings) -> list[dict[
 def train(lab: Lab, policy: StaticPolicy, pairs: list[dict[str, list[int]]], settings: Settings) -> None:
     """Train the policy's adapter on pairs. The reference is the adapter as it is before this training."""
     import torch
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
-    class Prepared(DPOTrainer):
-        """Uses the token ids of the pairs as they are: the same ids that inference reads and writes."""
+    from baselines.shared.adapter_training import AdapterTraining
+    from metatuner.lm import completion_loss
 
-        def _prepare_dataset(self, dataset: Any, *rest: Any, **options: Any) -> Any:
-            return dataset
+    lm, size = policy.tuned_actor, settings.batch_size
 
-    lm = policy.tuned_actor
-    model: Any = lm.model
-    for name, weight in model.named_parameters():
-        weight.requires_grad_("lora_" in name)
-    trainer = Prepared(
-        model=model,
-        processing_class=lm.tokenizer,
-        train_dataset=Dataset.from_list(pairs),
-        data_collator=DataCollatorForPreference(pad_token_id=lm.filler),
-        args=DPOConfig(
-            output_dir=str(lab.workdir),
-            beta=settings.beta,
-            max_length=None,
-            learning_rate=settings.learning_rate,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            lr_scheduler_type="cosine",
-            warmup_steps=settings.warmup,
-            gradient_checkpointing=settings.gradient_checkpointing,
-            bf16=lm.spec.dtype == "bfloat16",
-            fp16=lm.spec.dtype == "float16",
-            use_cpu=lm.device.type == "cpu",
-            seed=lab.stream("dpo") % 2**32,
-            save_strategy="no",
-            logging_strategy="steps",
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=lm.device.type == "cuda",
-        ),
-    )
-    trainer.remove_callback(PrinterCallback)  # the fit has its own log
-    torch.manual_seed(lab.stream("dpo"))
-    trainer.train()
-    for entry in trainer.state.log_history:
-        if "loss" in entry:
-            told = {name: round(entry[key], 5) for name, key in LOGGED.items() if key in entry}
-            lab.log(event="step", step=entry["step"], **told)
-            if not math.isfinite(entry["loss"]):
-                raise UserError(f"dpo: loss {entry['loss']} at step {entry['step']}; lower learning_rate")
-    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-    vars(trained.get_base_model()).pop("forward", None)  # set by the trainer; it would go on calling this model
-    trained.delete_adapter("ref")
+    def log_ratio(rows: Sequence[int]) -> torch.Tensor:
+        """log p(chosen) - log p(rejected), [rows]."""
+        sides = [
+            (pairs[row]["prompt_ids"], pairs[row][side]) for side in ("chosen_ids", "rejected_ids") for row in rows
+        ]
+        chosen, rejected = completion_loss(lm, sides, reduction="row").chunk(2)
+        return rejected - chosen
 
+    with torch.no_grad():
+        parts = [range(len(pairs))[first : first + size] for first in range(0, len(pairs), size)]
+        reference = torch.cat([log_ratio(part) for part in parts])
+    told: dict[str, float] = {}
 
-LOGGED = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
-"""Names in the fit's log -> names in TRL's log."""
+    def loss(rows: Sequence[int]) -> torch.Tensor:
+        margin = settings.beta * (log_ratio(rows) - reference[list(rows)])
+        told.update(accuracy=float((margin > 0).float().mean()), margin=float(margin.detach().mean()))
+        return -torch.nn.functional.logsigmoid(margin).mean()
+
+    def log(step: int, loss: float, **more: object) -> None:
+        lab.log(event="step", step=step + 1, loss=round(loss, 5), **{key: round(each, 5) for key, each in told.items()})
+
+    AdapterTraining(
+        lm,
+        range(len(pairs)),
+        loss,
+        method="dpo",
+        learning_rate=settings.learning_rate,
+        epochs=settings.epochs,
+        batch_size=size,
+        warmup=settings.warmup,
+        checkpointing=settings.gradient_checkpointing,
+        seed=lab.stream("dpo"),
+    ).run(log)

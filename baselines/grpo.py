@@ -74,13 +74,21 @@ class GRPO(Method):
 
     def fit(self, lab: Lab) -> StaticPolicy:
         """Sample and update in turns."""
+        from baselines.shared.rollouts import sft_policy
+        from metatuner.lm import grouped_adapter
+
+        policy = sft_policy(lab)
+        with grouped_adapter(policy.tuned_actor.model):
+            self._train(lab, policy)
+        return policy
+
+    def _train(self, lab: Lab, policy: StaticPolicy) -> None:
         import torch
 
         from baselines.shared.policy_gradient import Updates, adapter_weights, recomputed
-        from baselines.shared.rollouts import covers, sample, sft_policy
+        from baselines.shared.rollouts import covers, sample
 
         settings: Settings = self.settings
-        policy = sft_policy(lab)
         lm, random = policy.tuned_actor, lab.random("batches")
         weights = adapter_weights(lm.model)
         start = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -108,7 +116,6 @@ class GRPO(Method):
                         loss = updates.step(_losses(lm, batch, settings))
             reward = round(float(rewards.mean()), 5)
             lab.log(event="step", step=step, reward=reward, used=len(kept), loss=round(loss, 5))
-        return policy
 
 
 @dataclass(frozen=True)

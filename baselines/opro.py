@@ -50,6 +50,8 @@ class OPRO(Proposing):
         "The meta-prompt is worded anew and put to the generator (or to the server that the config names) instead of "
         "a commercial model.",
         "Dev rows choose between the best candidates; OPRO reports the best on train rows.",
+        "Instructions that are repeated or too long are dropped; the source also drops those with digits on GSM8K, and "
+        "those with its own tags.",
         "With `proposer: rewrite` no meta-prompt is read: proposals are rewrites of the best instruction and of p~.",
     )
     Settings = Settings

@@ -31,7 +31,7 @@ class Settings:
     epochs: Count = 4
     """Passes over each batch."""
     minibatch: Count = 32
-    """Answers per optimizer step. The source has a quarter of a batch."""
+    """Answers per optimizer step. In the source's code, it is a whole batch."""
     clip: Positive = 0.2
     """How far the probability ratio may move from 1, and a value from its old value, in one batch."""
     discount: Share = 1.0
@@ -76,6 +76,8 @@ class PPO(Method):
         "The LoRA of `sft`, with its settings, is trained on; the reference is that LoRA as SFT left it.",
         "The value head reads the policy's own hidden states without a gradient into them: with a LoRA there is "
         "little to share.",
+        "A batch is trained on in minibatches; in the source's code it is one.",
+        "Rewards are not scaled to variance 1 before advantages are computed, as they are in the source's code.",
     )
     requires = ("sft",)
     Settings = Settings
@@ -88,13 +90,21 @@ class PPO(Method):
 
     def fit(self, lab: Lab) -> StaticPolicy:
         """Sample a batch, learn from it, and repeat."""
+        from baselines.shared.rollouts import sft_policy
+        from metatuner.lm import grouped_adapter
+
+        policy = sft_policy(lab)
+        with grouped_adapter(policy.tuned_actor.model):
+            self._train(lab, policy)
+        return policy
+
+    def _train(self, lab: Lab, policy: StaticPolicy) -> None:
         import torch
 
         from baselines.shared.policy_gradient import Updates, adapter_weights, recomputed
-        from baselines.shared.rollouts import covers, sample, sft_policy
+        from baselines.shared.rollouts import covers, sample
 
         settings: Settings = self.settings
-        policy = sft_policy(lab)
         lm, random = policy.tuned_actor, lab.random("batches")
         weights = adapter_weights(lm.model)
         start = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -138,7 +148,6 @@ class PPO(Method):
                 loss=round(sum(losses) / len(losses), 5),
             )
             controller.update(kl, size)
-        return policy
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class RLPrompt(Method):
         "takes a greedy one.",
         "The policy stands on the generator in place of DistilGPT-2, and does not choose tokens that are no "
         "printable text.",
+        "Training has as many steps as the preset says; the source has 12,000.",
         "With `keep_initial` the tokens follow the initial prompt; in the source they are the whole prompt.",
     )
     Settings = Settings

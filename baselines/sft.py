@@ -1,8 +1,8 @@
-"""SFT: a LoRA adapter on the actor, trained by TRL to write the reference answers under the initial prompt."""
+"""SFT: a LoRA adapter on the actor, trained to write the reference answers under the initial prompt."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from statistics import fmean
 
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import benchmark_file
@@ -51,7 +51,7 @@ class SFT(Method):
     name = "sft"
     title = "SFT"
     family = "parameter"
-    reference = "Hu et al. 2022, LoRA (arXiv 2106.09685), through TRL's SFTTrainer"
+    reference = "Hu et al. 2022, LoRA (arXiv 2106.09685)"
     Settings = Settings
 
     def loop(self, rows: Rows, shares: Shares) -> Loop:
@@ -60,72 +60,46 @@ class SFT(Method):
 
     def fit(self, lab: Lab) -> StaticPolicy:
         """Train on `lab.train`; rows that do not fit the actor's window are left out and counted in the log."""
-        import torch
-        from datasets import Dataset
-        from peft import LoraConfig, get_peft_model
-        from transformers import PrinterCallback
-        from trl.trainer.sft_config import SFTConfig
-        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+        from baselines.shared.adapter_training import AdapterTraining, new_adapter
+        from metatuner.lm import completion_loss
 
-        settings, lm = self.settings, lab.actor
-        prompts = {name: settings.prompts.get(name, lab.initial_prompt(name)) for name in lab.benchmarks}
-        examples = encode(lab, lab.train, prompts)
-        lab.log(event="rows", used=len(examples), dropped=len(lab.train) - len(examples))
-        if not examples:
+        s: Settings = self.settings
+        prompts = {name: s.prompts.get(name, lab.initial_prompt(name)) for name in lab.benchmarks}
+        pairs = encode(lab, lab.train, prompts)
+        lab.log(event="rows", used=len(pairs), dropped=len(lab.train) - len(pairs))
+        if not pairs:
             raise UserError("sft: no train row fits the actor's window; raise its `window` or use shorter rows")
-        torch.manual_seed(lab.stream("adapter"))
-        lora = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules="all-linear" if settings.targets == ("all-linear",) else list(settings.targets),
+        lm = new_adapter(lab, s, s.dropout)
+        training = AdapterTraining(
+            lm,
+            pairs,
+            lambda rows: completion_loss(lm, rows),
+            tokens=lambda pair: len(pair[1]),
+            method="sft",
+            learning_rate=s.learning_rate,
+            epochs=s.epochs,
+            batch_size=s.batch_size,
+            warmup=s.warmup,
+            weight_decay=s.weight_decay,
+            checkpointing=s.gradient_checkpointing,
+            seed=lab.stream("sft"),
         )
-        trainer = SFTTrainer(
-            model=get_peft_model(lm.model, lora),
-            processing_class=lm.tokenizer,
-            train_dataset=Dataset.from_list(examples),
-            data_collator=DataCollatorForLanguageModeling(pad_token_id=lm.filler),
-            args=SFTConfig(
-                output_dir=str(lab.workdir),
-                # We make the labels ourselves, so that training reads exactly the ids that inference reads.
-                dataset_kwargs={"skip_prepare_dataset": True},
-                max_length=None,
-                learning_rate=settings.learning_rate,
-                num_train_epochs=settings.epochs,
-                per_device_train_batch_size=settings.batch_size,
-                lr_scheduler_type="cosine",
-                warmup_steps=settings.warmup,
-                weight_decay=settings.weight_decay,
-                gradient_checkpointing=settings.gradient_checkpointing,
-                bf16=lm.spec.dtype == "bfloat16",
-                fp16=lm.spec.dtype == "float16",
-                use_cpu=lm.device.type == "cpu",
-                seed=lab.stream("sft") % 2**32,
-                save_strategy="no",
-                logging_strategy="epoch",
-                logging_nan_inf_filter=False,
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_num_workers=0,
-                dataloader_pin_memory=lm.device.type == "cuda",
-            ),
-        )
-        trainer.remove_callback(PrinterCallback)  # the fit has its own log
-        trainer.train()
-        for entry in trainer.state.log_history:
-            if "loss" in entry:
-                lab.log(event="epoch", epoch=round(entry["epoch"], 3), loss=round(entry["loss"], 5))
-                if not math.isfinite(entry["loss"]):
-                    raise UserError(f"sft: loss {entry['loss']} in epoch {entry['epoch']:g}; lower learning_rate")
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
-        # The trainer has set a forward of its own: on a copy of this model it would still call this model.
-        vars(model.get_base_model()).pop("forward", None)
-        return StaticPolicy(lab, prompts, actor=replace(lm, model=model))
+        losses: list[float] = []
+
+        def log(step: int, loss: float, **more: object) -> None:
+            losses.append(loss)
+            if (step + 1) % training.per_epoch == 0:
+                mean = fmean(losses[-training.per_epoch :])
+                lab.log(event="epoch", epoch=(step + 1) // training.per_epoch, loss=round(mean, 5))
+
+        training.run(log)
+        return StaticPolicy(lab, prompts, actor=lm)
 
 
-def encode(lab: Lab, rows: Sequence[Row], prompts: Mapping[str, str] | None = None) -> list[dict[str, list[int]]]:
-    """What the trainer reads: `input_ids`, and `labels` of the same length with -100 before the completion.
+def encode(
+    lab: Lab, rows: Sequence[Row], prompts: Mapping[str, str] | None = None
+) -> list[tuple[list[int], list[int]]]:
+    """What the adapter is trained on: (prompt ids, completion ids) per row.
 
     `prompts` maps each benchmark of the rows to its prompt; by default each benchmark has its p~.
 
@@ -133,12 +107,12 @@ def encode(lab: Lab, rows: Sequence[Row], prompts: Mapping[str, str] | None = No
     """
     from metatuner.lm import completion_ids, render
 
-    examples = []
+    pairs = []
     for row in rows:
         reserve = lab.benchmark(row.benchmark).max_new_tokens
         asked = lab.initial_prompt(row) if prompts is None else prompts[row.benchmark]
         prompt = render(lab.actor, asked, row.query, reserve=reserve).ids
         completion = completion_ids(lab.actor, row.target)
         if len(prompt) + len(completion) <= lab.actor.window:
-            examples.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
-    return examples
+            pairs.append((prompt, completion))
+    return pairs

@@ -11,8 +11,9 @@ import dspy
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.teleprompt import BootstrapFinetune
 
+from baselines.shared.adapter_training import Adapter, new_adapter
 from baselines.shared.better_together_training import Settings as TrainSettings
-from baselines.shared.better_together_training import Turn, attach_adapter, train
+from baselines.shared.better_together_training import Turn, train
 from baselines.shared.dspy_bridge import VerbatimAdapter
 from baselines.shared.dspy_program import (
     BASE,
@@ -33,7 +34,7 @@ TRAINED = "local/actor+lora"
 """DSPy's name for the trained actor."""
 
 
-class Settings(TrainSettings, Protocol):
+class Settings(TrainSettings, Adapter, Protocol):
     """The settings of BetterTogether that the program uses; their meanings are documented there."""
 
     @property
@@ -103,7 +104,7 @@ class InProcess(Provider):
             lab.log(event="finetune", answers=len(turns), dropped=len(train_data) - len(turns))
             if not turns:
                 return model
-            self.book.lms[TRAINED] = attach_adapter(lab, self.settings)
+            self.book.lms[TRAINED] = new_adapter(lab, self.settings)
             train(lab, self.book.lms[TRAINED], turns, self.settings)
             return TRAINED
 

@@ -2,30 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Protocol, cast
-
-import torch
-from peft import LoraConfig, get_peft_model
+from typing import Protocol
 
 from baselines.shared.policy_gradient import Updates, adapter_weights
 from metatuner.harness.lab import Lab
-from metatuner.lm import LM, completion_loss
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from metatuner.lm import LM, completion_loss, grouped_adapter
 
 
 class Settings(Protocol):
     """The settings of BetterTogether that step w uses; their meanings are documented there."""
 
-    @property
-    def rank(self) -> int: ...
-    @property
-    def alpha(self) -> int: ...
-    @property
-    def targets(self) -> tuple[str, ...]: ...
     @property
     def learning_rate(self) -> float: ...
     @property
@@ -42,20 +29,6 @@ Turn = tuple[list[int], list[int]]
 """Token ids that the actor reads, and token ids that it must write."""
 
 
-def attach_adapter(lab: Lab, settings: Settings) -> LM:
-    """The lab's actor with a new LoRA, put into the model itself. The LoRA changes nothing before it is trained."""
-    with torch.random.fork_rng(devices=[]):  # PEFT draws A from torch's global stream
-        torch.manual_seed(lab.stream("adapter"))
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            target_modules="all-linear" if settings.targets == ("all-linear",) else list(settings.targets),
-        )
-        model = get_peft_model(lab.actor.model, config)
-    return replace(lab.actor, model=cast("PreTrainedModel", model.eval()))
-
-
 def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: Settings) -> None:
     """Train with AdamW on the cross-entropy of the target tokens; stop before a step that the budget does not cover."""
     order, size = lab.random("batches"), settings.batch_size
@@ -66,7 +39,7 @@ def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: Settings) -> None:
         gradient_clip=settings.gradient_clip,
         what="better_together",
     )
-    with _checkpointing(lm, settings.gradient_checkpointing):
+    with _checkpointing(lm, settings.gradient_checkpointing), grouped_adapter(lm.model):
         for epoch in range(1, settings.epochs + 1):
             losses = []
             shuffled = order.sample(list(turns), len(turns))

@@ -50,7 +50,7 @@ def train(
 ) -> None:
     """Train with AdamW on the cross-entropy of the target tokens; stop before a step that the budget does not cover."""
     parameters = list(trainable(lm).values())
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
     steps = epochs * math.ceil(len(pairs) / batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps, warmup))
     for step, batch in enumerate(_batches(pairs, epochs, batch_size, seed), start=1):

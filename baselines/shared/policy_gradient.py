@@ -141,7 +141,7 @@ class Updates:
             what: name of the method, for errors.
         """
         self.parameters = [weight for group in groups for weight in group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: max(0.0, 1 - step / steps))
         self.gradient_clip, self.what, self.taken = gradient_clip, what, 0
 

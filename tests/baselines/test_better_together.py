@@ -12,8 +12,9 @@ from dspy.clients.provider import TrainingJob
 from safetensors.torch import load_file
 
 from baselines.better_together import BetterTogether, Settings
+from baselines.shared.adapter_training import new_adapter
 from baselines.shared.better_together_program import TRAINED, InProcess, TurnAdapter, to_turn
-from baselines.shared.better_together_training import attach_adapter, train
+from baselines.shared.better_together_training import train
 from baselines.shared.dspy_program import BASE, AnswerBook, Asked, DemonstratedActor
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
@@ -160,7 +161,7 @@ def test_saved_and_loaded_it_answers_the_same(tmp_path: Path) -> None:
     rows = distinct(6, 0)
     lab = toy_lab(tmp_path, rows, actor=tiny_lm())
     settings = Settings(rank=2, alpha=4, epochs=30, learning_rate=1e-2)
-    lm = attach_adapter(lab, settings)
+    lm = new_adapter(lab, settings)
     demos = [(row.query, row.target) for row in rows[:2]]
     turns = [(render(lm, lab.initial_prompt(row), row.query, demos).ids, completion_ids(lm, "4 5")) for row in rows]
     train(lab, lm, turns, settings)
@@ -229,7 +230,7 @@ def test_trained_on_several_benchmarks_each_query_has_its_own_prompt(tmp_path: P
 def test_a_policy_asks_each_benchmark_under_its_own_prompt_and_demonstrations(tmp_path: Path) -> None:
     rows = mixed_rows(6)
     lab = toy_lab(tmp_path, rows, actor=tiny_lm(), benchmarks=PAIR, trained_on=("gsm8k", "math"))
-    lm = attach_adapter(lab, Settings(rank=2, alpha=4))
+    lm = new_adapter(lab, Settings(rank=2, alpha=4))
     prompts = {name: each.initial_prompt for name, each in PAIR.items()}
     demos = {"gsm8k": [(rows[0].query, "5")], "math": [(rows[1].query, "7"), (rows[2].query, "9")]}
     policy = StaticPolicy(lab, prompts, demos, lm)
@@ -260,8 +261,8 @@ def test_training_is_adamw_at_a_rate_that_falls_in_a_line_over_all_steps(tmp_pat
     events: list[dict[str, Any]] = []
     lab = toy_lab(tmp_path, rows, actor=tiny_lm(), events=events)
     settings = Settings(rank=2, alpha=6, epochs=3, batch_size=6, learning_rate=1e-2, gradient_clip=0.5)
-    lm = attach_adapter(lab, settings)
-    by_hand = attach_adapter(toy_lab(tmp_path, rows, actor=tiny_lm()), settings)
+    lm = new_adapter(lab, settings)
+    by_hand = new_adapter(toy_lab(tmp_path, rows, actor=tiny_lm()), settings)
     turns = [(render(lm, "add", row.query).ids, completion_ids(lm, row.target)) for row in rows]
     train(lab, lm, turns, settings)
     weights = [weight for weight in by_hand.model.parameters() if weight.requires_grad]
@@ -292,7 +293,7 @@ def test_training_lowers_the_loss_and_checkpointing_changes_nothing(tmp_path: Pa
         events: list[dict[str, Any]] = []
         lab = toy_lab(tmp_path, rows, actor=tiny_lm(), events=events)
         settings = Settings(rank=4, alpha=8, epochs=4, learning_rate=5e-3, batch_size=4, **changes)
-        lm = attach_adapter(lab, settings)
+        lm = new_adapter(lab, settings)
         turns = [(render(lm, "add", row.query).ids, completion_ids(lm, row.target)) for row in rows]
         with torch.no_grad():
             before = float(completion_loss(lm, turns))
@@ -320,7 +321,7 @@ def test_every_trained_token_is_metered_and_training_stops_at_the_limit(tmp_path
         events: list[dict[str, Any]] = []
         lab = toy_lab(tmp_path, rows, actor=tiny_lm(), events=events, budget=Budget({"trained_tokens": limit}, "toy"))
         lab.budget.attach(lab.actor, "actor")
-        train(lab, attach_adapter(lab, settings), turns, settings)
+        train(lab, new_adapter(lab, settings), turns, settings)
         return lab.budget.used.trained_tokens, [event["event"] for event in events]
 
     assert trained(10**9) == (3 * read, ["epoch"] * 3)
@@ -356,7 +357,7 @@ def test_what_breaks_a_step_is_raised_and_not_a_score_of_zero(
 ) -> None:
     lab = scripted(tmp_path, [])
     if step == "training":
-        monkeypatch.setattr("baselines.shared.better_together_program.attach_adapter", _broken)
+        monkeypatch.setattr("baselines.shared.better_together_program.new_adapter", _broken)
     else:
         calls = iter(range(100))
         whole = ScriptedLab.answer

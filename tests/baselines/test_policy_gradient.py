@@ -268,7 +268,7 @@ def test_ppo_learns_what_a_loop_over_answers_and_tokens_learns(watched: Watched,
         gae_lambda=0.8,
         value_weight=0.5,
         kl_coefficient=0.4,
-        kl_target=6.0,
+        kl_target=2.2,
         kl_horizon=20.0,
         learning_rate=2e-2,
         value_learning_rate=5e-2,
@@ -360,9 +360,10 @@ def test_a_step_is_taken_if_the_budget_covers_it_at_its_longest_and_else_costs_n
     rows = mixed_rows(5)
     prompts = sum(len(asked(sft_policy(arms_lab(home)), row)) for row in rows)
     written = sum(PAIR[row.benchmark].max_new_tokens for row in rows)
-    # Sampled and trained answers to a row; with the two log-probabilities of each, or the one of DPO's reference.
+    # Sampled and trained answers to a row; with the two log-probabilities of each, or the one of DPO's reference,
+    # which reads each once.
     answers, trained = {"dpo": (4, 2 * 3 * 2), "ppo": (1, 2), "grpo": (3, 2 * 3)}[name]
-    scored = {"dpo": trained, "ppo": 2, "grpo": 2 * 3}[name]
+    scored = {"dpo": 2 * 2, "ppo": 2, "grpo": 2 * 3}[name]
     needed = {
         "lm_calls": 5 * (answers + scored),
         "generated_tokens": answers * written,

@@ -315,9 +315,9 @@ TOGETHER = {"strategy": "p -> w -> p", "candidates": 2, "shots": 2, "epochs": 3}
 @pytest.mark.parametrize(
     ("method", "settings", "dev", "expected"),
     [
-        # Half of 10 rows have rollouts that differ: 2 pairs of each, 2 sides, 2 epochs.
-        ("dpo", {"pairs": 3, "rollouts": 4, "epochs": 2}, 4, Sequences(40, 40, 40)),
-        ("dpo", {"pairs": 1, "rollouts": 4, "epochs": 2}, 4, Sequences(40, 20, 20)),
+        # Half of 10 rows have rollouts that differ: 2 pairs of each, 2 sides, read once, trained on in 2 epochs.
+        ("dpo", {"pairs": 3, "rollouts": 4, "epochs": 2}, 4, Sequences(40, 20, 40)),
+        ("dpo", {"pairs": 1, "rollouts": 4, "epochs": 2}, 4, Sequences(40, 10, 20)),
         ("ppo", {"steps": 3, "batch": 16, "epochs": 2}, 4, Sequences(30, 60, 60)),
         (
             "opro",
