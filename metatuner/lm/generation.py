@@ -7,22 +7,22 @@ that follows the rows (per-query LoRA), one random stream per row, and finished 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from metatuner.errors import UserError
+from metatuner.lm.grouped_lora import grouped_adapter
 from metatuner.lm.model import LM
+from metatuner.lm.reading import reader
 
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch once less than this share of it is unfinished. This costs one copy of the cache."""
 MOST_PADDING = 0.25
 """No row joins a batch if more than this share of the batch's prompt positions would then be padding."""
-ROOM = 32
-"""Tokens by which the cache grows at a time. More means fewer copies, but gaps in memory that slow attention."""
+WORTH_SHARING = 512
+"""A prefix that all rows share is read once if this saves at least so many tokens."""
 
 
 class Adaptation(Protocol):
@@ -101,7 +101,7 @@ def generate(
                 pick = _Sample([seeds[i] for i in batch], max_new_tokens, temperature, top_p)
             lm.traffic.generating = True
             try:
-                with nullcontext() if adapt is None else adapt(batch) as adaptation:
+                with grouped_adapter(lm.model), nullcontext() if adapt is None else adapt(batch) as adaptation:
                     decoded = _decode(lm, [prompts[i] for i in batch], max_new_tokens, pick, end, adaptation)
             finally:
                 lm.traffic.generating = False
@@ -210,41 +210,12 @@ class _End:
         return self.closing[token]
 
 
-class _RoomyLayer(DynamicLayer):
-    """A cache layer that grows by `ROOM` tokens at a time; DynamicLayer copies the whole cache at each token."""
-
-    length = 0
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.all_keys, self.all_values = key_states[:, :, :0], value_states[:, :, :0]
-        start, self.length = self.length, self.length + key_states.shape[2]
-        if self.length > self.all_keys.shape[2]:
-            more = key_states.shape[2] + ROOM
-            self.all_keys, self.all_values = (
-                torch.cat([kept[:, :, :start], kept.new_empty((*kept.shape[:2], more, kept.shape[3]))], 2)
-                for kept in (self.all_keys, self.all_values)
-            )
-        self.all_keys[:, :, start : self.length] = key_states
-        self.all_values[:, :, start : self.length] = value_states
-        return self._show()
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.all_keys, self.all_values = self.all_keys[indices], self.all_values[indices]
-        self._show()
-
-    def _show(self) -> tuple[Tensor, Tensor]:
-        keys, values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
-        self.keys, self.values = keys, values
-        return keys, values
-
-
-def _cache(lm: LM) -> DynamicCache:
-    """The model's own kind of cache, with its plain layers replaced by roomy layers."""
-    cache = DynamicCache(config=lm.model.config)
-    cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
+def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens of the prompts are read once; the last token of a prompt is never among them."""
+    first, last = min(map(list, prompts)), max(map(list, prompts))
+    limit = min(map(len, prompts)) - 1
+    length = next((place for place in range(limit) if first[place] != last[place]), limit)
+    return length if length * (len(prompts) - 1) >= WORTH_SHARING else 0
 
 
 def _decode(
@@ -258,34 +229,33 @@ def _decode(
     """The generated ids of each prompt of one batch, decoded together with left padding."""
     # Equal prompts (samples of one query) are read once, unless each row has its own adaptation.
     read = prompts if adaptation is not None else list({tuple(prompt): prompt for prompt in prompts}.values())
+    model = reader(lm)
+    shared = _shared_prefix(read) if adaptation is None and model.plain else 0
     width = max(map(len, prompts))
     inputs = torch.full((len(read), width), lm.filler)
     mask = torch.ones((len(read), width + steps), dtype=torch.long)
     for row, prompt in enumerate(read):
-        inputs[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, : width - len(prompt)] = 0
-    inputs, mask = inputs.to(lm.device), mask.to(lm.device)
-    positions = (mask[:, :width].cumsum(-1) - 1).clamp_(min=0)
+        # Padding stands between the shared prefix and the rest, which ends at the same place in all rows.
+        inputs[row, shared + width - len(prompt) :] = torch.tensor(prompt[shared:])
+        mask[row, shared : shared + width - len(prompt)] = 0
+    inputs, mask = inputs[:, shared:].to(lm.device), mask.to(lm.device)
+    positions = (mask[:, :width].cumsum(-1) - 1).clamp_(min=0)[:, shared:]
     suppressed = torch.tensor(lm.suppressed_ids, dtype=torch.long, device=lm.device)
-    cache = _cache(lm)
+    if shared:
+        prefix = torch.tensor([list(read[0][:shared])], device=lm.device)
+        model.read(prefix, torch.arange(shared, device=lm.device)[None], torch.ones_like(prefix))
+        model.select(torch.zeros(len(read), dtype=torch.long, device=lm.device))
 
     written: list[list[int]] = [[] for _ in prompts]
     batch = list(range(len(prompts)))  # the prompt in each row of the current batch
     going = set(batch)
     for step in range(steps):
-        logits = lm.model(
-            input_ids=inputs,
-            attention_mask=mask[:, : width + step],
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        logits = model.read(inputs, positions, mask[:, : width + step])
         if len(logits) < len(batch):
             places = {tuple(prompt): row for row, prompt in enumerate(read)}
             copies = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=lm.device)
             logits, mask, positions = logits[copies], mask[copies], positions[copies]
-            cache.batch_select_indices(copies)
+            model.select(copies)
         logits.index_fill_(-1, suppressed, -torch.inf)
         if not torch.isfinite(logits.amax(-1)).all():  # NaN counts as the largest
             raise UserError(
@@ -305,7 +275,7 @@ def _decode(
             rows = torch.tensor([row for row, index in enumerate(batch) if index in going], device=lm.device)
             batch = [index for index in batch if index in going]
             inputs, positions, mask = inputs[rows], positions[rows], mask[rows]
-            cache.batch_select_indices(rows)
+            model.select(rows)
             pick.keep(rows)
             if adaptation is not None:
                 adaptation.keep(rows)

@@ -79,6 +79,8 @@ class LM:
     traffic: Traffic = field(default_factory=Traffic)
     batch_tokens: int = 16384
     """Maximum padded tokens of a generation batch, unless `generate` gets another bound."""
+    pieces: dict[tuple[str | bool, ...], list[str] | None] = field(default_factory=dict)
+    """The chat template's text around the contents, per sequence of roles (see `chat_text`)."""
 
     @property
     def device(self) -> torch.device:
@@ -89,6 +91,19 @@ class LM:
     def decoder(self) -> nn.Module:
         """The model without its LM head. Every forward pass runs it, also if the head is skipped: meter it here."""
         return self.model.get_decoder()
+
+    @cached_property
+    def _fast_tokenizer(self) -> Any:
+        """The tokenizer without transformers' own work per call; None if the two differ on a text with odd blanks."""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        probe = f"  x\u00a0y \n\n{MARK}"
+        if (
+            fast is None
+            or self.tokenizer(probe, add_special_tokens=False).input_ids
+            != fast.encode(probe, add_special_tokens=False).ids
+        ):
+            return None
+        return fast
 
     @property
     def head(self) -> nn.Linear:
@@ -111,10 +126,40 @@ class LM:
 
     def chat_text(self, turns: list[dict[str, str]], *, generate: bool = True) -> str:
         """The chat template's text for `turns`; with `generate`, up to where the assistant's answer begins."""
+        key: tuple[str | bool, ...] = (*(turn["role"] for turn in turns), generate)
+        if key not in self.pieces:
+            self.pieces[key] = self._pieces(turns, generate)
+        pieces = self.pieces[key]
+        if pieces is None:
+            return self._apply_template(turns, generate)
+        between = zip(pieces, (turn["content"] for turn in turns), strict=False)
+        return "".join(part for pair in between for part in pair) + pieces[-1]
+
+    def _apply_template(self, turns: list[dict[str, str]], generate: bool) -> str:
         text = self.tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=generate, enable_thinking=False
         )
         return cast(str, text)
+
+    def _pieces(self, turns: list[dict[str, str]], generate: bool) -> list[str] | None:
+        """What a template writes around the contents of turns with these roles; None if it changes contents."""
+
+        def filled(contents: list[str]) -> str:
+            named = [{"role": turn["role"], "content": text} for turn, text in zip(turns, contents, strict=True)]
+            return self._apply_template(named, generate)
+
+        marks = [f"{MARK}{place}{MARK}" for place in range(len(turns))]
+        pieces, rest = [], filled(marks)
+        for mark in marks:
+            before, found, rest = rest.partition(mark)
+            if not found:
+                return None
+            pieces.append(before)
+        pieces.append(rest)
+        # Templates may strip contents, or treat empty ones otherwise.
+        probes = ([f" \n{mark}\n " for mark in marks], [""] * len(turns))
+        kept = all(filled(probe) == "".join(map(str.__add__, pieces, [*probe, ""])) for probe in probes)
+        return pieces if kept else None
 
     @cached_property
     def end_of_turn(self) -> int:
@@ -161,6 +206,9 @@ class LM:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without added tokens."""
+        fast = self._fast_tokenizer
+        if fast is not None and fast.padding is None and fast.truncation is None:
+            return cast(list[int], fast.encode(text, add_special_tokens=False).ids)
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
     def decode(self, ids: list[int]) -> str:

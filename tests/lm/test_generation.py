@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from metatuner.errors import UserError
-from metatuner.lm import LM, Completion, generate, generation
+from metatuner.lm import LM, Completion, generate, reading
 from metatuner.lm.generation import MOST_PADDING, batch_by_length, padding_share
-from tests.toys.lm import BEGIN, END, ENDS, FAMILIES, PAD, SLIDING, WORDS, random_prompts, tiny_lm
+from tests.toys.lm import BEGIN, END, ENDS, FAMILIES, PAD, SLIDING, WORDS, random_prompts, tiny_lm, watched_reads
 
 PROMPTS = random_prompts(24)
 NEW = 14
@@ -20,7 +20,7 @@ NEW = 14
 @pytest.fixture(autouse=True)
 def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache grows several times before the last token."""
-    monkeypatch.setattr(generation, "ROOM", 4)
+    monkeypatch.setattr(reading, "ROOM", 4)
 
 
 def ids(completions: list[Completion]) -> list[list[int]]:
@@ -102,13 +102,12 @@ def test_the_padding_of_a_plan_is_what_the_model_reads() -> None:
     prompts = random_prompts(40, shortest=3, longest=80)
     masks: list[Tensor] = []
 
-    def record(module: object, args: object, kwargs: dict[str, Tensor]) -> None:
-        if kwargs["input_ids"].shape[1] > 1:
-            masks.append(kwargs["attention_mask"])
+    def record(ids: Tensor, mask: Tensor, logits: Tensor) -> None:
+        if ids.shape[1] > 1:
+            masks.append(mask)
 
-    hook = lm.decoder.register_forward_pre_hook(record, with_kwargs=True)
-    generate(lm, prompts, max_new_tokens=2)
-    hook.remove()
+    with watched_reads(record):
+        generate(lm, prompts, max_new_tokens=2)
     read, padded = sum(mask.numel() for mask in masks), sum(int((mask == 0).sum()) for mask in masks)
     assert 0 < padded <= MOST_PADDING * read
     assert padding_share(prompts, batch_by_length(prompts, 2)) == pytest.approx(padded / read)
@@ -153,11 +152,8 @@ def test_equal_prompts_are_read_once_and_answered_each_on_its_own() -> None:
     lm = tiny_lm()
     prompts = [prompt for prompt in PROMPTS[:4] for _ in range(6)]
     rows: list[int] = []
-    hook = lm.decoder.register_forward_hook(
-        lambda module, args, kwargs, output: rows.append(len(output[0])), with_kwargs=True
-    )
-    together = generate(lm, prompts, max_new_tokens=NEW, temperature=1.0, seeds=range(24))
-    hook.remove()
+    with watched_reads(lambda ids, mask, logits: rows.append(len(ids))):
+        together = generate(lm, prompts, max_new_tokens=NEW, temperature=1.0, seeds=range(24))
     assert rows[:2] == [4, 24]
     assert together == [
         generate(lm, [prompt], max_new_tokens=NEW, temperature=1.0, seeds=[seed])[0]

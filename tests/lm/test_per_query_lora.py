@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, PerQueryLoRA, completion_loss, generate
-from tests.toys.lm import END, FAMILIES, SLIDING, double_lm, random_prompts, tiny_lm, tiny_model
+from tests.toys.lm import END, FAMILIES, SLIDING, double_lm, random_prompts, tiny_lm, tiny_model, watched_reads
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROMPTS = random_prompts(6)
@@ -117,13 +116,12 @@ def test_logits_of_each_step_of_a_decoding_are_those_of_a_row_alone_without_a_ca
         with lora.applied(flat[rows]):
             yield Spy()
 
-    def record(module: object, args: object, output: Any) -> None:
+    def record(ids: Tensor, mask: Tensor, logits: Tensor) -> None:
         for row, index in enumerate(inside):
-            steps[index].append(output.logits[row, -1].clone())
+            steps[index].append(logits[row])
 
-    hook = lm.model.register_forward_hook(record)
-    completions = generate(lm, MANY, max_new_tokens=12, adapt=adapt)
-    hook.remove()
+    with watched_reads(record):
+        completions = generate(lm, MANY, max_new_tokens=12, adapt=adapt)
     # Some rows left the batch while others went on, and prompts are padded and reach beyond sliding windows.
     assert len({len(logits) for logits in steps}) > 1
     assert min(map(len, MANY)) < SLIDING < max(map(len, MANY))

@@ -1,13 +1,15 @@
 """Tiny random models and a word-level tokenizer, for tests of metatuner.lm."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import (
     Gemma2Config,
@@ -26,7 +28,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from metatuner.lm import LM, ModelSpec
+from metatuner.lm import LM, ModelSpec, generation, reading
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<q>", "<a>"]
 WORDS = [*SPECIAL, "<unk>", "\n", *(f"w{i}" for i in range(57))]
@@ -153,3 +155,24 @@ def random_prompts(count: int, *, shortest: int = 3, longest: int = 20, seed: in
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(shortest, longest + 1, (count,), generator=draw).tolist()
     return [torch.randint(7, len(WORDS), (length,), generator=draw).tolist() for length in lengths]
+
+
+@contextmanager
+def watched_reads(seen: Callable[[Tensor, Tensor, Tensor], None]) -> Iterator[None]:
+    """Within this context, `seen` gets the ids, the mask and the logits of each read of `generate`."""
+
+    def watched(lm: LM) -> reading.Reader:
+        way = reading.reader(lm)
+        read = way.read
+
+        def both(ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+            logits = read(ids, positions, mask)
+            seen(ids, mask, logits.clone())
+            return logits
+
+        way.read = both  # type: ignore[method-assign]
+        return way
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "reader", watched)
+        yield
