@@ -71,9 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         if argv is None and os.environ.get("METATUNER_FORK_SERVER"):
-            from metatuner import forkserver  # needs psutil, and serves the tests
+            from metatuner import forkserver  # needs psutil
 
-            return forkserver.become(["metatuner", *words])
+            try:
+                return forkserver.become(["metatuner", *words])
+            except forkserver.NoServer as error:
+                print(f"metatuner: {error}; going on without it", file=sys.stderr)
+                del os.environ["METATUNER_FORK_SERVER"]  # for the processes that this one starts or becomes
         commands = _commands()
         if words and not words[0].startswith("-") and words[0] not in commands:
             raise UserError(f"unknown command {words[0]!r}; {suggest(words[0], commands)}")

@@ -56,6 +56,10 @@ _LOST = 70
 """Exit status if the server ended before the command (EX_SOFTWARE)."""
 
 
+class NoServer(UserError):
+    """No server answers at the address that the environment names."""
+
+
 # ---- for callers -----------------------------------------------------------------------------------------------
 
 
@@ -85,6 +89,7 @@ class ForkServer:
                 stderr=out,
                 env=_server_environment(),
                 start_new_session=True,  # Ctrl-C is for the commands
+                cwd="/",  # so that it is not taken for a process of the run
             )
         assert self._process.stdout is not None
         ready = self._process.stdout.read()
@@ -146,7 +151,7 @@ def become(words: Sequence[str]) -> int:
     line calls this before it imports anything heavy.
 
     Raises:
-        UserError: no server answers.
+        NoServer: no server answers.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # until there is a fork to pass them on to
     connection = _ask(Path(os.environ[ADDRESS]), words, Path.cwd(), os.environ, (0, 1, 2))
@@ -171,7 +176,7 @@ def _ask(
         connection.connect(str(address))
     except OSError as error:
         connection.close()
-        raise UserError(
+        raise NoServer(
             f"{ADDRESS}={address}: no fork server answers there ({error.strerror}); unset the variable"
         ) from None
     socket.send_fds(connection, [struct.pack("!I", len(request))], list(streams))

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -14,7 +15,10 @@ from metatuner import progress
 from metatuner.config import Layout, parse_overrides
 from metatuner.errors import UserError
 
-PROGRAMS = ("snakemake", "metatuner")
+FORK = "metatuner.forkserver"
+PROGRAMS = ("snakemake", "metatuner", FORK)
+DYING = 5.0
+"""Seconds in which the forks of a killed run end on their own."""
 
 
 def living_runs(folder: Path) -> list[tuple[int, str]]:
@@ -32,7 +36,7 @@ def living_runs(folder: Path) -> list[tuple[int, str]]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue  # it ended meanwhile, or belongs to another user
         programs = {Path(word).name for word in words[:3]}
-        writes = "snakemake" in programs or "--config" in words  # lm-eval's and other commands only read
+        writes = "metatuner" not in programs or "--config" in words  # lm-eval's and other commands only read
         if here and writes and programs & set(PROGRAMS):
             alive.append((process.pid, " ".join(words)[:100]))
     return alive
@@ -46,7 +50,9 @@ def resume_run(overrides: Sequence[str], cores: str, layout: Layout) -> NoReturn
     folder = Path.cwd()
     if not (folder / "Snakefile").is_file():
         raise UserError(f"{folder}: no Snakefile here; run this from the project's folder")
-    alive = living_runs(folder)
+    until = time.monotonic() + DYING
+    while (alive := living_runs(folder)) and time.monotonic() < until and all(FORK in words for _, words in alive):
+        time.sleep(0.1)
     if alive:
         named = "; ".join(f"{pid} ({words})" for pid, words in alive)
         raise UserError(f"the old run is still alive: {named}; wait for it, or stop it, then resume")

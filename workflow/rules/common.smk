@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from metatuner.plan.dag import Dag
 from metatuner.errors import UserError
+from metatuner.run.jobs import start_server
 
 try:
     BENCH = Dag.from_snakemake(config)
@@ -18,6 +19,7 @@ except UserError as error:
 onstart:
     # Not run in a dry run, which must not change the config of a live run.
     BENCH.write_config()
+    start_server(local=workflow.local_exec, deployed=bool(workflow.deployment_settings.deployment_method))
 
 
 L = BENCH.layout
