@@ -66,6 +66,7 @@ def world_report(config: "Config", arguments: argparse.Namespace) -> None:
         actor=plan.keys.model_path("actor"),
         generator=plan.keys.model_path(plan.settings.tuning_generator),
         out=plan.layout.root,
+        benchmarks=[name for name in plan.grid.benchmarks if config.benchmarks[name].source == "nano"],
         trained=config.nano.trained,
         progress=progress.say,
     )

@@ -96,6 +96,7 @@ def measure(
     actor: Path,
     generator: Path,
     out: Path,
+    benchmarks: Sequence[str] = BENCHMARKS,
     trained: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> list[Bar]:
@@ -104,13 +105,14 @@ def measure(
     Args:
         rows: folder of raw rows, as `write_rows` leaves it: `<benchmark>/{train,audit}.jsonl`.
         actor, generator: model folders, as `pretrain` leaves them.
+        benchmarks: names of those to measure.
         trained: False for models with initial weights; their report says that the bars do not apply.
     """
     actor_lm, generator_lm = (load_lm(ModelSpec(str(path), window=WINDOW)) for path in (actor, generator))
     new_tokens = NEW_TOKENS if trained else NEW_TOKENS_UNTRAINED
     measured: dict[str, dict[str, float]] = {}
     counts: dict[str, int] = {}
-    for name in BENCHMARKS:
+    for name in benchmarks:
         benchmark = get_benchmark(name)
         audit = load_rows(benchmark, rows / name / "audit.jsonl")[:AUDIT_ROWS]
         pool = load_rows(benchmark, rows / name / "train.jsonl")
@@ -238,7 +240,9 @@ def judge(measured: dict[str, dict[str, float]]) -> list[Bar]:
             Bar(name, "few-shot over zero-shot", round(got["few_shot"] - zero, 2), -3),
         ]
     gains = sorted((got["best_prompt_per_kind"] - got["best_prompt"] for got in measured.values()), reverse=True)
-    return [*bars, Bar("second best", "best prompt per kind over best single", round(gains[1], 2), 5)]
+    if len(gains) > 1:
+        bars.append(Bar("second best", "best prompt per kind over best single", round(gains[1], 2), 5))
+    return bars
 
 
 def report(world: World, bars: Sequence[Bar], trained: bool, counts: Mapping[str, int]) -> str:

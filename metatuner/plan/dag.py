@@ -85,7 +85,8 @@ class Dag:
     @property
     def world_report_key(self) -> str:
         """What the measured bars depend on."""
-        return hash_value([self.world_key, hash_code(ROOT / "metatuner" / "nano" / "bars.py")])
+        code = hash_code(ROOT / "metatuner" / "nano" / "bars.py")
+        return hash_value([self.world_key, self.plan.grid.benchmarks, code])
 
     @property
     def model_marks(self) -> list[Path]:

@@ -202,6 +202,12 @@ class Grid:
         return {fit.key: fit for fit in in_order(cell.fit for cell in self.cells.values())}
 
     @cached_property
+    def benchmarks(self) -> list[str]:
+        """The benchmarks that fits train on or cells test, in the order of the config."""
+        used = {name for cell in self.cells.values() for name in (cell.benchmark, *cell.fit.train)}
+        return [name for name in self.config.benchmarks if name in used]
+
+    @cached_property
     def timed_cells(self) -> list[Cell]:
         """The cells of the main experiment's first seed. Their policies are timed."""
         seed = self.config.experiments[self.config.main].seeds[0]

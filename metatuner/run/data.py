@@ -30,10 +30,8 @@ def configured(config: Config, name: str) -> Benchmark:
 
 def check_sources(plan: Plan) -> Iterator[str]:
     """Load the rows of each benchmark that is run from its source and yield lines with counts and hashes."""
-    run = {name for cell in plan.grid.cells.values() for name in (cell.benchmark, *cell.fit.train)}
-    for name, benchmark in plan.config.benchmarks.items():
-        if name not in run:
-            continue
+    for name in plan.grid.benchmarks:
+        benchmark = plan.config.benchmarks[name]
         files = plan.keys.source_files(name)
         if benchmark.source == "nano" and not all(file.is_file() for file in files):
             preset = plan.config.preset

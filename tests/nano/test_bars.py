@@ -84,7 +84,6 @@ or four demonstrations."""
 @pytest.fixture
 def scripted(tmp_path, monkeypatch):
     """A measurement of the package's models, whose answers follow HANDLES instead of what they would write."""
-    monkeypatch.setattr(bars, "BENCHMARKS", TWO)
     for name, value in {"RATES": (8e-3,), "EPOCHS": 1, "RANK": 1, "ROLLOUT_ROWS": 10}.items():
         monkeypatch.setattr(bars, name, value)
     write_rows(World(), tmp_path / "rows", {name: {"train": 40, "audit": 20} for name in TWO})
@@ -126,7 +125,7 @@ def scripted(tmp_path, monkeypatch):
                     row |= {"solution": r"\boxed{q}"} if "solution" in row else {"answer": "#### 12345"}
             path.write_text("".join(json.dumps(row) + "\n" for row in texts))
         models = {"actor": WEIGHTS / "actor", "generator": WEIGHTS / "generator_small"}
-        found = measure(World(), rows=tmp_path / "rows", out=tmp_path / "out", **models)
+        found = measure(World(), rows=tmp_path / "rows", out=tmp_path / "out", benchmarks=TWO, **models)
         record = json.loads((tmp_path / "out" / "world.json").read_text())
         assert record["met"] is all(bar.met for bar in found)
         return record["measured"]
