@@ -235,6 +235,10 @@ class TuningConfig(_Part):
 
     trials: int = Field(8, ge=1)
     seed: int = Field(1000, ge=0)
+    finalists: int = Field(
+        1, ge=1, description="the best trials, which are fitted with `more_seeds` too; then the mean over seeds decides"
+    )
+    more_seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [1001, 1002], min_length=1)
     winners: FilePath | None = Field(None, description="JSON file of stored winners, relative to the project")
 
 

@@ -52,15 +52,27 @@ class Searches:
                 drawn.append(trial)
         return drawn
 
-    def fit(self, subject: str, benchmark: str, over: dict[str, Any]) -> Fit:
-        """The fit of one trial."""
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of all trials, then the further seeds of finalists."""
+        tuning = self.config.tuning
+        return [tuning.seed, *(tuning.more_seeds if tuning.finalists > 1 else [])]
+
+    def fit(self, subject: str, benchmark: str, over: dict[str, Any], seed: int | None = None) -> Fit:
+        """The fit of one trial; `seed` None is the seed of all trials."""
         settings = self.settings.resolve(subject, (benchmark,), over, winners=False)
         method, generator = subject.partition(".")[0], self.settings.tuning_generator
-        return self.grid.fit(method, settings, (benchmark,), generator, self.config.tuning.seed)
+        chosen = self.config.tuning.seed if seed is None else seed
+        return self.grid.fit(method, settings, (benchmark,), generator, chosen)
 
     def needs(self, benchmark: str) -> list[Fit]:
         """The fits that the searches on a benchmark build on (warm-ups), each once; required fits come first."""
-        fits = [self.fit(subject, where, {}) for subject, where in self.all if where == benchmark]
+        fits = [
+            self.fit(subject, where, {}, seed)
+            for subject, where in self.all
+            if where == benchmark
+            for seed in self.seeds
+        ]
         return in_order(needed for fit in fits for needed in fit.requires)
 
     def describe(self) -> list[dict[str, Any]]:
@@ -84,6 +96,7 @@ class Searches:
                     "search": {name: space.model_dump(mode="json", exclude_none=True) for name, space in spaces},
                     "generator": self.settings.tuning_generator,
                     **{name: known.get(name) for name in names},
+                    **({"finalists": known["finalists"]} if known.get("finalists") else {}),
                 }
             )
         return found

@@ -139,7 +139,7 @@ class Settings:
         over = {name: config.settings.get(name) for name in cls.requires}
         own = self.resolve(subject, (), winners=False).own
         proposer = self.proposer(method, own)
-        depends = {
+        depends: dict[str, Any] = {
             "subject": subject,
             "benchmark": benchmark,
             "search": {name: space.model_dump(mode="json") for name, space in config.search.items()},
@@ -154,6 +154,8 @@ class Settings:
         }
         if proposer is not None:
             depends["proposer"] = proposer.identity
+        if self.config.tuning.finalists > 1:
+            depends["finalists"] = [self.config.tuning.finalists, self.config.tuning.more_seeds]
         return hash_value(depends)
 
     def is_current(self, winner: Winner) -> bool:

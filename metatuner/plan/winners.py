@@ -1,7 +1,7 @@
 """Stored winners of random search, each with the key of what it is valid for."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ class Winner:
     settings: dict[str, Any]
     """The searched settings only; {} if the preset's own settings won."""
     score: float
-    """Mean primary metric on the tune split, 0 to 100. It is the best of all trials, so it is optimistic."""
+    """Mean primary metric on the tune split, 0 to 100. It is about the best of all trials, so it is optimistic."""
     trials: int
     failed: int
     """Trials that did not finish; they count as tried and never win."""
@@ -35,6 +35,9 @@ class Winner:
     """The settings of the second-best trial; None if there was no other trial."""
     rival_score: float | None = None
     """The score of the rival, as `score`."""
+    finalists: list[dict[str, Any]] = field(default_factory=list)
+    """What was fitted with several seeds, best mean first: `settings`, `scores` by seed, `score` (their mean), `tflop`.
+    Empty: one seed decided."""
 
 
 def read_winners(path: Path) -> dict[tuple[str, str], Winner]:

@@ -5,17 +5,16 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from math import log
 from typing import Any
 
 from metatuner import progress
-from metatuner.config import SearchConfig
 from metatuner.errors import UserError, suggest
 from metatuner.files import read_json, write_json
 from metatuner.harness.rows import Row, read_rows
 from metatuner.hashing import ROOT, git_state
 from metatuner.plan import Plan, Winner
 from metatuner.plan.winners import write_winners
+from metatuner.run.finals import Tried, at_edge, finals
 from metatuner.run.packs import REMEDY, watched, write_outcomes
 from metatuner.run.workshop import Workshop
 from metatuner.supervision import Steps
@@ -30,17 +29,17 @@ def search(shop: Workshop, subject: str, benchmark: str, steps: Steps) -> None:
         raise UserError(f"nothing to tune for {wanted}; {suggest(wanted, known)}")
     shop.check_splits([benchmark], ["pool", "tune"])
     rows = read_rows(layout.data(benchmark) / "tune.jsonl")
+    tried = Tried(subject, benchmark, partial(_trial, shop, subject, benchmark, rows=rows, steps=steps), len(rows))
     trials = plan.searches.trials(subject, benchmark)
     countdown = progress.Countdown(len(trials), f"trials of {subject} on {benchmark}")
     found = []
     for over in trials:
-        result = _trial(shop, subject, benchmark, over, rows, steps)
-        found.append({"settings": over, **result})
-        shown = result["reason"] or result["score"]
-        progress.say(f"{subject} on {benchmark}: {over or 'the preset itself'} -> {shown}")
+        found.append({"settings": over, **tried.once(over)})
         countdown.step()
     key = plan.settings.winner_key(subject, benchmark)
     record = {"method": subject, "benchmark": benchmark, "key": key, "trials": found}
+    if plan.config.tuning.finalists > 1:
+        record |= finals(tried, found, plan)
     write_json(layout.tune(subject, benchmark), record)
     steps.finish()
 
@@ -63,19 +62,30 @@ def warm_up(shop: Workshop, benchmark: str, steps: Steps) -> None:
 
 
 def _trial(
-    shop: Workshop, subject: str, benchmark: str, over: dict[str, Any], rows: Sequence[Row], steps: Steps
+    shop: Workshop,
+    subject: str,
+    benchmark: str,
+    over: dict[str, Any],
+    seed: int | None,
+    *,
+    rows: Sequence[Row],
+    steps: Steps,
 ) -> dict[str, Any]:
     """One trial; it is computed only if its score is not stored yet. A broken file counts as none."""
-    fit = shop.plan.searches.fit(subject, benchmark, over)
+    fit = shop.plan.searches.fit(subject, benchmark, over, seed)
     path = shop.layout.trial(fit.key)
     if path.is_file():
         with suppress(UserError):
             stored = read_json(path, REMEDY)
-            if isinstance(stored, dict) and stored.keys() >= {"score", "status", "reason"}:
+            if isinstance(stored, dict) and stored.keys() >= {"score", "tflop", "status", "reason"}:
                 return stored
     # A trial fits and answers, each within its limit; the fits that it builds on were made before.
     seconds = shop.patience(fit.method)["seconds"]
-    result = {"score": None, **steps.run(fit.key, lambda: shop.trial(fit, rows), seconds and 2 * seconds)}
+    result = {
+        "score": None,
+        "tflop": None,
+        **steps.run(fit.key, lambda: shop.trial(fit, rows), seconds and 2 * seconds),
+    }
     if result["status"] == "ok":
         write_json(path, result)
     return result
@@ -103,7 +113,9 @@ def store_winners(plan: Plan) -> bool:
             continue
         winner = _winner(plan, record)
         if winner is None:
-            progress.say(f"{file}: every trial failed; see {plan.layout.logs}/tune/{subject}-{benchmark}.log")
+            which = "finalist failed with one of the seeds" if record.get("finalists") == [] else "trial failed"
+            log = plan.layout.logs / "tune" / f"{subject}-{benchmark}.log"
+            progress.say(f"{file}: every {which}; change methods.{subject}.search, and see {log}")
             file.unlink()  # so that the next `tune` tries again
             lost += 1
             continue
@@ -126,12 +138,14 @@ def store_winners(plan: Plan) -> bool:
 
 
 def _winner(plan: Plan, record: Mapping[str, Any]) -> Winner | None:
-    """The winner of a finished search; None if every trial failed."""
+    """The winner of a finished search; None if every trial failed, or every finalist on some seed."""
     done = [trial for trial in record["trials"] if trial["score"] is not None]
-    if not done:
+    ranked = record.get("finalists", sorted(done, key=lambda trial: -trial["score"]))  # the first of equal scores
+    if not ranked:
         return None
     subject = record["method"]
-    best, *others = sorted(done, key=lambda trial: -trial["score"])  # the first of equal scores
+    best, *others = ranked
+    edges = at_edge(plan.settings.searched(subject, best["settings"]), plan.settings.subject(subject).search)
     return Winner(
         method=subject,
         benchmark=record["benchmark"],
@@ -139,24 +153,9 @@ def _winner(plan: Plan, record: Mapping[str, Any]) -> Winner | None:
         score=best["score"],
         trials=len(record["trials"]),
         failed=len(record["trials"]) - len(done),
-        at_edge=_at_edge(plan.settings.searched(subject, best["settings"]), plan.settings.subject(subject).search),
+        at_edge=tuple(name for name in edges if name not in record.get("beyond", ())),
         key=record["key"],
         rival=others[0]["settings"] if others else None,
         rival_score=others[0]["score"] if others else None,
+        finalists=record.get("finalists", []),
     )
-
-
-def _at_edge(best: Mapping[str, Any], search: Mapping[str, SearchConfig]) -> tuple[str, ...]:
-    """Settings with a winning value in the outer tenth of the range, or with the first or last of ordered values."""
-
-    def edge(name: str, value: Any) -> bool:
-        space = search[name]
-        if space.low is None or space.high is None:
-            values = space.values or []
-            ordered = all(isinstance(each, int | float) for each in values)
-            return ordered and len(values) > 1 and value in (min(values), max(values))
-        place = log(value / space.low) / log(space.high / space.low) if space.log else None
-        share = (value - space.low) / (space.high - space.low) if place is None else place
-        return not 0.1 <= share <= 0.9
-
-    return tuple(sorted(name for name, value in best.items() if edge(name, value)))

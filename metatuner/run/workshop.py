@@ -13,7 +13,7 @@ import torch
 from metatuner import progress
 from metatuner.config import Config
 from metatuner.errors import UserError
-from metatuner.files import complete_folder, write_json
+from metatuner.files import complete_folder, read_json, write_json
 from metatuner.harness.benchmarks import Benchmark
 from metatuner.harness.budget import Budget
 from metatuner.harness.ground import Ground
@@ -209,10 +209,13 @@ class Workshop:
     # ---- scores ------------------------------------------------------------------------------------------------
 
     def trial(self, fit: Fit, rows: Sequence[Row]) -> dict[str, Any]:
-        """Fit, score on rows of one benchmark (0 to 100), and remove the policy, because nothing else uses it."""
+        """Fit, score on rows of one benchmark (0 to 100), and remove the policy, because nothing else uses it.
+
+        `tflop` is what the fit cost, with what it builds on; None if it failed.
+        """
         for needed in fit.requires:
             self.fit(needed, share=False)
-        outcome, score = self.fit(fit, share=False), None
+        outcome, score, tflop = self.fit(fit, share=False), None, None
         failures = self.failures(fit.key)
 
         def scored() -> Outcome:
@@ -224,9 +227,10 @@ class Workshop:
             return outcome
 
         if outcome.status == "ok":
+            tflop = round(read_json(self.layout.fit(fit.key) / "cost.json", "fit it again")["flops"] / 1e12, 4)
             outcome = guard.contained(scored, key=fit.key, failures=failures, **self.patience(fit.method))
             shutil.rmtree(self.layout.fit(fit.key), ignore_errors=True)
-        return {"score": score, "status": outcome.status, "reason": outcome.reason}
+        return {"score": score, "tflop": tflop, "status": outcome.status, "reason": outcome.reason}
 
     def score(self, responses: Sequence[Response], rows: Sequence[Row]) -> float:
         """The primary metric of responses to rows of one benchmark, 0 to 100."""
