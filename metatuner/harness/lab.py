@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,21 @@ class Lab(Ground):
         return self.reward_texts(rows, [response.completion for response in responses])
 
     def reward_texts(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
-        """The primary metric of each completion, 0 to 1."""
-        rewards = [0.0] * len(rows)
-        for name in dict.fromkeys(row.benchmark for row in rows):
+        """The primary metric of each completion, 0 to 1. The same completion of a row is scored once in a fit."""
+        asked = list(zip(rows, completions, strict=True))
+        new = [pair for pair in dict.fromkeys(asked) if pair not in self._rewards]
+        for name in dict.fromkeys(row.benchmark for row, _ in new):
             benchmark = self.benchmark(name)
-            chosen = [i for i, row in enumerate(rows) if row.benchmark == name]
-            extracted = [benchmark.extract(completions[i], rows[i]) for i in chosen]
-            for i, scored in zip(chosen, benchmark.score_all(extracted, [rows[i] for i in chosen]), strict=True):
-                rewards[i] = scored.metrics[benchmark.primary]
-        return rewards
+            chosen = [pair for pair in new if pair[0].benchmark == name]
+            extracted = [benchmark.extract(text, row) for row, text in chosen]
+            for pair, scored in zip(chosen, benchmark.score_all(extracted, [row for row, _ in chosen]), strict=True):
+                self._rewards[pair] = scored.metrics[benchmark.primary]
+        return [self._rewards[pair] for pair in asked]
+
+    @cached_property
+    def _rewards(self) -> dict[tuple[Row, str], float]:
+        """The rewards of this fit so far."""
+        return {}
 
     def stream(self, name: str) -> int:
         """An integer seed for one named use.
