@@ -30,7 +30,7 @@ class Settings:
     batch_size: Count = 16
     """Pairs per optimizer step."""
     warmup: Share = 0.1
-    """Share of the steps in which the learning rate rises from 0. It then falls to 0 along a cosine, as in SFT here."""
+    """Share of the steps in which the learning rate rises. It then falls to 0 along a cosine, as in SFT here."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, slower."""
 
@@ -131,9 +131,6 @@ def train(lab: Lab, policy: StaticPolicy, pairs: list[dict[str, list[int]]], set
         chosen, rejected = completion_loss(lm, sides, reduction="row").chunk(2)
         return rejected - chosen
 
-    with torch.no_grad():
-        parts = [range(len(pairs))[first : first + size] for first in range(0, len(pairs), size)]
-        reference = torch.cat([log_ratio(part) for part in parts])
     told: dict[str, float] = {}
 
     def loss(rows: Sequence[int]) -> torch.Tensor:
@@ -144,7 +141,7 @@ def train(lab: Lab, policy: StaticPolicy, pairs: list[dict[str, list[int]]], set
     def log(step: int, loss: float, **more: object) -> None:
         lab.log(event="step", step=step + 1, loss=round(loss, 5), **{key: round(each, 5) for key, each in told.items()})
 
-    AdapterTraining(
+    training = AdapterTraining(
         lm,
         range(len(pairs)),
         loss,
@@ -155,4 +152,9 @@ def train(lab: Lab, policy: StaticPolicy, pairs: list[dict[str, list[int]]], set
         warmup=settings.warmup,
         checkpointing=settings.gradient_checkpointing,
         seed=lab.stream("dpo"),
-    ).run(log)
+        dropout=False,  # as in TRL: the reference has none
+    )
+    with torch.no_grad(), training.as_in_a_step():
+        parts = [range(len(pairs))[first : first + size] for first in range(0, len(pairs), size)]
+        reference = torch.cat([log_ratio(part) for part in parts])
+    training.run(log)

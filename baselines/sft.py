@@ -24,7 +24,7 @@ class Settings:
     batch_size: Count = 16
     """Rows per optimizer step."""
     warmup: Share = 0.1
-    """Share of the steps in which the learning rate rises from 0. It then falls to 0 along a cosine."""
+    """Share of the steps in which the learning rate rises. It then falls to 0 along a cosine."""
     weight_decay: NotNegative = 0.0
     """Weight decay of AdamW; TRL's default."""
     rank: Count = 8

@@ -12,6 +12,7 @@ environment, standard streams, signals. If a caller dies, its command ends too. 
 """
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -153,8 +154,12 @@ def become(words: Sequence[str]) -> int:
     Raises:
         NoServer: no server answers.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # until there is a fork to pass them on to
-    connection = _ask(Path(os.environ[ADDRESS]), words, Path.cwd(), os.environ, (0, 1, 2))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # until there is a fork to pass them on to
+    try:
+        connection = _ask(Path(os.environ[ADDRESS]), words, Path.cwd(), os.environ, (0, 1, 2))
+    except NoServer:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
 
     def pass_on(number: int, frame: object) -> None:
         with suppress(OSError):  # the command has just ended
@@ -164,7 +169,10 @@ def become(words: Sequence[str]) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
             signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
-    return _wait(connection)  # the connection closes with this process
+    status = _wait(connection)  # the connection closes with this process
+    if status == _LOST:
+        print("metatuner: the fork server ended, or had no memory for this command; run it again", file=sys.stderr)
+    return status
 
 
 def _ask(
@@ -174,13 +182,13 @@ def _ask(
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(str(address))
+        socket.send_fds(connection, [struct.pack("!I", len(request))], list(streams))
+        connection.sendall(request)
     except OSError as error:
         connection.close()
         raise NoServer(
             f"{ADDRESS}={address}: no fork server answers there ({error.strerror}); unset the variable"
         ) from None
-    socket.send_fds(connection, [struct.pack("!I", len(request))], list(streams))
-    connection.sendall(request)
     return connection
 
 
@@ -231,7 +239,7 @@ class _Server:
     """The server's loop: takes requests, forks for them, passes signals on, reports exit statuses."""
 
     def __init__(self, address: Path, owner: int) -> None:
-        self.owner = owner
+        self.owner, self.pid = owner, os.getpid()
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(address))
         self.listener.listen(64)
@@ -291,6 +299,7 @@ class _Server:
             return None
         self._let_go(connection)
         os.setpgid(0, 0)
+        _end_with_parent(self.pid)
         os.environ.clear()
         os.environ.update(request["env"])
         tempfile.tempdir = None  # TMPDIR is the caller's
@@ -341,6 +350,14 @@ class _Server:
         with suppress(ProcessLookupError, PermissionError):
             for number in numbers or [signal.SIGKILL]:
                 os.killpg(pid, number)
+
+
+def _end_with_parent(parent: int) -> None:
+    """In a fork, on Linux: end when the server does, however that ends. Elsewhere only an orderly end is seen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it has just ended
+            os._exit(_LOST)
 
 
 def main(address: str, owner: str) -> int:

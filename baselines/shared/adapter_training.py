@@ -1,7 +1,8 @@
 """A LoRA on the actor, and the steps that train it; used by methods that train on given answers or pairs."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from baselines.shared.policy_gradient import adapter_weights
 from metatuner.errors import UserError
 from metatuner.harness.lab import Lab
-from metatuner.lm import LM
+from metatuner.lm import LM, grouped_adapter
 from metatuner.method.config import TrainingConfig
 from metatuner.method.data import shuffled_batches
 from metatuner.method.optimising import Phase, Term, optimise
@@ -53,7 +54,11 @@ class AdapterTraining(Phase, Generic[T]):
 
     name = "adapter"
     lower_rates: ClassVar[str] = "lower learning_rate"
-    less_memory: ClassVar[str] = "lower batch_size, or set gradient_checkpointing to true"
+
+    @property
+    def less_memory(self) -> str:
+        more = "" if self.config.activation_checkpointing else ", or set gradient_checkpointing to true"
+        return f"lower batch_size{more}"
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class AdapterTraining(Phase, Generic[T]):
         tokens: Callable[[T], int] = lambda row: 1,
         weight_decay: float = 0.0,
         checkpointing: bool = False,
+        dropout: bool = True,
     ) -> None:
         """
         Args:
@@ -78,6 +84,8 @@ class AdapterTraining(Phase, Generic[T]):
             method: its name, for errors.
             warmup: share of the steps in which the rate rises.
             tokens: the weight of a row in the mean.
+            checkpointing: recompute activations in the backward pass.
+            dropout: whether the model's dropout acts.
         """
         if lm.spec.dtype == "float16":
             raise UserError(f"{method}: gradients underflow in float16; set the actor's dtype to bfloat16 or float32")
@@ -93,9 +101,9 @@ class AdapterTraining(Phase, Generic[T]):
         self.steps = epochs * self.per_epoch
         self.groups = {"adapter": (list(adapter_weights(lm.model).values()), learning_rate)}
         self.adapted = [lm.model]
-        self.layers = list(lm.decoder.get_submodule("layers").children())
+        self.layers = _layers(lm, method) if checkpointing else []
         self.batches = list(islice(shuffled_batches(rows, batch_size, seed), self.steps))
-        self.seed = seed
+        self.seed, self.dropout = seed, dropout
 
     @property
     def label(self) -> str:
@@ -111,8 +119,25 @@ class AdapterTraining(Phase, Generic[T]):
         """Train; `log` gets each step's `step` (from 0) and `loss`, as `optimise` logs them."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)  # of dropout
-            self.lm.model.train()
+            self.lm.model.train(self.dropout)
             try:
                 optimise(self, log)
             finally:
                 self.lm.model.eval()
+
+    @contextmanager
+    def as_in_a_step(self) -> Iterator[None]:
+        """Within this context, the model computes as it does in a step: under the same autocast, in groups."""
+        autocast = self.config.autocast == "bfloat16"
+        with torch.autocast(self.lm.device.type, torch.bfloat16, enabled=autocast), grouped_adapter(self.lm.model):
+            yield
+
+
+def _layers(lm: LM, method: str) -> list[torch.nn.Module]:
+    layers = getattr(lm.decoder, "layers", None)
+    if layers is None:
+        raise UserError(
+            f"{method}: {type(lm.decoder).__name__} names no `layers`, so their activations cannot be recomputed; set "
+            "gradient_checkpointing to false"
+        )
+    return list(layers.children())

@@ -241,6 +241,18 @@ class TuningConfig(_Part):
     more_seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [1001, 1002], min_length=1)
     winners: FilePath | None = Field(None, description="JSON file of stored winners, relative to the project")
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of all trials, then the further seeds of finalists."""
+        return [self.seed, *(self.more_seeds if self.finalists > 1 else [])]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "TuningConfig":
+        twice = next((seed for seed in self.seeds if self.seeds.count(seed) > 1), None)
+        if twice is not None:
+            raise ValueError(f"more_seeds: {twice} stands twice among the seeds of a search; name others")
+        return self
+
 
 class ExperimentConfig(_Part):
     """A named grid of cells, and the table or figure made from it."""
@@ -369,8 +381,10 @@ class Config(_Part):
                 twice = [value for value in values if values.count(value) > 1]
                 if twice:
                     raise ValueError(f"experiments.{name}.{key}: {twice[0]!r} stands there twice; name it once")
-            if self.tuning.seed in experiment.seeds:
-                raise ValueError(f"experiments.{name}.seeds: {self.tuning.seed} is tuning.seed; report other seeds")
+            for seed in self.tuning.seeds:
+                if seed in experiment.seeds:
+                    key = "tuning.seed" if seed == self.tuning.seed else "one of tuning.more_seeds"
+                    raise ValueError(f"experiments.{name}.seeds: {seed} is {key}; report other seeds")
         for name, method_config in self.methods.items():
             if method_config.budget not in self.budgets:
                 raise ValueError(

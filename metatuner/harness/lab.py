@@ -44,16 +44,24 @@ class Lab(Ground):
         return self.reward_texts(rows, [response.completion for response in responses])
 
     def reward_texts(self, rows: Sequence[Row], completions: Sequence[str]) -> list[float]:
-        """The primary metric of each completion, 0 to 1. The same completion of a row is scored once in a fit."""
+        """The primary metric of each completion, 0 to 1.
+
+        The same completion of a row is scored once in a fit, unless scoring was stopped (see `Scored.stopped`).
+        """
         asked = list(zip(rows, completions, strict=True))
         new = [pair for pair in dict.fromkeys(asked) if pair not in self._rewards]
+        stopped: list[tuple[Row, str]] = []
         for name in dict.fromkeys(row.benchmark for row, _ in new):
             benchmark = self.benchmark(name)
             chosen = [pair for pair in new if pair[0].benchmark == name]
             extracted = [benchmark.extract(text, row) for row, text in chosen]
             for pair, scored in zip(chosen, benchmark.score_all(extracted, [row for row, _ in chosen]), strict=True):
                 self._rewards[pair] = scored.metrics[benchmark.primary]
-        return [self._rewards[pair] for pair in asked]
+                stopped += [pair] if scored.stopped else []
+        found = [self._rewards[pair] for pair in asked]
+        for pair in stopped:
+            del self._rewards[pair]
+        return found
 
     @cached_property
     def _rewards(self) -> dict[tuple[Row, str], float]:

@@ -230,7 +230,7 @@ def _decode(
     # Equal prompts (samples of one query) are read once, unless each row has its own adaptation.
     read = prompts if adaptation is not None else list({tuple(prompt): prompt for prompt in prompts}.values())
     model = reader(lm)
-    shared = _shared_prefix(read) if adaptation is None and model.plain else 0
+    shared = _shared_prefix(read) if adaptation is None and model.shares else 0
     width = max(map(len, prompts))
     inputs = torch.full((len(read), width), lm.filler)
     mask = torch.ones((len(read), width + steps), dtype=torch.long)

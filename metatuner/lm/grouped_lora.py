@@ -149,8 +149,8 @@ class _AdapterGroup(Group):
         self.called = self.layers = layers
 
     def _forward(self, index: int, x: Tensor, *more: Any, **options: Any) -> Tensor:
-        if more or options:  # such as PEFT's adapter_names
-            layer = self.layers[index]
+        layer = self.layers[index]
+        if more or options or layer.merged or layer.disable_adapters or layer.active_adapters != [self.name]:
             found: Tensor = type(layer).forward(layer, x, *more, **options)
             return found
         return super()._forward(index, x)

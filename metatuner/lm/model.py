@@ -79,8 +79,8 @@ class LM:
     traffic: Traffic = field(default_factory=Traffic)
     batch_tokens: int = 16384
     """Maximum padded tokens of a generation batch, unless `generate` gets another bound."""
-    pieces: dict[tuple[str | bool, ...], list[str] | None] = field(default_factory=dict)
-    """The chat template's text around the contents, per sequence of roles (see `chat_text`)."""
+    pieces: dict[tuple[Any, ...], list[str] | None] = field(default_factory=dict)
+    """The text around the contents, per chat template and sequence of roles (see `chat_text`)."""
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +89,8 @@ class LM:
 
     @property
     def decoder(self) -> nn.Module:
-        """The model without its LM head. Every forward pass runs it, also if the head is skipped: meter it here."""
+        """The model without its LM head. Every forward pass of the model runs it; `generate` may go around it (see
+        `reading`), and reports what it read and wrote to `traffic`."""
         return self.model.get_decoder()
 
     @cached_property
@@ -126,7 +127,7 @@ class LM:
 
     def chat_text(self, turns: list[dict[str, str]], *, generate: bool = True) -> str:
         """The chat template's text for `turns`; with `generate`, up to where the assistant's answer begins."""
-        key: tuple[str | bool, ...] = (*(turn["role"] for turn in turns), generate)
+        key = (self.tokenizer.chat_template, generate, *(turn["role"] for turn in turns))
         if key not in self.pieces:
             self.pieces[key] = self._pieces(turns, generate)
         pieces = self.pieces[key]
@@ -142,7 +143,10 @@ class LM:
         return cast(str, text)
 
     def _pieces(self, turns: list[dict[str, str]], generate: bool) -> list[str] | None:
-        """What a template writes around the contents of turns with these roles; None if it changes contents."""
+        """What a template writes around the contents of turns with these roles; None if that depends on contents.
+
+        Templates may strip contents, refuse empty ones, or drop what stands before `</think>`.
+        """
 
         def filled(contents: list[str]) -> str:
             named = [{"role": turn["role"], "content": text} for turn, text in zip(turns, contents, strict=True)]
@@ -156,9 +160,11 @@ class LM:
                 return None
             pieces.append(before)
         pieces.append(rest)
-        # Templates may strip contents, or treat empty ones otherwise.
-        probes = ([f" \n{mark}\n " for mark in marks], [""] * len(turns))
-        kept = all(filled(probe) == "".join(map(str.__add__, pieces, [*probe, ""])) for probe in probes)
+        probes = ([f" \n{mark}\n " for mark in marks], [""] * len(turns), [f"<think>a</think>{mark}" for mark in marks])
+        try:
+            kept = all(filled(probe) == "".join(map(str.__add__, pieces, [*probe, ""])) for probe in probes)
+        except Exception:  # what a template raises is its author's choice
+            kept = False
         return pieces if kept else None
 
     @cached_property

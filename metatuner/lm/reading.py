@@ -20,11 +20,16 @@ ROOM = 32
 """Tokens by which the cache grows at a time. More means fewer copies, but gaps in memory that slow attention."""
 
 
+SHARING = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "phi3", "olmo2"})
+"""Architectures with rotary positions. Others may count distances by places in the cache (ALiBi, local layers)."""
+
+
 class Reader(Protocol):
     """A model with the keys and values of what it has read."""
 
-    plain: bool
-    """Whether every layer attends to all earlier tokens: a window would also count the padding between them."""
+    shares: bool
+    """Whether padding may stand between a shared prefix and the rest of a row: whether only positions count, not places
+    in the cache."""
 
     def read(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """Logits [rows, vocabulary] after the last of the new tokens.
@@ -51,7 +56,8 @@ class TransformersReader:
         self.model = lm.model
         self.cache = DynamicCache(config=lm.model.config)
         self.cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
-        self.plain = all(type(layer) is _RoomyLayer for layer in self.cache.layers)
+        kind = lm.model.config.get_text_config(decoder=True).model_type
+        self.shares = kind in SHARING and all(type(layer) is _RoomyLayer for layer in self.cache.layers)
 
     def read(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         found: Tensor = self.model(
@@ -114,13 +120,22 @@ def is_lean(lm: LM) -> bool:
         and lm.model.dtype == torch.float32
         and config.hidden_act == "silu"
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and not getattr(lm.model, "active_peft_config", None).__class__.__name__.startswith("Prompt")
+        and not _watched(decoder)
     )
+
+
+def _watched(decoder: Any) -> bool:
+    """Whether something hooks into the model, other than forward hooks of whole layers, which the lean pass calls."""
+    layers = set(map(id, decoder.layers))
+    inner = [module for module in decoder.modules() if module is not decoder]
+    return any(module._forward_pre_hooks or (module._forward_hooks and id(module) not in layers) for module in inner)
 
 
 class LeanReader:
     """The forward pass of Llama and Qwen2, with keys and values in one piece of memory per layer."""
 
-    plain = True
+    shares = True
 
     def __init__(self, lm: LM) -> None:
         self.decoder: Any = lm.decoder
@@ -156,7 +171,8 @@ class LeanReader:
             normed = _normed(layer.post_attention_layernorm, states)
             states = states + mlp.down_proj(F.silu(mlp.gate_proj(normed)).mul_(mlp.up_proj(normed)))
             for hook in list(layer._forward_hooks.values()):
-                hook(layer, (), states)
+                changed = hook(layer, (), states)
+                states = states if changed is None else changed
         found: Tensor = self.head(_normed(self.decoder.norm, states[:, -1]))
         return found
 

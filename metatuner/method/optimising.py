@@ -201,7 +201,7 @@ def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
 def _recompute(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)  # it draws the same dropout again
 
 
 def _backward(

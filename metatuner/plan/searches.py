@@ -55,8 +55,7 @@ class Searches:
     @property
     def seeds(self) -> list[int]:
         """The seed of all trials, then the further seeds of finalists."""
-        tuning = self.config.tuning
-        return [tuning.seed, *(tuning.more_seeds if tuning.finalists > 1 else [])]
+        return self.config.tuning.seeds
 
     def fit(self, subject: str, benchmark: str, over: dict[str, Any], seed: int | None = None) -> Fit:
         """The fit of one trial; `seed` None is the seed of all trials."""

@@ -64,7 +64,7 @@ def finals(tried: Tried, trials: Sequence[Mapping[str, Any]], plan: Plan) -> dic
 
     Returns:
         `finalists`, the winner first, then by mean; and `beyond`, the settings with an edge that was crossed without a
-        gain.
+        gain. A step that failed leaves its setting at the edge.
     """
     tuning, seeds = plan.config.tuning, plan.searches.seeds
     done = sorted((each for each in trials if each["score"] is not None), key=lambda each: -each["score"])
@@ -74,11 +74,14 @@ def finals(tried: Tried, trials: Sequence[Mapping[str, Any]], plan: Plan) -> dic
         return {"finalists": [], "beyond": []}
     winner = decide(found, tried.margin)
     space = plan.settings.subject(tried.subject).search
-    beyond: set[str] = set()
+    beyond: set[str] = set()  # measured without a gain, or no value of the setting
+    blocked: set[str] = set()  # not measured: the fit failed, or would pass the budget
     steps = dict.fromkeys(space, 0)
     while True:
         values = plan.settings.searched(tried.subject, winner["settings"])
-        open_edges = [name for name in at_edge(values, space) if name not in beyond and steps[name] < MOST_STEPS]
+        open_edges = [
+            name for name in at_edge(values, space) if name not in beyond | blocked and steps[name] < MOST_STEPS
+        ]
         if not open_edges:
             break
         name = open_edges[0]
@@ -89,10 +92,15 @@ def finals(tried: Tried, trials: Sequence[Mapping[str, Any]], plan: Plan) -> dic
         except UserError:  # the method does not take such a value
             beyond.add(name)
             continue
+        if over[name] == values[name]:  # such as 0, from which no ratio leads on
+            beyond.add(name)
+            continue
         other = tried.repeated(over, seeds)
-        if other is not None:
-            found.append(other)
-        if other is not None and other["score"] > winner["score"] + tried.margin(winner["score"]):
+        if other is None:
+            blocked.add(name)
+            continue
+        found.append(other)
+        if other["score"] > winner["score"] + tried.margin(winner["score"]):
             winner = other
         else:
             beyond.add(name)
@@ -136,10 +144,14 @@ def at_edge(best: Mapping[str, Any], search: Mapping[str, SearchConfig]) -> tupl
 
     def edge(name: str, value: Any) -> bool:
         space = search[name]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
         if space.low is None or space.high is None:
             values = space.values or []
             ordered = all(isinstance(each, int | float) for each in values)
             return ordered and len(values) > 1 and not min(values) < value < max(values)
+        if space.log and value <= 0:
+            return False
         place = log(value / space.low) / log(space.high / space.low) if space.log else None
         share = (value - space.low) / (space.high - space.low) if place is None else place
         return not 0.1 <= share <= 0.9

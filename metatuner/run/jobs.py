@@ -2,30 +2,32 @@
 
 import atexit
 import os
+import sys
 from pathlib import Path
 
 from metatuner import progress
 from metatuner.errors import UserError
 from metatuner.forkserver import ADDRESS, ForkServer
 
-GPU = Path("/dev/nvidiactl")
-"""There if the machine has an NVIDIA GPU. Its driver does not bear forks, so jobs are then processes of their own."""
+GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
+"""There if the machine has a GPU of NVIDIA, AMD, or a virtual one of Windows. Drivers do not bear forks, so jobs are
+then processes of their own."""
 
 
 def start_server(*, local: bool, deployed: bool) -> None:
     """Start a fork server for the jobs of this process, and stop it with this process.
 
-    Jobs find it through the environment. If it does not start, they do without it.
+    Jobs find it through the environment. If it does not start, they do without it. Linux only.
 
     Args:
         local: whether jobs run on this machine.
         deployed: whether jobs run in environments of their own (conda, containers).
     """
-    if not local or deployed or GPU.exists() or ADDRESS in os.environ or not hasattr(os, "fork"):
+    if not local or deployed or ADDRESS in os.environ or sys.platform != "linux" or any(gpu.exists() for gpu in GPUS):
         return
     try:
         server = ForkServer()
-    except UserError as error:
+    except (UserError, OSError) as error:
         progress.say(f"{error}; each job imports everything itself")
         return
     atexit.register(server.stop)

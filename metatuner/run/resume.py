@@ -15,10 +15,9 @@ from metatuner import progress
 from metatuner.config import Layout, parse_overrides
 from metatuner.errors import UserError
 
-FORK = "metatuner.forkserver"
-PROGRAMS = ("snakemake", "metatuner", FORK)
+PROGRAMS = ("snakemake", "metatuner", "metatuner.forkserver")
 DYING = 5.0
-"""Seconds in which the forks of a killed run end on their own."""
+"""Seconds in which the jobs of a killed run end on their own."""
 
 
 def living_runs(folder: Path) -> list[tuple[int, str]]:
@@ -51,7 +50,9 @@ def resume_run(overrides: Sequence[str], cores: str, layout: Layout) -> NoReturn
     if not (folder / "Snakefile").is_file():
         raise UserError(f"{folder}: no Snakefile here; run this from the project's folder")
     until = time.monotonic() + DYING
-    while (alive := living_runs(folder)) and time.monotonic() < until and all(FORK in words for _, words in alive):
+    while (alive := living_runs(folder)) and time.monotonic() < until:
+        if any("snakemake" in words for _, words in alive):
+            break
         time.sleep(0.1)
     if alive:
         named = "; ".join(f"{pid} ({words})" for pid, words in alive)

@@ -213,6 +213,7 @@ class Workshop:
 
         `tflop` is what the fit cost, with what it builds on; None if it failed.
         """
+        known = self.plan.packs.is_complete(fit)  # a fit that the grid needs too
         for needed in fit.requires:
             self.fit(needed, share=False)
         outcome, score, tflop = self.fit(fit, share=False), None, None
@@ -229,7 +230,8 @@ class Workshop:
         if outcome.status == "ok":
             tflop = round(read_json(self.layout.fit(fit.key) / "cost.json", "fit it again")["flops"] / 1e12, 4)
             outcome = guard.contained(scored, key=fit.key, failures=failures, **self.patience(fit.method))
-            shutil.rmtree(self.layout.fit(fit.key), ignore_errors=True)
+            if not known:
+                shutil.rmtree(self.layout.fit(fit.key), ignore_errors=True)
         return {"score": score, "tflop": tflop, "status": outcome.status, "reason": outcome.reason}
 
     def score(self, responses: Sequence[Response], rows: Sequence[Row]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from baselines.sft import SFT, Settings, encode
 from metatuner.errors import UserError
@@ -106,6 +107,14 @@ def test_fits_in_one_process_are_the_same_bytes_whatever_ran_between(tmp_path: P
 
     first = fit(settings, "first")
     other = fit(Settings(epochs=1, rank=2, batch_size=8, gradient_checkpointing=True), "other", seed=7)
+    # What is computed again in the backward pass has the dropout of the forward pass.
+    again = fit(replace(settings, gradient_checkpointing=True), "recomputed")
+    plain, recomputed = (
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("first", "recomputed")
+    )
+    assert again
+    for name, values in plain.items():
+        torch.testing.assert_close(recomputed[name], values, atol=1e-5, rtol=1e-4)
     assert fit(settings, "again", noise=99) == first
     assert fit(settings, "seed", seed=1) not in (first, other)
 

@@ -128,7 +128,7 @@ def test_dpo_has_the_losses_of_trls_trainer(
     tuned, pairs = [], []
     for _ in range(2):
         lab = toy_lab(tmp_path, ROWS, actor=tiny_lm())
-        policy = SFT(Settings(learning_rate=1e-2, epochs=2, batch_size=4)).fit(lab)
+        policy = SFT(Settings(learning_rate=1e-2, epochs=2, batch_size=4, dropout=0.5)).fit(lab)  # DPO has none
         tuned.append(policy)
         pairs = [
             {"prompt_ids": read, "chosen_ids": said, "rejected_ids": other}

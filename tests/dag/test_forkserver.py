@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,7 +117,8 @@ def test_a_command_that_dies_gives_its_signals_status(server: ForkServer, tmp_pa
     assert caller.returncode == 128 + signal.SIGKILL
 
 
-def test_a_server_ends_with_its_owner_and_takes_commands_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", ["owner", "server"])
+def test_a_server_ends_with_its_owner_and_takes_commands_along(killed: str, tmp_path: Path) -> None:
     code = (
         "from metatuner.forkserver import ForkServer; server = ForkServer(); print(server.address, flush=True); input()"
     )
@@ -139,15 +141,37 @@ def test_a_server_ends_with_its_owner_and_takes_commands_along(tmp_path: Path) -
         "metatuner.cli",
         *("methods", "extra_methods=[waiting.py]"),
         env={**os.environ, ADDRESS: address},
+        stderr=subprocess.PIPE,
     )
     began = tmp_path / "work" / "began"
     wait_until(lambda: began.is_file() and began.read_text(), "the command to begin")
-    owner.kill()
-    owner.communicate(timeout=120)
+    if killed == "owner":
+        owner.kill()
+        owner.communicate(timeout=120)
+    else:
+        process.kill()
     wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, "the server to end")
-    assert not Path(address).parent.exists()
-    assert caller.wait(120) == 70
+    _, errors = caller.communicate(timeout=120)
+    assert caller.returncode == 70
+    assert errors == "metatuner: the fork server ended, or had no memory for this command; run it again\n"
     wait_until(lambda: not psutil.pid_exists(int(began.read_text())), "the command to end")
+    if killed == "owner":
+        assert not Path(address).parent.exists()
+    else:
+        owner.kill()
+        owner.communicate(timeout=120)
+        shutil.rmtree(Path(address).parent)
+
+
+def test_where_no_server_answers_signals_act_as_before(tmp_path: Path) -> None:
+    code = (
+        "import signal; from metatuner import forkserver\n"
+        "try: forkserver.become(['metatuner'])\n"
+        "except forkserver.NoServer: print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    )
+    env = {**os.environ, ADDRESS: str(tmp_path / "nobody")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 def test_where_no_server_answers_the_command_says_so_and_goes_on(tmp_path: Path) -> None:

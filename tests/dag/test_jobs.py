@@ -49,7 +49,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
 
     monkeypatch.setattr(jobs, "ForkServer", start)
     monkeypatch.setattr(jobs.atexit, "register", lambda stop: None)
-    monkeypatch.setattr(jobs, "GPU", Path("/nowhere"))
+    monkeypatch.setattr(jobs, "GPUS", (Path("/nowhere"),))
     monkeypatch.delenv(ADDRESS, raising=False)
     return found
 
@@ -62,18 +62,18 @@ def test_a_server_is_started_once_and_named_to_the_jobs(started: list[Started]) 
     del os.environ[ADDRESS]
 
 
-@pytest.mark.parametrize("why", ["cluster", "conda", "gpu", "broken"])
+@pytest.mark.parametrize("why", ["cluster", "conda", "gpu", "broken", "full"])
 def test_jobs_are_processes_of_their_own_where_forks_cannot_serve(
     why: str, started: list[Started], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def broken() -> Started:
-        raise UserError("the fork server does not start: no memory")
+        raise {"broken": UserError, "full": OSError}[why]("the fork server does not start: no memory")
 
     if why == "gpu":
-        monkeypatch.setattr(jobs, "GPU", tmp_path)
-    if why == "broken":
+        monkeypatch.setattr(jobs, "GPUS", (Path("/nowhere"), tmp_path))
+    if why in ("broken", "full"):
         monkeypatch.setattr(jobs, "ForkServer", broken)
     jobs.start_server(local=why != "cluster", deployed=why == "conda")
     assert started == []
     assert ADDRESS not in os.environ
-    assert ("each job imports everything itself" in capfd.readouterr().err) == (why == "broken")
+    assert ("each job imports everything itself" in capfd.readouterr().err) == (why in ("broken", "full"))

@@ -191,3 +191,65 @@ def test_a_shared_prefix_is_read_once_and_changes_no_completion(kind: str, monke
     seen.clear()
     generate(lm, [prompts[0]] * 3, max_new_tokens=2)
     assert seen == [(1, 29), (3, 1)]
+
+
+def test_a_hook_into_a_layer_acts_and_a_model_with_other_hooks_is_read_by_transformers() -> None:
+    lm = toy_lm("llama")
+    lm.model.float()
+    ids = torch.tensor([[7, 8, 9]])
+    positions, mask = torch.arange(3)[None], torch.ones_like(ids)
+    with torch.inference_mode():
+        plain = reading.reader(lm).read(ids, positions, mask)
+        layer = lm.decoder.layers[1]
+        steered = layer.register_forward_hook(lambda module, args, states: states + 0.5)
+        assert isinstance(reading.reader(lm), reading.LeanReader)
+        lean, whole = (
+            way.read(ids, positions, mask) for way in (reading.LeanReader(lm), reading.TransformersReader(lm))
+        )
+        torch.testing.assert_close(lean, whole, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(lean, plain, atol=1e-3)
+        steered.remove()
+        for module in (layer.mlp, layer.self_attn, lm.decoder.norm):
+            hook = module.register_forward_hook(lambda *args: None)
+            assert isinstance(reading.reader(lm), reading.TransformersReader)
+            hook.remove()
+        hook = layer.register_forward_pre_hook(lambda *args: None)
+        assert isinstance(reading.reader(lm), reading.TransformersReader)
+        hook.remove()
+    assert isinstance(reading.reader(lm), reading.LeanReader)
+
+
+def test_an_adapter_that_is_turned_off_inside_a_group_is_off() -> None:
+    lm = toy_lm("llama")
+    torch.manual_seed(1)
+    peft = get_peft_model(lm.model, LoraConfig(r=2, target_modules="all-linear")).double().eval()
+    for name, weight in peft.named_parameters():
+        if "lora_" in name:
+            weight.data = torch.randn_like(weight)
+    ids = torch.tensor([[7, 8, 9]])
+    with torch.inference_mode():
+        on = peft(input_ids=ids).logits
+        with peft.disable_adapter():
+            off = peft(input_ids=ids).logits
+        with grouped_adapter(peft):
+            torch.testing.assert_close(peft(input_ids=ids).logits, on, atol=1e-9, rtol=1e-9)
+            with peft.disable_adapter():
+                assert torch.equal(peft(input_ids=ids).logits, off)
+    assert not torch.allclose(on, off)
+
+
+def test_only_architectures_with_rotary_positions_share_prefixes() -> None:
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    lm = toy_lm("mistral", sliding_window=None)
+    assert reading.TransformersReader(lm).shares
+    config = GPTNeoConfig(
+        vocab_size=len(lm.tokenizer),
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=WINDOW,
+    )
+    other = replace(lm, model=GPTNeoForCausalLM(config).eval())
+    assert not reading.TransformersReader(other).shares

@@ -1,5 +1,7 @@
 """What a model reads: chat templates, plain text, and the cut to the window."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,3 +146,44 @@ def test_a_long_query_is_cut_inside_the_generators_template() -> None:
     assert len(rendered.ids) == lm.window - 8
     assert words(lm, rendered.ids).startswith("<s> w1 <q> w52 w3")
     assert words(lm, rendered.ids).endswith("w3 w4 w54 <a>")
+
+
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ CONTENT }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+TEMPLATES = {
+    "as it is": TURNS.replace("CONTENT", "m.content"),
+    "stripped": TURNS.replace("CONTENT", "m.content | trim"),
+    "empty turns named": TURNS.replace("CONTENT", "m.content or 'nothing'"),
+    "empty turns refused": "{% for m in messages %}{% if not m.content %}{{ raise_exception('empty') }}{% endif %}"
+    "{% endfor %}" + TURNS.replace("CONTENT", "m.content"),
+    "thoughts dropped": TURNS.replace("CONTENT", "m.content.split('</think>')[-1]"),
+    "the number of turns": "{{ messages | length }} " + TURNS.replace("CONTENT", "m.content"),
+}
+CONTENTS = [("x", "y", "z"), (" x\n", "", " z "), ("<think>a</think>x", "y</think>", "\ue000\ue0011\ue000\ue001")]
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_the_text_of_turns_is_always_that_of_the_template(template: str) -> None:
+    lm = tiny_lm(chat=template)
+    for contents in CONTENTS * 2:
+        for count in (1, 2, 3):
+            roles = ("user", "assistant", "user")[:count]
+            turns = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+
+            def told(make: Callable[[], str]) -> str:
+                try:
+                    return make()
+                except Exception as error:
+                    return f"{type(error).__name__}: {error}"
+
+            expected = told(
+                lambda turns=turns: lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            )
+            assert told(lambda turns=turns: lm.chat_text(turns)) == expected
+
+
+def test_a_template_that_is_replaced_is_used() -> None:
+    lm = tiny_lm(chat=TEMPLATES["as it is"])
+    turns = [{"role": "user", "content": "x"}]
+    before = lm.chat_text(turns)
+    lm.tokenizer.chat_template = TEMPLATES["the number of turns"]
+    assert lm.chat_text(turns) == f"1 {before}"

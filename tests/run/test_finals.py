@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from metatuner.config import SearchConfig, load_config
+from metatuner.errors import UserError
 from metatuner.plan import Plan
 from metatuner.plan.winners import read_winners
 from metatuner.run.finals import MOST_STEPS, Tried, at_edge, decide, finals, further
@@ -137,8 +138,42 @@ def test_the_next_value_beyond_an_edge(space: dict[str, Any], value: float, expe
     assert at_edge({"x": expected}, {"x": config}) == ("x",)
 
 
-def test_words_have_no_edge() -> None:
-    assert at_edge({"x": "lora"}, {"x": SearchConfig(values=["full", "lora"])}) == ()
+@pytest.mark.parametrize(
+    ("value", "space"),
+    [
+        ("lora", {"values": ["full", "lora"]}),
+        (None, {"values": [1, 2]}),
+        (True, {"values": [1, 2]}),
+        (0.0, {"low": 0.1, "high": 1.0}),
+        ({"epochs": 1}, {"values": [{"epochs": 1}, {"epochs": 2}]}),
+    ],
+)
+def test_what_is_no_number_of_the_range_has_no_edge(value: Any, space: dict[str, Any]) -> None:
+    assert at_edge({"x": value}, {"x": SearchConfig(**space)}) == ()
+
+
+def test_a_step_that_leads_nowhere_closes_the_edge_and_a_failed_one_leaves_it_open() -> None:
+    plan = make_plan({"beta": {"values": [0.0, 0.01, 0.04]}}, method="grpo")
+    tried, asked = make_tried(lambda over, seed: 50)
+    tried.subject = "grpo"
+    found = finals(tried, trials(tried, {"beta": 0.0}), plan)
+    assert [each["settings"] for each in found["finalists"]] == [{"beta": 0.0}]
+    assert found["beyond"] == ["beta"]
+    assert len(asked) == 3
+    tried, _ = make_tried(lambda over, seed: 50 if over["learning_rate"] <= 0.1 else None)
+    found = finals(tried, trials(tried, rate(0.1)), make_plan(RATES))
+    assert [each["settings"] for each in found["finalists"]] == [rate(0.1)]
+    assert found["beyond"] == []
+
+
+def test_the_seeds_of_a_search_are_distinct_and_not_reported() -> None:
+    with pytest.raises(UserError, match=r"tuning.*more_seeds: 8 stands twice among the seeds of a search; name others"):
+        load_config("nano", {"tuning.finalists": 2, "tuning.more_seeds": [8, 8]})
+    with pytest.raises(
+        UserError, match=r"experiments\.main\.seeds: 1 is one of tuning\.more_seeds; report other seeds"
+    ):
+        load_config("nano", {"tuning.finalists": 2, "tuning.more_seeds": [1]})
+    assert load_config("nano", {"tuning.more_seeds": [0, 1]}).tuning.seeds == [1000]
 
 
 def test_finalists_are_part_of_what_a_winner_is_valid_for() -> None:
