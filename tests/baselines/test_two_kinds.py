@@ -52,7 +52,7 @@ METHODS: dict[str, Method] = {
     "metatuner_j": MetaTunerJ(MetaTunerConfig(**JOINT)),
     "metatuner_i": MetaTunerI(AlternatingConfig(**JOINT)),
     "static_lora": StaticLoRA(
-        StaticSettings(**{**JOINT, "epochs": 30, "hyper_learning_rate": 1e-2, "prompt_temperature": 0.0})
+        StaticSettings(**{**JOINT, "epochs": 40, "hyper_learning_rate": 1e-2, "prompt_temperature": 0.0})
     ),
 }
 

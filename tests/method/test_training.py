@@ -462,13 +462,14 @@ def test_without_a_prompt_branch_the_actor_reads_the_initial_prompt(monkeypatch:
 
 
 def test_without_a_parameter_branch_only_the_prompt_term_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    d2 = rewrites()[:3]  # whole batches, which count fully
     seen = Seen(monkeypatch)
-    with_both = joint(tuner(epochs=2), rewrites())
+    with_both = joint(tuner(epochs=2), d2)
     expected = seen.d2
     monkeypatch.undo()
     seen = Seen(monkeypatch)
     monkeypatch.setattr(MetaTuner, "write_prompts", None)
-    events = joint(tuner(epochs=2, parameter_branch="none"), rewrites())
+    events = joint(tuner(epochs=2, parameter_branch="none"), d2)
     assert seen.terms == ["prompt"] * 4
     assert seen.d2 == expected
     assert len(events) == len(with_both)
