@@ -6,13 +6,11 @@
 A `metatuner` command that finds the server's address in METATUNER_FORK_SERVER asks that server for a fork instead of
 importing anything itself. So all jobs of a Snakemake run under `server.environment` use one server.
 
-A fork keeps the server's code as it was when the server started. It also keeps the environment variables that libraries
-read at import (HF_HUB_OFFLINE, OMP_NUM_THREADS, PYTHONHASHSEED). Everything else comes from the caller: words, folder,
-environment, standard streams, signals. If a caller dies, its command ends too. POSIX only.
+A fork keeps the server's code, and what libraries read from the environment at import (such as HF_HUB_OFFLINE). All
+else comes from the caller, and a command ends with its caller. POSIX only.
 """
 
 import atexit
-import ctypes
 import gc
 import importlib
 import json
@@ -33,7 +31,7 @@ from pathlib import Path
 import psutil
 
 from metatuner.errors import UserError
-from metatuner.supervision import forget_exit_functions
+from metatuner.supervision import end_with_parent, forget_exit_functions
 
 ADDRESS = "METATUNER_FORK_SERVER"
 """The environment variable with the path of a server's socket."""
@@ -49,12 +47,11 @@ PRELOADED = tuple(
     matplotlib.backends.backend_pdf transformers.models.llama.modeling_llama transformers.generation.utils
     """.split()
 )
-"""What the server imports. A module that is missing here is imported by each command that needs it."""
+"""What the server imports; each command imports what is missing here."""
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 10.0
 """Seconds within which a caller must send its request: meanwhile, no other caller is served."""
-_LOST = 70
-"""Exit status if the server ended before the command (EX_SOFTWARE)."""
+_LOST = 70  # EX_SOFTWARE: the server ended before the command
 
 
 class NoServer(UserError):
@@ -79,7 +76,7 @@ class ForkServer:
         short = Path("/tmp")
         self._home = tempfile.TemporaryDirectory(prefix="mt-", dir=short if short.is_dir() else None)
         self.address = Path(self._home.name) / "s"
-        log = Path(self._home.name) / "log"
+        log = self.address.with_name("log")
         words = [sys.executable, "-m", "metatuner.forkserver", str(self.address), str(owner or os.getpid())]
         # The server writes one word to the pipe once it listens. If it dies first, the pipe closes without the word.
         with open(log, "wb") as out:
@@ -169,8 +166,7 @@ def become(words: Sequence[str]) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
             signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
-    status = _wait(connection)  # the connection closes with this process
-    if status == _LOST:
+    if (status := _wait(connection)) == _LOST:  # the connection closes with this process
         print("metatuner: the fork server ended, or had no memory for this command; run it again", file=sys.stderr)
     return status
 
@@ -186,9 +182,7 @@ def _ask(
         connection.sendall(request)
     except OSError as error:
         connection.close()
-        raise NoServer(
-            f"{ADDRESS}={address}: no fork server answers there ({error.strerror}); unset the variable"
-        ) from None
+        raise NoServer(f"{ADDRESS}={address}: no fork server answers there ({error.strerror}); unset it") from None
     return connection
 
 
@@ -229,7 +223,7 @@ def _preload() -> None:
     assert plan.grid.cells  # reads and hashes the code of all methods once
     gc.collect()
     gc.freeze()  # collections in a fork then leave memory that it shares with the server alone
-    # Only Python threads are seen, not a library's own (OMP_NUM_THREADS=1 keeps BLAS from starting some).
+    # A library's own threads are not seen (OMP_NUM_THREADS=1 keeps BLAS from starting some).
     threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if threads:
         raise UserError(f"imports have started threads, which a fork would lose: {', '.join(threads)}")
@@ -246,9 +240,9 @@ class _Server:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.ended, wakeup = socket.socketpair()
-        self.ended.setblocking(False)
-        wakeup.setblocking(False)
         self.wakeup = wakeup
+        for end in (self.ended, wakeup):
+            end.setblocking(False)
         self.selector.register(self.ended, selectors.EVENT_READ)
         self.running: dict[int, socket.socket] = {}
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # only so that it writes to `wakeup`
@@ -299,7 +293,7 @@ class _Server:
             return None
         self._let_go(connection)
         os.setpgid(0, 0)
-        _end_with_parent(self.pid)
+        end_with_parent(self.pid, _LOST)
         os.environ.clear()
         os.environ.update(request["env"])
         tempfile.tempdir = None  # TMPDIR is the caller's
@@ -352,14 +346,6 @@ class _Server:
                 os.killpg(pid, number)
 
 
-def _end_with_parent(parent: int) -> None:
-    """In a fork, on Linux: end when the server does, however that ends. Elsewhere only an orderly end is seen."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it has just ended
-            os._exit(_LOST)
-
-
 def main(address: str, owner: str) -> int:
     """Run the server; in each of its forks, run the command and return its exit status."""
     ready = os.dup(1)
@@ -398,14 +384,14 @@ def _command(words: Sequence[str]) -> int:
     try:
         return int(importlib.import_module(PROGRAMS[words[0]]).main(words[1:]) or 0)
     except SystemExit as leaving:
-        if leaving.code is None or isinstance(leaving.code, int):
+        if not isinstance(leaving.code, str):
             return leaving.code or 0
         print(leaving.code, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         traceback.print_exc()
         return 130
-    except BaseException:  # like the interpreter: a traceback and status 1 for any error
+    except BaseException:  # as the interpreter does
         traceback.print_exc()
         return 1
 

@@ -11,6 +11,7 @@ supervised.
 """
 
 import atexit
+import ctypes
 import faulthandler
 import json
 import os
@@ -171,6 +172,17 @@ def forget_exit_functions() -> None:
     finalizers: Any = weakref.finalize
     finalizers._registry.clear()
     finalizers._registered_with_atexit = False
+
+
+def end_with_parent(parent: int, status: int) -> None:
+    """In a fork, on Linux: be killed when the parent ends, however it ends; elsewhere do nothing.
+
+    `parent` is its process id; if it has ended already, the fork ends with `status`.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(status)
 
 
 def is_child() -> bool:
