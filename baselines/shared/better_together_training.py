@@ -1,11 +1,10 @@
 """BetterTogether's step w: a LoRA on the actor, trained on answers. Imported by its program within a fit."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Protocol
 
-from baselines.shared.policy_gradient import Updates, adapter_weights
+from baselines.shared.policy_gradient import Updates, adapter_weights, recomputed
 from metatuner.harness.lab import Lab
 from metatuner.lm import LM, completion_loss, grouped_adapter
 
@@ -39,7 +38,7 @@ def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: Settings) -> None:
         gradient_clip=settings.gradient_clip,
         what="better_together",
     )
-    with _checkpointing(lm, settings.gradient_checkpointing), grouped_adapter(lm.model):
+    with recomputed(lm, settings.gradient_checkpointing), grouped_adapter(lm.model):
         for epoch in range(1, settings.epochs + 1):
             losses = []
             shuffled = order.sample(list(turns), len(turns))
@@ -49,18 +48,3 @@ def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: Settings) -> None:
                     return
                 losses.append(updates.step([completion_loss(lm, batch)]))
             lab.log(event="epoch", epoch=epoch, loss=round(fmean(losses), 5))
-
-
-@contextmanager
-def _checkpointing(lm: LM, wanted: bool) -> Iterator[None]:
-    """If wanted, backward passes in this context recompute activations."""
-    if not wanted:
-        yield
-        return
-    lm.model.activation_checkpointing_enable({"use_reentrant": False})
-    lm.model.train()  # checkpointing works in training mode only; the adapter has no dropout
-    try:
-        yield
-    finally:
-        lm.model.activation_checkpointing_disable()
-        lm.model.eval()
