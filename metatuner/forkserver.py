@@ -43,7 +43,7 @@ PRELOADED = tuple(
     metatuner.run.swaps metatuner.nano.bars
     metatuner.method.training metatuner.analysis.claims metatuner.analysis.report metatuner.analysis.diff
     metatuner.authoring.conformance snakemake.cli snakemake.executors.local snakemake.report.html_reporter
-    trl.trainer.sft_trainer trl.trainer.dpo_trainer peft dspy.teleprompt optuna matplotlib.pyplot
+    peft peft.tuners.lora.layer dspy.teleprompt optuna matplotlib.pyplot
     matplotlib.backends.backend_pdf transformers.models.llama.modeling_llama transformers.generation.utils
     """.split()
 )

@@ -21,7 +21,6 @@ LOCK = (
     "transformers",
     "tokenizers",
     "peft",
-    "trl",
     "accelerate",
     "dspy",
     "lm-eval",
