@@ -1,4 +1,4 @@
-"""DPO: SFT's actor learns to prefer its right answers to its wrong ones."""
+"""DPO: the actor of a short SFT learns to prefer its right answers to its wrong ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Settings:
     """Settings of DPO."""
 
     rollouts: Count = 8
-    """Answers sampled per train row, from which pairs are made; as many as MetaTuner's rollouts."""
+    """Answers sampled per train row, from which pairs are made; MetaTuner's default number of rollouts."""
     rollout_temperature: Positive = 1.0
     """Sampling temperature of these answers; 1 is the actor's own distribution."""
     pairs: Count = 4
@@ -44,7 +44,8 @@ class DPO(Method):
     reference = "Rafailov et al. 2023, Direct Preference Optimization (arXiv 2305.18290)"
     deviations = (
         "Pairs are rollouts of SFT's actor with different scores, not preferences of people.",
-        "The LoRA of `sft`, with its settings, is trained on; the reference is that LoRA as SFT left it.",
+        "It starts from the LoRA of a short SFT, which leaves answers to learn from. The setting `sft` gives that "
+        "SFT's own settings. The reference is that LoRA as SFT left it.",
     )
     requires = ("sft",)
     Settings = Settings
@@ -60,12 +61,16 @@ class DPO(Method):
 
         If no row gives a pair, SFT's actor is returned, and the log says so.
         """
+        from baselines.shared.budget import covers_step
         from baselines.shared.rollouts import sft_policy
 
         settings: Settings = self.settings
         policy = sft_policy(lab)
         pairs = find_pairs(lab, policy, settings)
-        if pairs:
+        sides = [(pair["prompt_ids"], pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids")]
+        if not covers_step(lab, "actor", sides, scored=1):
+            lab.log(event="budget", steps=0)
+        elif pairs:
             train(lab, policy, pairs, settings)
         return policy
 
@@ -81,7 +86,7 @@ def find_pairs(lab: Lab, policy: StaticPolicy, settings: Settings) -> list[dict[
     random = lab.random("pairs")
     rows = [row for row in lab.train for _ in range(settings.rollouts)]
     sides = 2 * min(settings.pairs, settings.rollouts // 2)
-    if not covers(lab, policy, lab.train, answers=settings.rollouts, scored=sides, trained=settings.epochs * sides):
+    if not covers(lab, policy, lab.train, answers=settings.rollouts, scored=sides, trained=0):
         raise UserError(
             f"dpo: the budget does not cover {settings.rollouts} rollouts of {len(lab.train)} rows; lower `rollouts`, "
             "or raise the budget in the preset"
@@ -157,4 +162,4 @@ def train(lab: Lab, policy: StaticPolicy, pairs: list[dict[str, list[int]]], set
     with torch.no_grad(), training.as_in_a_step():
         parts = [range(len(pairs))[first : first + size] for first in range(0, len(pairs), size)]
         reference = torch.cat([log_ratio(part) for part in parts])
-    training.run(log)
+    training.run(lab, log)

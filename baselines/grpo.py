@@ -1,4 +1,4 @@
-"""GRPO: SFT's actor learns by comparing the rewards of several answers to the same query."""
+"""GRPO: the actor of a short SFT learns by comparing the rewards of several answers to the same query."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,7 +59,8 @@ class GRPO(Method):
     family = "parameter"
     reference = "Shao et al. 2024, DeepSeekMath (arXiv 2402.03300), equations 3 and 4; outcome supervision"
     deviations = (
-        "The LoRA of `sft`, with its settings, is trained on; the reference is that LoRA as SFT left it.",
+        "It starts from the LoRA of a short SFT, which leaves answers to learn from. The setting `sft` gives that "
+        "SFT's own settings. The reference is that LoRA as SFT left it.",
         "Groups whose answers all score alike teach nothing and are left out of a batch's updates.",
     )
     requires = ("sft",)
@@ -85,6 +86,7 @@ class GRPO(Method):
     def _train(self, lab: Lab, policy: StaticPolicy) -> None:
         import torch
 
+        from baselines.shared.budget import covers_step
         from baselines.shared.policy_gradient import Updates, adapter_weights, recomputed
         from baselines.shared.rollouts import covers, sample
 
@@ -109,6 +111,10 @@ class GRPO(Method):
             apart = (rewards.max(1).values > rewards.min(1).values).repeat_interleave(settings.group)
             kept = [index for index in range(len(rows)) if apart[index]]
             loss = 0.0
+            taught = [(told.prompts[index], told.completions[index]) for index in kept]
+            if not covers_step(lab, "actor", taught, scored=2, trained=settings.updates):
+                lab.log(event="budget", steps=step - 1)
+                break
             if kept:
                 batch = _read(lm, told, kept, advantages, settings.chunk, weights, start)
                 for _ in range(settings.updates):

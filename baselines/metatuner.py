@@ -64,10 +64,21 @@ class MetaTunerWarmUp(Method):
 
         config: WarmUpConfig = self.settings
         examples, generator = _examples(lab), lab.need_generator()
-        actor = warm_up_actor(lab.actor, generator, examples, config, seed=lab.stream("actor_warm_up"), log=lab.log)
+        covered = lab.budget.for_steps
+        actor = warm_up_actor(
+            lab.actor,
+            generator,
+            examples,
+            config,
+            seed=lab.stream("actor_warm_up"),
+            log=lab.log,
+            covered=covered(),
+        )
         reward = _reward(lab, merged(actor))
         d2, _ = collect_rewrites(generator, examples, reward, config, seed=lab.stream("rollouts"), log=lab.log)
-        generator = warm_up_generator(generator, d2, config, seed=lab.stream("generator_warm_up"), log=lab.log)
+        generator = warm_up_generator(
+            generator, d2, config, seed=lab.stream("generator_warm_up"), log=lab.log, covered=covered()
+        )
         return WarmUpPolicy(lab, generator, actor, config, d2)
 
 
@@ -143,6 +154,7 @@ class MetaTunerJ(Method):
             warm.d2,
             seed=lab.stream("joint"),
             log=lab.log,
+            covered=lab.budget.for_steps(),
             evaluate=None if config.evaluate_epochs is None else evaluate,
             refresh=None if config.d2_refresh_epochs is None else refresh,
         )

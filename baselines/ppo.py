@@ -1,4 +1,4 @@
-"""PPO: SFT's actor learns from rewards through a value head and stays close to the policy that it started from."""
+"""PPO: the actor of a short SFT learns from rewards, through a value head, and stays close to where it started."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,7 +73,8 @@ class PPO(Method):
     )
     deviations = (
         "The reward is the task metric of an answer, on its last token; no reward model is trained.",
-        "The LoRA of `sft`, with its settings, is trained on; the reference is that LoRA as SFT left it.",
+        "It starts from the LoRA of a short SFT, which leaves answers to learn from. The setting `sft` gives that "
+        "SFT's own settings. The reference is that LoRA as SFT left it.",
         "The value head reads the policy's own hidden states without a gradient into them: with a LoRA there is "
         "little to share.",
         "A batch is trained on in minibatches; in the source's code it is one.",
@@ -101,6 +102,7 @@ class PPO(Method):
     def _train(self, lab: Lab, policy: StaticPolicy) -> None:
         import torch
 
+        from baselines.shared.budget import covers_step
         from baselines.shared.policy_gradient import Updates, adapter_weights, recomputed
         from baselines.shared.rollouts import covers, sample
 
@@ -130,6 +132,10 @@ class PPO(Method):
                 break
             seeds = [derive_seed(lab.stream("rollouts"), step, index) for index in range(len(rows))]
             told = sample(lab, policy, rows, seeds=seeds, temperature=1.0)
+            pairs = list(zip(told.prompts, told.completions, strict=True))
+            if not covers_step(lab, "actor", pairs, scored=2, trained=settings.epochs):
+                lab.log(event="budget", steps=step - 1)
+                break
             batch = _batch(lm, told, head, controller.coefficient, settings, weights, start)
             losses = []
             for _ in range(settings.epochs):

@@ -21,8 +21,8 @@ class RewriterSFT(Method):
     family = "hybrid"
     reference = "Cheng et al. 2024, Black-Box Prompt Optimization (arXiv 2311.04155): a trained rewriter before a model"
     deviations = (
-        "No training of its own: the rewriter is the generator of MetaTuner's warm-up, the actor that of `sft`, "
-        "which was tuned under the initial prompt.",
+        "No training of its own: the rewriter is the generator of MetaTuner's warm-up, the actor that of an SFT under "
+        "the initial prompt. The setting `sft` gives that SFT's own settings, so that both keep one budget.",
     )
     uses_generator = True
     requires = ("sft", "metatuner_warmup")

@@ -92,7 +92,7 @@ class SFT(Method):
                 mean = fmean(losses[-training.per_epoch :])
                 lab.log(event="epoch", epoch=(step + 1) // training.per_epoch, loss=round(mean, 5))
 
-        training.run(log)
+        training.run(lab, log)
         return StaticPolicy(lab, prompts, actor=lm)
 
 

@@ -115,13 +115,20 @@ class AdapterTraining(Phase, Generic[T]):
     def identity(self) -> Any:
         return [self.seed]
 
-    def run(self, log: Callable[..., None]) -> None:
-        """Train; `log` gets each step's `step` (from 0) and `loss`, as `optimise` logs them."""
+    def run(self, lab: Lab, log: Callable[..., None]) -> None:
+        """Train while the budget covers it; `log` gets each step's `step` (from 0) and `loss`, as in `optimise`."""
+
+        def logged(event: str, **values: Any) -> None:
+            if event == "budget":
+                lab.log(event=event, steps=values["steps"], of=values["of"])
+            else:
+                log(**values)
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)  # of dropout
             self.lm.model.train(self.dropout)
             try:
-                optimise(self, log)
+                optimise(self, logged, covered=lab.budget.for_steps())
             finally:
                 self.lm.model.eval()
 

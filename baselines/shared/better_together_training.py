@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Protocol
 
+from baselines.shared.budget import covers_step
 from baselines.shared.policy_gradient import Updates, adapter_weights, recomputed
 from metatuner.harness.lab import Lab
 from metatuner.lm import LM, completion_loss, grouped_adapter
@@ -43,7 +44,7 @@ def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: Settings) -> None:
             losses = []
             shuffled = order.sample(list(turns), len(turns))
             for batch in (shuffled[first : first + size] for first in range(0, len(turns), size)):
-                if lab.budget.left("trained_tokens") < sum(len(read) + len(written) for read, written in batch):
+                if not covers_step(lab, "actor", batch):
                     lab.log(event="budget", steps=updates.taken)
                     return
                 losses.append(updates.step([completion_loss(lm, batch)]))

@@ -10,6 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from baselines.shared.budget import covers_step
 from metatuner.errors import UserError
 from metatuner.harness.lab import Lab
 from metatuner.lm import LM, completion_loss
@@ -54,7 +55,7 @@ def train(
     steps = epochs * math.ceil(len(pairs) / batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps, warmup))
     for step, batch in enumerate(_batches(pairs, epochs, batch_size, seed), start=1):
-        if lab.budget.left("trained_tokens") < sum(len(read) + len(written) for read, written in batch):
+        if not covers_step(lab, "generator", batch):
             lab.log(event="budget", steps=step - 1)
             break
         loss = completion_loss(lm, batch)

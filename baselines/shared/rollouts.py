@@ -78,6 +78,8 @@ def sample(lab: Lab, policy: StaticPolicy, rows: Sequence[Row], *, seeds: Sequen
 def covers(lab: Lab, policy: StaticPolicy, rows: Sequence[Row], *, answers: int, scored: int, trained: int) -> bool:
     """Whether the budget covers work on the rows if every answer has its maximum length.
 
+    Of compute it must cover the answers alone: `covers_step` checks the rest when their lengths are known.
+
     Args:
         answers: sampled answers per row.
         scored: passes per row that score an answer.
@@ -90,9 +92,11 @@ def covers(lab: Lab, policy: StaticPolicy, rows: Sequence[Row], *, answers: int,
         len(render(lab.actor, policy.prompts[row.benchmark], row.query, reserve=limit).ids)
         for row, limit in zip(rows, limits, strict=True)
     )
+    longest = read + sum(limits)
     needed = {
         "lm_calls": (answers + scored) * len(rows),
         "generated_tokens": answers * sum(limits),
-        "trained_tokens": trained * (read + sum(limits)),
+        "trained_tokens": trained * longest,
+        "tflop": lab.budget.tflop("actor", read=answers * read, written=answers * sum(limits)),
     }
     return all(lab.budget.left(what) >= count for what, count in needed.items())

@@ -2,6 +2,7 @@
 
 from metatuner.config.layout import Layout
 from metatuner.config.overrides import from_snakemake, parse_overrides
+from metatuner.config.parts import DEFAULT_VARIANT, BenchmarkConfig, ModelConfig, ProposerConfig
 from metatuner.config.presets import (
     dump_config,
     expand_path,
@@ -13,17 +14,7 @@ from metatuner.config.presets import (
     resolve,
 )
 from metatuner.config.reading import parse, read_yaml
-from metatuner.config.types import (
-    DEFAULT_VARIANT,
-    BenchmarkConfig,
-    BudgetConfig,
-    Config,
-    ExperimentConfig,
-    MethodConfig,
-    ModelConfig,
-    ProposerConfig,
-    SearchConfig,
-)
+from metatuner.config.types import BudgetConfig, Config, ExperimentConfig, MethodConfig, SearchConfig
 
 __all__ = [
     "DEFAULT_VARIANT",

@@ -1,180 +1,33 @@
 """The types of a resolved preset: every key, its meaning, its default and its range."""
 
-import re
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
+from metatuner.config.parts import (
+    BenchmarkConfig,
+    BenchmarkId,
+    ExperimentId,
+    FilePath,
+    ModelsConfig,
+    NanoConfig,
+    Part,
+    RoleId,
+    VariantName,
+)
 from metatuner.errors import suggest
 
-BenchmarkId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
-ExperimentId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
-RoleId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=100)]
-"""A generator, or a variant that is tuned on its own: names that files have."""
-VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_ .+-]*$", max_length=100)]
 
-
-def _short(path: str) -> str:
-    if len(path.encode()) > 1000 or any(len(part.encode()) > 200 for part in path.split("/")):
-        raise ValueError("a name has at most 200 bytes and a path 1,000; choose a shorter one")
-    return path
-
-
-FilePath = Annotated[str, AfterValidator(_short)]
-"""A path that file systems can hold, with room for what is added to its names."""
-
-DEFAULT_VARIANT = "default"
-"""The name of the only variant of a method without `variants` in the config."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ModelConfig(_Part):
-    """A language model: a local folder, a Hub id, or `nano:ROLE` (trained by a rule of the DAG)."""
-
-    path: FilePath = Field(
-        description="a local folder, a Hub id, or nano:ROLE. The paper does not say base or Instruct; Instruct, as the "
-        "generator must follow a request to rewrite a prompt before it is trained"
-    )
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-    window: int | None = Field(None, ge=16, description="input plus output tokens; default: the model's own")
-    rewrite_system: str = Field(
-        "{prompt}", description="the system turn of a request to a generator; {prompt} and {query} are filled in"
-    )
-    rewrite_user: str = Field(
-        "{query}",
-        description="the user turn of a request to a generator; {prompt} and {query} are filled in. The paper does not "
-        "say how it asks; the Qwen2.5 presets ask to rewrite the prompt so that the answer becomes right",
-    )
-
-    @model_validator(mode="after")
-    def _asks_for_a_query(self) -> "ModelConfig":
-        if (self.rewrite_system + self.rewrite_user).count("{query}") != 1:
-            raise ValueError("rewrite_system and rewrite_user must hold {query} once together; name it in one of them")
-        if self.device not in ("auto", "cpu") and not re.fullmatch(r"cuda(:\d+)?|mps|xpu(:\d+)?", self.device):
-            raise ValueError(f"device {self.device!r} is none; say auto, cpu, cuda or cuda:N")
-        return self
-
-
-class ProposerConfig(_Part):
-    """A model behind an OpenAI-compatible server, local or remote, that proposes prompts."""
-
-    model: str = Field(min_length=1, description="what the server calls it")
-    base_url: str = Field(description="of the server, up to and without /chat/completions")
-    key_variable: str | None = Field(
-        None, description="name of the environment variable that holds the key, never the key; null: none is sent"
-    )
-    timeout: float = Field(60.0, gt=0, description="seconds that the server may be silent")
-    retries: int = Field(2, ge=0, le=10, description="further tries where the server is busy or does not answer")
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What fits depend on; how the server is reached is left out."""
-        return {"model": self.model, "base_url": self.base_url}
-
-    # An error must not repeat a key that stands in the wrong place.
-    @model_validator(mode="after")
-    def _holds_no_key(self) -> "ProposerConfig":
-        if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
-            raise ValueError(
-                "key_variable must be the name of an environment variable (letters, digits, underscores), not the key"
-            )
-        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", self.base_url):
-            raise ValueError(
-                "base_url must be http:// or https://, a host and a path, without user, password or query; a key goes "
-                "into the environment variable that key_variable names"
-            )
-        return self
-
-
-class ModelsConfig(_Part):
-    """The actor, which answers, and the generators, which write prompts and parameters, by size."""
-
-    actor: ModelConfig
-    generators: dict[RoleId, ModelConfig] = Field(default_factory=dict)
-    proposer: ProposerConfig | None = Field(
-        None,
-        description="asked in the generator's place by methods whose setting `proposer` is `instruct`; null: the "
-        "generator is",
-    )
-
-
-class SizesConfig(_Part):
-    """Rows per split. Each seed redraws `train` and `dev`; `tune`, `test` and `audit` are fixed."""
-
-    train: int | None = Field(
-        None,
-        ge=1,
-        description="rows to fit on; null: all rows that are left. The paper does not say how many; 2,000 for all "
-        "methods alike",
-    )
-    dev: int = Field(64, ge=1)
-    tune: int = Field(100, ge=1)
-    test: int | None = Field(
-        None,
-        ge=1,
-        description="null: all. The paper does not say; 450, 1,319, 2,000 and 2,000, from the grids of its scores",
-    )
-    audit: int = Field(0, ge=0, description="a separate draw for the nano world's own bars")
-
-
-class BenchmarkConfig(_Part):
-    """Where a benchmark's rows come from, and how many are used."""
-
-    source: Literal["nano", "local", "hub", "lm_eval"]
-    path: FilePath | None = Field(
-        None, description="local: a folder with train.jsonl and test.jsonl ($VARIABLES expand)"
-    )
-    task: str | None = Field(None, description="lm_eval: the name of a task that generates text, from lm-eval")
-    include_path: FilePath | None = Field(
-        None, description="lm_eval: a folder with the files of a task of your own ($VARIABLES expand)"
-    )
-    metric: str | None = Field(None, description="lm_eval: the task's metric; null: exact_match")
-    filter: str | None = Field(None, description="lm_eval: the task's filter that finds the answer; null: its first")
-    sizes: SizesConfig
-    initial_prompt: str | None = Field(
-        None,
-        description="p~; null: the benchmark's own. The paper does not say; one plain sentence per benchmark",
-    )
-    max_new_tokens: int | None = Field(None, ge=1)
-    split_seed: int = Field(0, ge=0, description="draws the fixed splits")
-
-    @model_validator(mode="after")
-    def _keys_go_with_the_source(self) -> "BenchmarkConfig":
-        if (self.source == "local") != (self.path is not None):
-            raise ValueError("`path` goes with `source: local`, and only with it")
-        task = self.source == "lm_eval"
-        if task != (self.task is not None):
-            raise ValueError("`task` goes with `source: lm_eval`, and only with it")
-        if task and (self.initial_prompt is None or self.max_new_tokens is None):
-            raise ValueError(
-                "`source: lm_eval` needs `initial_prompt` and `max_new_tokens`: a task has neither; add them"
-            )
-        if not task and (self.include_path or self.metric or self.filter):
-            raise ValueError("`include_path`, `metric` and `filter` go with `source: lm_eval` only")
-        return self
-
-
-class NanoConfig(_Part):
-    """The embedded world."""
-
-    world_seed: int = Field(0, ge=0)
-    null: bool = Field(False, description="the null world: prompts do not matter and no row is shifted")
-    trained: bool = Field(True, description="false: models keep random weights (the smoke preset)")
-    given: bool = Field(
-        True,
-        description="take the models that come with the package, where they are of this recipe and world; false: "
-        "pretrain them here, which on another processor makes other models",
-    )
-
-
-class BudgetConfig(_Part):
+class BudgetConfig(Part):
     """Limits on what one fit may use, its prerequisites included; null: metered but not limited."""
 
+    tflop: PositiveFloat | dict[BenchmarkId, PositiveFloat] | None = Field(
+        None,
+        description="compute of all its models, in 10^12 floating-point operations, as the meter estimates it; "
+        "a number, or one per benchmark",
+    )
     lm_calls: int | None = Field(None, ge=1)
     generated_tokens: int | None = Field(None, ge=1)
     trained_tokens: int | None = Field(None, ge=1)
@@ -185,13 +38,15 @@ class BudgetConfig(_Part):
         "twice as long and a minute, as an evaluation, which has an hour at least; decides no result",
     )
 
-    @property
-    def counts(self) -> dict[str, int | None]:
-        """The limits on what is counted, by name."""
-        return self.model_dump(mode="json", exclude={"seconds"})
+    def limits(self, train: Sequence[str]) -> dict[str, float | None]:
+        """The limits on what is counted in a fit, by name. `tflop` is the mean over its train benchmarks."""
+        counts: dict[str, float | None] = self.model_dump(mode="json", exclude={"seconds", "tflop"})
+        if isinstance(self.tflop, dict):
+            return {**counts, "tflop": fmean(self.tflop[name] for name in train)}
+        return counts if self.tflop is None else {**counts, "tflop": self.tflop}
 
 
-class SearchConfig(_Part):
+class SearchConfig(Part):
     """One dimension of random search: either `values`, or a range `low` to `high` (log-uniform if `log`)."""
 
     values: list[Any] | None = None
@@ -211,14 +66,14 @@ class SearchConfig(_Part):
         return self
 
 
-class VariantConfig(_Part):
+class VariantConfig(Part):
     """A variant of a method that is tuned on its own, e.g. an ablation with the settings that suit it best."""
 
     settings: dict[str, Any] = Field(default_factory=dict, description="that differ from the method's")
     search: dict[str, SearchConfig] | None = Field(None, description="null: the method's")
 
 
-class MethodConfig(_Part):
+class MethodConfig(Part):
     """A method's settings in this preset, what tuning may change, its budget, and how many cells a job packs."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -230,7 +85,7 @@ class MethodConfig(_Part):
     pack: int | None = Field(None, ge=1, description="fits per job; null: the preset's `pack`")
 
 
-class TuningConfig(_Part):
+class TuningConfig(Part):
     """Random search on the tune split, with a seed that is not among the reported seeds."""
 
     trials: int = Field(8, ge=1)
@@ -254,7 +109,7 @@ class TuningConfig(_Part):
         return self
 
 
-class ExperimentConfig(_Part):
+class ExperimentConfig(Part):
     """A named grid of cells, and the table or figure made from it."""
 
     methods: list[str] = Field(min_length=1)
@@ -275,6 +130,10 @@ class ExperimentConfig(_Part):
     )
     rows: int | None = Field(
         None, ge=2, description="train rows of each train benchmark, dev rows in proportion; null: the benchmark's own"
+    )
+    budget: str | None = Field(
+        None,
+        description="the budget of all its fits, where variants differ in what they cost; null: each method's own",
     )
     axis: str | None = Field(
         None,
@@ -305,7 +164,7 @@ class ExperimentConfig(_Part):
         return found
 
 
-class Config(_Part):
+class Config(Part):
     """A resolved preset."""
 
     preset: str
@@ -325,6 +184,10 @@ class Config(_Part):
     budgets: dict[str, BudgetConfig]
     methods: dict[str, MethodConfig]
     tuning: TuningConfig = TuningConfig()  # type: ignore[call-arg]
+    forecast: FilePath = Field(
+        "config/forecast.yaml",
+        description="what costs are predicted from, relative to the project; what searches draw depends on it",
+    )
     experiments: dict[ExperimentId, ExperimentConfig] = Field(min_length=1)
     run: str | list[str] | None = Field(
         None, description="the experiments that are run, by name (a word, or a list); null: all; others are left out"
@@ -385,10 +248,14 @@ class Config(_Part):
                 if seed in experiment.seeds:
                     key = "tuning.seed" if seed == self.tuning.seed else "one of tuning.more_seeds"
                     raise ValueError(f"experiments.{name}.seeds: {seed} is {key}; report other seeds")
-        for name, method_config in self.methods.items():
-            if method_config.budget not in self.budgets:
-                raise ValueError(
-                    f"methods.{name}.budget: unknown budget {method_config.budget!r}; "
-                    + suggest(method_config.budget, self.budgets)
-                )
+        for name, limits in self.budgets.items():
+            given = limits.tflop if isinstance(limits.tflop, dict) else self.benchmarks
+            for benchmark in sorted(given.keys() ^ self.benchmarks.keys()):
+                wrong = "is missing" if benchmark in self.benchmarks else "is no benchmark here"
+                raise ValueError(f"budgets.{name}.tflop: {benchmark!r} {wrong}; give one number for each benchmark")
+        named = {f"methods.{name}": method.budget for name, method in self.methods.items()}
+        named |= {f"experiments.{name}": each.budget for name, each in self.experiments.items() if each.budget}
+        for place, budget in named.items():
+            if budget not in self.budgets:
+                raise ValueError(f"{place}.budget: unknown budget {budget!r}; {suggest(budget, self.budgets)}")
         return self

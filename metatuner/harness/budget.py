@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from metatuner.lm import LM
 
 
+TFLOP = "tflop"
+MARGIN = 1.25
+"""How much more the next step of a loop may cost than the dearest step before it."""
+
+
+def amount(value: float) -> str:
+    """A count in full, or an amount of compute to six digits."""
+    return str(int(value)) if value == int(value) else f"{value:.6g}"
+
+
 class BudgetExceeded(UserError):
     """A fit exceeded its budget; its cell fails with this error."""
 
@@ -64,26 +74,60 @@ class ModelUse:
 class Budget:
     """A meter with limits. Attach it to every model of the fit; it raises BudgetExceeded when a limit is crossed."""
 
-    def __init__(self, limits: Mapping[str, int | None] | None = None, name: str = "unlimited") -> None:
+    def __init__(self, limits: Mapping[str, float | None] | None = None, name: str = "unlimited") -> None:
         self.name = name
         self.limits = {key: value for key, value in (limits or {}).items() if value is not None}
         self.used = Usage()
         self.by_model: dict[str, ModelUse] = {}
         self._detach: list[Callable[[], None]] = []
+        self._tflop: dict[str, Callable[[float, float, float], float]] = {}
+        self._dearest: dict[str, float] = {}
+
+    def spent(self, what: str) -> float:
+        """How much of `tflop`, `lm_calls`, `generated_tokens` or `trained_tokens` was used, with earlier fits."""
+        if what == TFLOP:
+            return sum(use.flops for use in self.by_model.values()) / 1e12
+        if what not in asdict(self.used):
+            raise UserError(f"budget: nothing is called {what!r}; {suggest(what, [TFLOP, *asdict(self.used)])}")
+        return float(getattr(self.used, what))
 
     def left(self, what: str) -> float:
-        """How much of `lm_calls`, `generated_tokens` or `trained_tokens` is left (infinity if unlimited)."""
-        if what not in asdict(self.used):
-            raise UserError(f"budget: nothing is called {what!r}; {suggest(what, asdict(self.used))}")
-        return self.limits[what] - getattr(self.used, what) if what in self.limits else float("inf")
+        """How much of `tflop`, `lm_calls`, `generated_tokens` or `trained_tokens` is left (infinity if unlimited)."""
+        spent = self.spent(what)
+        return self.limits[what] - spent if what in self.limits else float("inf")
+
+    def tflop(self, role: str, *, read: float = 0, written: float = 0, trained: float = 0) -> float:
+        """What a model's work on so many tokens would cost, in TFLOP; 0 for a model that is not metered."""
+        return self._tflop[role](read, written, trained) if role in self._tflop else 0.0
+
+    def tflop_per_call(self, role: str) -> float:
+        """The mean cost of a completion in this fit's dearest batch so far, in TFLOP; 0 before the first batch."""
+        return self._dearest.get(role, 0.0)
+
+    def for_steps(self) -> Callable[[], bool]:
+        """A check for a loop of like steps, called before each step: whether the limits cover another step.
+
+        A step may cost `MARGIN` times what the dearest one before it did. The first step is always covered.
+        """
+        before: dict[str, float] = {}
+        dearest = dict.fromkeys(self.limits, 0.0)
+
+        def covered() -> bool:
+            for what in self.limits:
+                spent = self.spent(what)
+                dearest[what] = max(dearest[what], spent - before.get(what, spent))
+                before[what] = spent
+            return all(self.left(what) >= MARGIN * dearest[what] for what in self.limits)
+
+        return covered
 
     def add(self, **counts: int) -> None:
         """Count usage; raise BudgetExceeded when it crosses a limit."""
         self.used.add(counts)
         for what, limit in self.limits.items():
-            if getattr(self.used, what) > limit:
+            if self.spent(what) > limit:
                 raise BudgetExceeded(
-                    f"budget {self.name!r}: {what} reached {getattr(self.used, what)}, the limit is {limit}; "
+                    f"budget {self.name!r}: {what} reached {amount(self.spent(what))}, the limit is {amount(limit)}; "
                     "lower the method's settings or raise the budget in the preset"
                 )
 
@@ -125,8 +169,16 @@ class Budget:
             use.flops += flops
             self.add(**counts)
 
+        def tflop(read: float, written: float, trained: float) -> float:
+            weights = sum(weight.numel() for weight in lm.decoder.parameters() if weight.requires_grad)
+            forward = 2 * read * body(lm.decoder) + 2 * written * (body(lm.decoder) + head)
+            return (forward + trained * (4 * (body(lm.decoder) + head) + 2 * weights)) / 1e12
+
+        self._tflop[role] = tflop
+
         def completions(prompt_tokens: int, generated_tokens: int, calls: int) -> None:
             flops = 2 * (prompt_tokens + generated_tokens) * body(lm.decoder) + 2 * generated_tokens * head
+            self._dearest[role] = max(self._dearest.get(role, 0.0), flops / 1e12 / calls)
             count(flops, lm_calls=calls, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
 
         pad = lm.filler

@@ -102,7 +102,12 @@ class Phase(ABC):
 
 
 def optimise(
-    phase: Phase, log: Log, *, checkpoints: Path | None = None, accelerator: "Accelerator | None" = None
+    phase: Phase,
+    log: Log,
+    *,
+    checkpoints: Path | None = None,
+    accelerator: "Accelerator | None" = None,
+    covered: Callable[[], bool] = lambda: True,
 ) -> None:
     """Run AdamW with a linear warm-up and a cosine to 0, clip gradients by their common norm, and log each step.
 
@@ -113,6 +118,8 @@ def optimise(
             checkpoint there resumes from it, bit for bit, if it starts from the same models, data and seed.
         accelerator: splits each batch among its processes, which must have equal models and arguments. Losses and
             gradients equal those of one process up to rounding. The first process writes checkpoints.
+        covered: called before each step: whether a budget covers it. The phase ends at the first step that is not
+            covered, with the parameters as they are, and the log says so. It must answer alike in all processes.
 
     A line of the log has: step, the share of the peak learning rates, the completion tokens of the step, the loss, each
     term (before its weight) and the gradient norm of each group (before clipping).
@@ -136,6 +143,9 @@ def optimise(
         if start:
             log(event="resumed", phase=name, step=start)
     for step in range(start, phase.steps):
+        if not covered():
+            log(event="budget", phase=name, steps=step, of=phase.steps)
+            break
         rate = cosine_with_warm_up(step, phase.steps, config.warm_up_share)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate

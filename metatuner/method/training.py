@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,9 +20,6 @@ from metatuner.method.rollouts import sample_prompts
 from metatuner.method.tuned import digest, to_train, trainable
 from metatuner.method.tuner import MetaTuner
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 
 def warm_up_actor(
     actor: LM,
@@ -33,16 +29,15 @@ def warm_up_actor(
     *,
     seed: int,
     log: Log,
-    checkpoints: Path | None = None,
-    accelerator: "Accelerator | None" = None,
+    **options: Any,
 ) -> LM:
     """The actor with a LoRA of its own (unmerged), trained on (p, x) -> y.
 
-    p is p~, or the generator's rewrite, sampled anew for each pass (`config.actor_prompts`). For `checkpoints` and
-    `accelerator` see `optimising.optimise`.
+    p is p~, or the generator's rewrite, sampled anew for each pass (`config.actor_prompts`). `options` are those of
+    `optimising.optimise`.
     """
     phase = _ActorWarmUp(actor, generator, examples, config, seed)
-    optimise(phase, log_of_first(log, accelerator), checkpoints=checkpoints, accelerator=accelerator)
+    optimise(phase, log_of_first(log, options.get("accelerator")), **options)
     return phase.trained
 
 
@@ -53,15 +48,14 @@ def warm_up_generator(
     *,
     seed: int,
     log: Log,
-    checkpoints: Path | None = None,
-    accelerator: "Accelerator | None" = None,
+    **options: Any,
 ) -> LM:
     """A private copy of the generator (or a LoRA on it), trained on D2: (p~, x) -> best prompt.
 
-    For `checkpoints` and `accelerator` see `optimising.optimise`.
+    `options` are those of `optimising.optimise`.
     """
     phase = _GeneratorWarmUp(generator, rewrites, config, seed)
-    optimise(phase, log_of_first(log, accelerator), checkpoints=checkpoints, accelerator=accelerator)
+    optimise(phase, log_of_first(log, options.get("accelerator")), **options)
     return phase.trained
 
 
@@ -74,8 +68,7 @@ def train_joint(
     log: Log,
     evaluate: Callable[[], float] | None = None,
     refresh: Callable[[], list[Rewrite]] | None = None,
-    checkpoints: Path | None = None,
-    accelerator: "Accelerator | None" = None,
+    **options: Any,
 ) -> None:
     """Train the tuner in place on the paper's loss, in the way that `tuner.config.objective` names.
 
@@ -86,14 +79,14 @@ def train_joint(
             result is logged as the dev reward.
         refresh: collects D2 anew, every `config.d2_refresh_epochs` passes. It must not count its earlier calls: the
             count would be lost when training is resumed.
-        checkpoints: see `optimising.optimise`.
-        accelerator: see `optimising.optimise`; every process writes all prompts, evaluates and refreshes.
+        options: those of `optimising.optimise`. With an accelerator, every process writes all prompts, evaluates and
+            refreshes.
 
     Raises `UserError` as `optimising.optimise` does, and for `d2_refresh_epochs` without `refresh`.
     """
-    log = log_of_first(log, accelerator)
+    log = log_of_first(log, options.get("accelerator"))
     phase = _Joint(tuner, examples, rewrites, seed, log, evaluate, refresh)
-    optimise(phase, log, checkpoints=checkpoints, accelerator=accelerator)
+    optimise(phase, log, **options)
     if evaluate is not None:
         log(event="dev", epoch=tuner.config.epochs, reward=evaluate())
 

@@ -52,13 +52,18 @@ class Grid:
         seed: int,
         rows: int | None = None,
         transfer: tuple[str, ...] = (),
+        budget: str | None = None,
     ) -> Fit:
-        """A fit with its key, and the fits that it requires."""
+        """A fit with its key, and the fits that it requires, all under the same limits.
+
+        `budget` names these limits; None: the method's.
+        """
         cls = self.registry[method].cls
+        limits = budget or self.settings.subject(method).budget
         requires = []
         for name in cls.requires:
-            configured = self.settings.resolve(name, train, settings.required.get(name))
-            requires.append(self.fit(name, configured, train, generator, seed, rows, transfer))
+            configured = self.settings.resolve(name, train, settings.required.get(name), generator=generator)
+            requires.append(self.fit(name, configured, train, generator, seed, rows, transfer, limits))
         used_generator = generator if cls.uses_generator else ""
         depends = {
             "method": method,
@@ -67,7 +72,7 @@ class Grid:
             "actor": self.keys.model_key("actor"),
             "generator": self.keys.model_key(used_generator) if used_generator else None,
             "seed": seed,
-            "budget": self.settings.budget(method).counts,
+            "budget": self.config.budgets[limits].limits(train),
             "code": self.keys.fit_code(method),
             "requires": [fit.key for fit in requires],
             "lock": lock_versions(),
@@ -81,7 +86,7 @@ class Grid:
         key = hash_value(depends)
         if key not in self._fits:
             self._fits[key] = Fit(
-                key, method, settings.own, train, used_generator, seed, tuple(requires), rows, transfer
+                key, method, settings.own, train, used_generator, seed, tuple(requires), rows, transfer, limits
             )
         return self._fits[key]
 
@@ -148,7 +153,9 @@ class Grid:
                         transfer = others if experiment.train == "others" else ()
                         settings = self._settings(variant, method, train, generator)
                         for seed in experiment.seeds:
-                            fit = self.fit(method, settings, train, generator, seed, experiment.rows, transfer)
+                            fit = self.fit(
+                                method, settings, train, generator, seed, experiment.rows, transfer, experiment.budget
+                            )
                             cell = self.cell(fit, benchmark)
                             row = PlanRow(
                                 experiment=name,
@@ -167,17 +174,20 @@ class Grid:
 
     def _settings(self, variant: Variant, method: str, train: tuple[str, ...], generator: str) -> Resolved:
         """A variant's settings, and how they were tuned (see `PlanRow.tuned`)."""
-        settings = self.settings.resolve(variant.subject, train, variant.over, where=variant.place)
+        settings = self.settings.resolve(variant.subject, train, variant.over, generator=generator, where=variant.place)
         if settings.tuned in ("winner", "medians"):
             return replace(settings, tuned=self._winner_word(variant.subject, settings, train, generator))
         if settings.tuned == "none":
-            return replace(settings, tuned=self._required_word(method, settings, train))
+            return replace(settings, tuned=self._required_word(method, settings, train, generator))
         return settings
 
-    def _required_word(self, method: str, settings: Resolved, train: tuple[str, ...]) -> str:
+    def _required_word(self, method: str, settings: Resolved, train: tuple[str, ...], generator: str) -> str:
         """How a method without a search is tuned: by the winners of the methods that it builds on, if there are any."""
         required = self.registry[method].cls.requires
-        words = {self.settings.resolve(name, train, settings.required.get(name)).tuned for name in required}
+        words = {
+            self.settings.resolve(name, train, settings.required.get(name), generator=generator).tuned
+            for name in required
+        }
         found = [word for word in ("expired", "untuned", "winner", "medians") if word in words]
         return "none" if not found else "inherited" if found[0] in ("winner", "medians") else found[0]
 
@@ -186,10 +196,7 @@ class Grid:
         method = subject.partition(".")[0]
         alone = self.settings.resolve(subject, train)
         same = self.fit(method, settings, train, generator, 0).key == self.fit(method, alone, train, generator, 0).key
-        word = alone.tuned if same else "inherited"
-        searched_with = self.settings.tuning_generator
-        elsewhere = self.registry[method].cls.uses_generator and generator != searched_with
-        return f"{word} of {searched_with}" if elsewhere else word
+        return alone.tuned if same else "inherited"
 
     @cached_property
     def cells(self) -> dict[str, Cell]:

@@ -24,6 +24,8 @@ class Fit:
     """Train rows per train benchmark, with dev rows in proportion; None: the benchmark's own sizes."""
     transfer: tuple[str, ...] = ()
     """Benchmarks that the policy may be tested on without training: the fit knows their initial prompts and limits."""
+    budget: str = "default"
+    """Name of the budget that limits it."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,8 @@ class PlanRow:
     - inherited: a variant changes settings, and the winner is of its subject without the changes; or a method without a
       search builds on winners.
     - medians: the medians over the winners of several train benchmarks.
-    - any of these with `of GENERATOR`: the search was made with another generator.
     - expired: the stored winner is not current.
-    - untuned: no winner is stored.
+    - untuned: no winner is stored, or the searches are of another generator.
     - none: the method has no search space.
     """
 

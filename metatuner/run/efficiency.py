@@ -103,7 +103,7 @@ def measure(shop: Workshop, cells: Sequence[Cell], steps: Steps) -> list[dict[st
         if not rows:
             raise UserError(f"benchmarks.{cell.benchmark}.sizes.tune: no tune rows to time policies on; set it above 0")
         queries = [to_query(row) for row in rows]
-        seconds = shop.patience(cell.fit.method)["seconds"]
+        seconds = shop.patience(cell.fit)["seconds"]
         found = steps.run(cell.key, partial(_timed, shop, cell, queries), seconds)
         if "line" in found:
             lines.append(found["line"])
@@ -126,7 +126,7 @@ def _timed(shop: Workshop, cell: Cell, queries: Sequence[Query]) -> dict[str, An
             return failure(cell.key, error, failures)
         return Outcome(cell.key, "ok")
 
-    outcome = guard.contained(work, key=cell.key, failures=failures, **shop.patience(cell.fit.method))
+    outcome = guard.contained(work, key=cell.key, failures=failures, **shop.patience(cell.fit))
     return found if outcome.status == "ok" else {"reason": outcome.reason}
 
 

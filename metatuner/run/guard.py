@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from metatuner.errors import UserError
+from metatuner.harness.budget import amount
 from metatuner.run.limits import AGAIN, Overdue, limit
 
 if TYPE_CHECKING:
@@ -108,9 +109,9 @@ def overspent(budget: "Budget") -> str | None:
     """An error text if a method caught `BudgetExceeded` and continued beyond a limit; else None."""
     for name, most in budget.limits.items():
         if budget.left(name) < 0:
-            used = getattr(budget.used, name)
             return (
-                f"budget {budget.name!r}: {used} {name} used of {most}, and the method went on; stop before the limit"
+                f"budget {budget.name!r}: {amount(budget.spent(name))} {name} used of {amount(most)}, and the method "
+                "went on; stop before the limit"
             )
     return None
 

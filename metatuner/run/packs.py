@@ -27,7 +27,7 @@ def fit_pack(shop: Workshop, name: str, attempt: int, steps: Steps) -> None:
     shop.check_splits({benchmark for fit in chosen for benchmark in fit.train}, ["pool"])
 
     def work(fit: Fit, last: bool) -> Outcome:
-        return watched(steps, fit.key, lambda: shop.fit(fit, share=last), shop.patience(fit.method)["seconds"])
+        return watched(steps, fit.key, lambda: shop.fit(fit, share=last), shop.patience(fit)["seconds"])
 
     _write(shop.layout, packs.step(name), name, _each(chosen, packs.is_complete, work, "fits"), attempt)
     steps.finish()
@@ -48,7 +48,7 @@ def evaluate_pack(shop: Workshop, name: str, attempt: int, steps: Steps) -> None
         found = fitted.get(cell.fit.key, unknown)
         if found.status != "ok":
             return Outcome(cell.key, found.status, found.reason)
-        seconds = shop.patience(cell.fit.method, LEAST_PATIENCE)["seconds"]
+        seconds = shop.patience(cell.fit, LEAST_PATIENCE)["seconds"]
         return watched(steps, cell.key, lambda: shop.evaluate(cell, share=last), seconds)
 
     cells = [shop.plan.grid.cells[key] for key in pack.keys]

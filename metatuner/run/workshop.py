@@ -105,7 +105,7 @@ class Workshop:
                 lambda: run_fit(task, self.models, folder, failures, share=share),
                 key=fit.key,
                 failures=failures,
-                **self.patience(fit.method),
+                **self.patience(fit),
             )
         wrong = None if checking else guard.overspent(task.budget)
         if wrong is None and outside:
@@ -131,7 +131,7 @@ class Workshop:
     def _task(self, fit: Fit) -> FitTask:
         """All inputs of a fit."""
         settings, cls = self.plan.settings, self.plan.registry[fit.method].cls
-        limits, proposer = settings.budget(fit.method), settings.proposer(fit.method, fit.settings)
+        limits, proposer = self.config.budgets[fit.budget], settings.proposer(fit.method, fit.settings)
         benchmarks = {name: self.benchmarks[name] for name in (*fit.train, *fit.transfer)}
         roles = {"actor": "actor", **({"generator": fit.generator} if fit.generator else {})}
         identity: dict[str, Any] = {
@@ -160,7 +160,7 @@ class Workshop:
             sizes={name: self.plan.grid.fit_sizes(name, fit.rows) for name in fit.train},
             generator=fit.generator,
             seed=fit.seed,
-            budget=Budget(limits.counts, settings.budget_name(fit.method)),
+            budget=Budget(limits.limits(fit.train), fit.budget),
             seconds=limits.seconds,
             proposer=ProposerServer(**proposer.model_dump()) if proposer else None,
             prerequisites={needed.method: self.layout.fit(needed.key).absolute() for needed in fit.requires},
@@ -168,12 +168,12 @@ class Workshop:
             identity=identity,
         )
 
-    def patience(self, method: str, least: float = 0.0) -> dict[str, Any]:
+    def patience(self, fit: Fit, least: float = 0.0) -> dict[str, Any]:
         """Time for an evaluation, or for a fit with loading and saving: twice the limit of `fit` plus `guard.GRACE`."""
-        seconds = self.plan.settings.budget(method).seconds
+        seconds = self.config.budgets[fit.budget].seconds
         return {
             "seconds": seconds and max(least, 2 * seconds + guard.GRACE),
-            "budget": self.plan.settings.budget_name(method),
+            "budget": fit.budget,
         }
 
     # ---- policies ----------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ class Workshop:
 
         if outcome.status == "ok":
             tflop = round(read_json(self.layout.fit(fit.key) / "cost.json", "fit it again")["flops"] / 1e12, 4)
-            outcome = guard.contained(scored, key=fit.key, failures=failures, **self.patience(fit.method))
+            outcome = guard.contained(scored, key=fit.key, failures=failures, **self.patience(fit))
             if not known:
                 shutil.rmtree(self.layout.fit(fit.key), ignore_errors=True)
         return {"score": score, "tflop": tflop, "status": outcome.status, "reason": outcome.reason}
@@ -255,7 +255,7 @@ class Workshop:
                 lambda: self._evaluate(cell, folder, share=share),
                 key=cell.key,
                 failures=failures,
-                **self.patience(cell.fit.method, LEAST_PATIENCE),
+                **self.patience(cell.fit, LEAST_PATIENCE),
             )
         if outcome.status != "ok" or not outside:
             return outcome

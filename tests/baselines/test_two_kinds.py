@@ -1,6 +1,7 @@
 """SFT, MetaTuner and a static LoRA on a toy whose optimum is known: two kinds of query, one right word for each."""
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,6 @@ from baselines.sft import SFT
 from baselines.sft import Settings as SFTSettings
 from baselines.static_lora import Settings as StaticSettings
 from baselines.static_lora import StaticLoRA
-from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.budget import Budget
 from metatuner.harness.lab import Lab
@@ -139,31 +139,32 @@ def test_the_same_seed_trains_the_same_and_another_seed_another(
 
 TRAINED: dict[str, Method] = {
     **{name: shortened(name) for name in METHODS},
-    "dpo": DPO(DPOSettings(rollout_temperature=20.0)),
+    "dpo": DPO(DPOSettings(rollouts=2, pairs=1, epochs=8, rollout_temperature=20.0)),
     "ppo": PPO(PPOSettings(steps=2)),
-    "grpo": GRPO(GRPOSettings(steps=10)),
+    "grpo": GRPO(GRPOSettings(steps=30, queries=2, group=4)),
 }
 
 
+@pytest.mark.parametrize("what", ["tflop", "trained_tokens"])
 @pytest.mark.parametrize("name", TRAINED)
-def test_trained_tokens_beyond_the_budget_end_the_fit_or_are_never_spent(
-    name: str, before: dict[str, Path], tmp_path: Path
-) -> None:
-    def spent(limits: dict[str, int]) -> tuple[int, str]:
-        budget, said = Budget(limits, "small"), ""
-        tight = lab(tmp_path, prerequisites=before, budget=budget)
+def test_training_ends_in_order_before_a_limit(name: str, what: str, before: dict[str, Path], tmp_path: Path) -> None:
+    def spent(limits: dict[str, float]) -> tuple[Budget, list[dict[str, Any]], Policy]:
+        budget, events = Budget(limits, "small"), []
+        tight = lab(
+            tmp_path, prerequisites=before, budget=budget, log_line=lambda line: events.append(json.loads(line))
+        )
         for role, lm in (("actor", tight.actor), ("generator", tight.need_generator())):
             budget.attach(lm, role)
         try:
-            TRAINED[name].fit(tight)
-        except UserError as error:
-            said = str(error)
+            return budget, events, TRAINED[name].fit(tight)
         finally:
             budget.detach()
-        return budget.used.trained_tokens, said
 
-    trained, said = spent({})
-    assert (trained > 150, said) == (True, "")
-    trained, said = spent({"trained_tokens": 150})
-    assert "budget" in said or trained <= 150
-    assert trained <= 150 + 8 * 20  # a batch beyond, at most
+    whole, events, _ = spent({})
+    assert "budget" not in [event["event"] for event in events]
+    limit = 0.75 * whole.spent(what)
+    short, events, policy = spent({what: limit})
+    assert "budget" in [event["event"] for event in events]
+    least = 0.0 if name == "grpo" else 0.3 * limit  # GRPO trains on few answers, and reserves tokens for all
+    assert least <= short.spent(what) <= limit
+    assert policy.respond([to_query(UNSEEN[0])])

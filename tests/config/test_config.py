@@ -54,7 +54,7 @@ def test_an_experiment_or_variant_that_is_null_is_left_out():
 def test_points_are_the_values_of_the_axis_by_method_and_variant():
     experiments = c.load_config("nano").experiments
     assert experiments["d2"].points["metatuner_j", "expert"] == "expert"
-    assert experiments["sharing"].points["metatuner_j", "quarter_fixed"] == 0.25
+    assert experiments["sharing"].points["metatuner_j", "quarter"] == 0.25
     assert experiments["main"].points == {}
 
 

@@ -202,3 +202,66 @@ def test_costs_are_told_by_model_and_add_up():
     limited = Budget({"lm_calls": 0}, "none")
     with pytest.raises(BudgetExceeded, match="lm_calls"):
         limited.add_cost(cost)
+
+
+def test_compute_is_a_limit_and_is_predicted_as_it_is_metered() -> None:
+    lm, prompts = tiny_lm(), [[7, 8, 9]] * 6
+    body = sum(weight.numel() for weight in lm.decoder.parameters()) - lm.model.get_input_embeddings().weight.numel()
+    head = lm.head.weight.numel()
+    budget = Budget()
+    budget.attach(lm, "actor")
+    assert budget.tflop_per_call("actor") == 0
+    completions = generate(lm, prompts, max_new_tokens=5)
+    read, written = sum(map(len, prompts)), sum(len(each.ids) for each in completions)
+    spent = (2 * (read + written) * body + 2 * written * head) / 1e12
+    assert budget.spent("tflop") == pytest.approx(spent)
+    assert budget.tflop("actor", read=read, written=written) == pytest.approx(spent)
+    assert budget.tflop_per_call("actor") == pytest.approx(spent / 6)
+    assert budget.tflop("nobody", read=7) == budget.tflop_per_call("nobody") == 0
+    before = budget.spent("tflop")
+    completion_loss(lm, [([7, 8, 9], [10, 11])]).backward()
+    weights = sum(weight.numel() for weight in lm.decoder.parameters())
+    assert budget.spent("tflop") - before == pytest.approx(budget.tflop("actor", trained=4))
+    assert budget.tflop("actor", trained=4) == pytest.approx(4 * (4 * (body + head) + 2 * weights) / 1e12)
+
+
+def test_what_passes_the_limit_of_compute_ends_and_what_reaches_it_does_not() -> None:
+    prompts = random_prompts(3)
+
+    def spend(limit: float | None) -> Budget:
+        lm, budget = tiny_lm(), Budget({"tflop": limit}, "small")
+        budget.attach(lm)
+        generate(lm, prompts, max_new_tokens=4)
+        return budget
+
+    whole = spend(None).spent("tflop")
+    assert spend(whole).left("tflop") == 0
+    with pytest.raises(BudgetExceeded, match=r"budget 'small': tflop reached .*, the limit is .*; lower the method's"):
+        spend(0.999 * whole)
+    assert spend(None).left("tflop") == float("inf")
+
+
+def test_what_a_fit_builds_on_counts_as_its_own() -> None:
+    lm, earlier = tiny_lm(), Budget()
+    earlier.attach(lm)
+    generate(lm, random_prompts(3), max_new_tokens=4)
+    later = Budget({"tflop": 2 * earlier.spent("tflop")})
+    later.add_cost(earlier.cost())
+    assert later.left("tflop") == pytest.approx(earlier.spent("tflop"))
+    assert later.tflop_per_call("model") == 0  # the mean is of this fit's calls alone
+
+
+def test_a_loop_of_steps_ends_before_the_limit_by_the_dearest_step_so_far() -> None:
+    budget = Budget({"trained_tokens": 100}, "small")
+    budget.add(trained_tokens=20)  # by what the fit builds on
+    covered, steps = budget.for_steps(), []
+    for tokens in (10, 20, 10, 10, 10, 10):
+        if not covered():
+            break
+        budget.add(trained_tokens=tokens)
+        steps.append(tokens)
+    # After 20 + 10 + 20 + 10 + 10 tokens, 30 are left; a step may cost 1.25 times 20. After 10 more it may not.
+    assert steps == [10, 20, 10, 10, 10]
+    assert budget.left("trained_tokens") == 20
+    unlimited = Budget().for_steps()
+    assert all(unlimited() for _ in range(3))

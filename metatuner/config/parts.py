@@ -1,0 +1,170 @@
+"""The keys of a preset about models and rows, and the names that a preset gives."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+BenchmarkId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
+ExperimentId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
+RoleId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=100)]
+"""A generator, or a variant that is tuned on its own: names that files have."""
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_ .+-]*$", max_length=100)]
+
+
+def _short(path: str) -> str:
+    if len(path.encode()) > 1000 or any(len(part.encode()) > 200 for part in path.split("/")):
+        raise ValueError("a name has at most 200 bytes and a path 1,000; choose a shorter one")
+    return path
+
+
+FilePath = Annotated[str, AfterValidator(_short)]
+"""A path that file systems can hold, with room for what is added to its names."""
+
+DEFAULT_VARIANT = "default"
+"""The name of the only variant of a method without `variants` in the config."""
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelConfig(Part):
+    """A language model: a local folder, a Hub id, or `nano:ROLE` (trained by a rule of the DAG)."""
+
+    path: FilePath = Field(
+        description="a local folder, a Hub id, or nano:ROLE. The paper does not say base or Instruct; Instruct, as the "
+        "generator must follow a request to rewrite a prompt before it is trained"
+    )
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    window: int | None = Field(None, ge=16, description="input plus output tokens; default: the model's own")
+    rewrite_system: str = Field(
+        "{prompt}", description="the system turn of a request to a generator; {prompt} and {query} are filled in"
+    )
+    rewrite_user: str = Field(
+        "{query}",
+        description="the user turn of a request to a generator; {prompt} and {query} are filled in. The paper does not "
+        "say how it asks; the Qwen2.5 presets ask to rewrite the prompt so that the answer becomes right",
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_a_query(self) -> "ModelConfig":
+        if (self.rewrite_system + self.rewrite_user).count("{query}") != 1:
+            raise ValueError("rewrite_system and rewrite_user must hold {query} once together; name it in one of them")
+        if self.device not in ("auto", "cpu") and not re.fullmatch(r"cuda(:\d+)?|mps|xpu(:\d+)?", self.device):
+            raise ValueError(f"device {self.device!r} is none; say auto, cpu, cuda or cuda:N")
+        return self
+
+
+class ProposerConfig(Part):
+    """A model behind an OpenAI-compatible server, local or remote, that proposes prompts."""
+
+    model: str = Field(min_length=1, description="what the server calls it")
+    base_url: str = Field(description="of the server, up to and without /chat/completions")
+    key_variable: str | None = Field(
+        None, description="name of the environment variable that holds the key, never the key; null: none is sent"
+    )
+    timeout: float = Field(60.0, gt=0, description="seconds that the server may be silent")
+    retries: int = Field(2, ge=0, le=10, description="further tries where the server is busy or does not answer")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What fits depend on; how the server is reached is left out."""
+        return {"model": self.model, "base_url": self.base_url}
+
+    # An error must not repeat a key that stands in the wrong place.
+    @model_validator(mode="after")
+    def _holds_no_key(self) -> "ProposerConfig":
+        if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
+            raise ValueError(
+                "key_variable must be the name of an environment variable (letters, digits, underscores), not the key"
+            )
+        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", self.base_url):
+            raise ValueError(
+                "base_url must be http:// or https://, a host and a path, without user, password or query; a key goes "
+                "into the environment variable that key_variable names"
+            )
+        return self
+
+
+class ModelsConfig(Part):
+    """The actor, which answers, and the generators, which write prompts and parameters, by size."""
+
+    actor: ModelConfig
+    generators: dict[RoleId, ModelConfig] = Field(default_factory=dict)
+    proposer: ProposerConfig | None = Field(
+        None,
+        description="asked in the generator's place by methods whose setting `proposer` is `instruct`; null: the "
+        "generator is",
+    )
+
+
+class SizesConfig(Part):
+    """Rows per split. Each seed redraws `train` and `dev`; `tune`, `test` and `audit` are fixed."""
+
+    train: int | None = Field(
+        None,
+        ge=1,
+        description="rows to fit on; null: all rows that are left. The paper does not say how many; 2,000 for all "
+        "methods alike",
+    )
+    dev: int = Field(64, ge=1)
+    tune: int = Field(100, ge=1)
+    test: int | None = Field(
+        None,
+        ge=1,
+        description="null: all. The paper does not say; 450, 1,319, 2,000 and 2,000, from the grids of its scores",
+    )
+    audit: int = Field(0, ge=0, description="a separate draw for the nano world's own bars")
+
+
+class BenchmarkConfig(Part):
+    """Where a benchmark's rows come from, and how many are used."""
+
+    source: Literal["nano", "local", "hub", "lm_eval"]
+    path: FilePath | None = Field(
+        None, description="local: a folder with train.jsonl and test.jsonl ($VARIABLES expand)"
+    )
+    task: str | None = Field(None, description="lm_eval: the name of a task that generates text, from lm-eval")
+    include_path: FilePath | None = Field(
+        None, description="lm_eval: a folder with the files of a task of your own ($VARIABLES expand)"
+    )
+    metric: str | None = Field(None, description="lm_eval: the task's metric; null: exact_match")
+    filter: str | None = Field(None, description="lm_eval: the task's filter that finds the answer; null: its first")
+    sizes: SizesConfig
+    initial_prompt: str | None = Field(
+        None,
+        description="p~; null: the benchmark's own. The paper does not say; one plain sentence per benchmark",
+    )
+    max_new_tokens: int | None = Field(None, ge=1)
+    split_seed: int = Field(0, ge=0, description="draws the fixed splits")
+
+    @model_validator(mode="after")
+    def _keys_go_with_the_source(self) -> "BenchmarkConfig":
+        if (self.source == "local") != (self.path is not None):
+            raise ValueError("`path` goes with `source: local`, and only with it")
+        task = self.source == "lm_eval"
+        if task != (self.task is not None):
+            raise ValueError("`task` goes with `source: lm_eval`, and only with it")
+        if task and (self.initial_prompt is None or self.max_new_tokens is None):
+            raise ValueError(
+                "`source: lm_eval` needs `initial_prompt` and `max_new_tokens`: a task has neither; add them"
+            )
+        if not task and (self.include_path or self.metric or self.filter):
+            raise ValueError("`include_path`, `metric` and `filter` go with `source: lm_eval` only")
+        return self
+
+
+class NanoConfig(Part):
+    """The embedded world."""
+
+    world_seed: int = Field(0, ge=0)
+    null: bool = Field(False, description="the null world: prompts do not matter and no row is shifted")
+    trained: bool = Field(True, description="false: models keep random weights (the smoke preset)")
+    given: bool = Field(
+        True,
+        description="take the models that come with the package, where they are of this recipe and world; false: "
+        "pretrain them here, which on another processor makes other models",
+    )
