@@ -60,16 +60,15 @@ def check_data(config: "Config", arguments: argparse.Namespace) -> None:
     option(
         "--assume",
         type=Path,
-        help="lengths, weights and speeds of other models; by default config/forecast.yaml",
+        help="lengths, weights and speeds of other models; by default the preset's `forecast`",
     ),
 )
 def cost(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.cost import predict
-    from metatuner.cost.assumptions import ASSUMED
     from metatuner.hashing import ROOT
     from metatuner.plan import Plan
 
-    print(predict(Plan(config), arguments.metered, arguments.assume or ROOT / ASSUMED))
+    print(predict(Plan(config), arguments.metered, arguments.assume or ROOT / config.forecast))
 
 
 @command("where the run's CPU time went, process start and imports apart")

@@ -26,7 +26,7 @@ def predict(plan: Plan, finished: Path, assume: Path) -> str:
         assume: file of assumptions about other models.
     """
     provenance = finished / "provenance.json"
-    if not provenance.is_file() and not plan.config.models.actor.path.startswith("nano:"):
+    if not provenance.is_file():
         note = f"No finished run in {finished} (--from): the counts are not compared with one."
         return f"{_from_counts(plan, assume)}\n\n{note}"
     metered = read_metered(finished)

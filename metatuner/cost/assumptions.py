@@ -90,8 +90,6 @@ class Assumptions:
 
     def shape(self, model: str) -> Shape:
         """The shape of a model, by its path."""
-        if model.startswith("nano:"):
-            raise UserError("nano models are predicted from a finished run on them alone; name it (--from)")
         if model not in self.models:
             raise UserError(f"{self.path}: no shape of model {model!r} under `models`; {suggest(model, self.models)}")
         return self.models[model]

@@ -5,8 +5,9 @@ assumptions of `config/forecast.yaml`. FLOP are computed from tokens as in the m
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from metatuner.cost.assumptions import GPU, Assumptions, Lengths
@@ -127,31 +128,33 @@ class Job:
         return any(getattr(each.settings, name, False) for each in (self, *self.requires) for name in names)
 
 
+def job_of(plan: Plan, assumed: Assumptions, fit: Fit) -> Job:
+    """A fit as a job, with the fits that it builds on."""
+    sizes = [plan.grid.fit_sizes(name, fit.rows) for name in fit.train]
+    train = sum(
+        assumed.split(name).train if rows is None else rows for name, (rows, _) in zip(fit.train, sizes, strict=True)
+    )
+    method = plan.registry[fit.method].cls(fit.settings)
+    rows = Rows(train, sum(dev for _, dev in sizes))
+    return Job(
+        "fit",
+        fit.method,
+        fit.settings,
+        method.loop(rows, assumed.shares),
+        fit.train,
+        plan.config.models.generators[fit.generator].path if fit.generator else "",
+        train / len(sizes),
+        key=fit.key,
+        requires=tuple(job_of(plan, assumed, needed) for needed in fit.requires),
+        limits=plan.config.budgets[fit.budget].limits(fit.train),
+    )
+
+
 def jobs_of(plan: Plan, assumed: Assumptions) -> list[Job]:
     """Every fit and cell of a preset, every trial of its searches, and the fits that these build on."""
     config = plan.config
 
-    def job(fit: Fit) -> Job:
-        sizes = [plan.grid.fit_sizes(name, fit.rows) for name in fit.train]
-        train = sum(
-            assumed.split(name).train if rows is None else rows
-            for name, (rows, _) in zip(fit.train, sizes, strict=True)
-        )
-        method = plan.registry[fit.method].cls(fit.settings)
-        rows = Rows(train, sum(dev for _, dev in sizes))
-        return Job(
-            "fit",
-            fit.method,
-            fit.settings,
-            method.loop(rows, assumed.shares),
-            fit.train,
-            config.models.generators[fit.generator].path if fit.generator else "",
-            train / len(sizes),
-            key=fit.key,
-            requires=tuple(job(needed) for needed in fit.requires),
-            limits=plan.settings.budget(fit.method).counts,
-        )
-
+    job = partial(job_of, plan, assumed)
     found = {key: job(fit) for key, fit in plan.grid.fits.items()}
     cells = []
     for cell in plan.grid.cells.values():
@@ -160,7 +163,10 @@ def jobs_of(plan: Plan, assumed: Assumptions) -> list[Job]:
         cells.append(replace(found[cell.fit.key], kind="cell", benchmarks=(cell.benchmark,), asked=asked, key=cell.key))
     trials = []
     for subject, benchmark in plan.searches.all:
-        for over in plan.searches.trials(subject, benchmark):
+        drawn = plan.searches.trials(subject, benchmark)
+        tuning = config.tuning
+        again = min(tuning.finalists, len(drawn)) * len(tuning.more_seeds) if tuning.finalists > 1 else 0
+        for over in [*drawn, *[drawn[0]] * again]:  # finalists are not known before; they cost what the preset's do
             tried = job(plan.searches.fit(subject, benchmark, over))
             trials.append(replace(tried, kind="trial", asked=config.benchmarks[benchmark].sizes.tune, key=""))
     built_on = {fit.key: fit for benchmark in config.benchmarks for fit in plan.searches.needs(benchmark)}
@@ -181,6 +187,37 @@ def use_of(job: Job, at: Callable[[str], Lengths], *, window: float = float("inf
         ):
             total = {model: total[model] + part[model] for model in total}
     return total
+
+
+def tflop_of(plan: Plan, assumed: Assumptions, fit: Fit) -> float | None:
+    """The predicted compute of a fit with what it builds on, in TFLOP; None if a method does not count its loop."""
+    actor = plan.config.models.actor
+    job = job_of(plan, assumed, fit)
+    if any(each.loop is None for each in _with_needed(job)):
+        return None
+    return predicted_tflop(job, actor.path, assumed, actor.window or float("inf"))
+
+
+def predicted_tflop(job: Job, actor: str, assumed: Assumptions, window: float) -> float:
+    """The predicted compute of a job with what it builds on, in TFLOP. What no method counts is left out."""
+    total = 0.0
+    for each in _with_needed(job):
+        shapes = {"actor": assumed.shape(actor)}
+        if each.generator:
+            shapes["generator"] = assumed.shape(each.generator)
+        use = use_of(each, assumed.lengths, window=window)
+        for model, shape in shapes.items():
+            trained = shape.body if each.full and model == "generator" else 0.0
+            total += sum(flops(use[model], shape, trained).values()) / 1e12
+    return total
+
+
+def _with_needed(job: Job) -> list[Job]:
+    """A job and the fits that it builds on, each once."""
+    found = {job.key: job}
+    for needed in job.requires:
+        found |= {each.key: each for each in _with_needed(needed)}
+    return list(found.values())
 
 
 # ---- by method -----------------------------------------------------------------------------------------------------
@@ -223,8 +260,12 @@ def predict(
         line.counted &= job.loop is not None
         use = use_of(job, assumed.lengths, window=window)
         if job.kind == "fit":
-            spent = {name: sum(getattr(each, short) for each in use.values()) for name, short in LIMITED.items()}
-            past = {name: limit / spent[name] for name, limit in job.limits.items() if limit and spent[name] > limit}
+            own, whole = _spent(job, actor, assumed, window)
+            past = {
+                name: max(0.0, limit - whole[name] + own[name]) / own[name]
+                for name, limit in job.limits.items()
+                if limit and whole[name] > limit and own[name]
+            }
             line.over = tuple(sorted({*line.over, *past}))
             use = {model: each.times(min(past.values(), default=1.0)) for model, each in use.items()}
         line.use = {model: line.use[model] + use[model] for model in use}
@@ -242,6 +283,18 @@ def predict(
         if job.kind == "fit":
             line.disk += policy_bytes(job, shapes, dtype_bytes)
     return dict(lines)
+
+
+def _spent(job: Job, actor: str, assumed: Assumptions, window: float) -> tuple[dict[str, float], dict[str, float]]:
+    """What counts against each limit: of a fit alone, and with what it builds on."""
+
+    def of(jobs: Sequence[Job]) -> dict[str, float]:
+        uses = [tokens for each in jobs for tokens in use_of(each, assumed.lengths, window=window).values()]
+        return {name: sum(getattr(tokens, short) for tokens in uses) for name, short in LIMITED.items()}
+
+    alone = replace(job, requires=())
+    own = {**of([job]), "tflop": predicted_tflop(alone, actor, assumed, window)}
+    return own, {**of(_with_needed(job)), "tflop": predicted_tflop(job, actor, assumed, window)}
 
 
 def policy_bytes(job: Job, shapes: Mapping[str, Shape], dtype_bytes: int) -> float:

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -247,6 +247,14 @@ class Keys:
         return hash_value(asked if config.task is None else [*asked, config.task, self._task_files(benchmark)])
 
     # ---- code --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def forecast(self) -> str:
+        """A hash of the file that costs are predicted from."""
+        path = ROOT / self.config.forecast
+        if not path.is_file():
+            raise UserError(f"config key 'forecast': no file {path}; name one, such as config/forecast.yaml")
+        return hash_file(path)
 
     @cache
     def fit_code(self, method: str) -> str:

@@ -1,6 +1,7 @@
 """Random searches: which there are, what each tries, and what is known about its winner."""
 
 import random
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -34,22 +35,25 @@ class Searches:
             if benchmark in benchmarks
         ]
 
-    def trials(self, subject: str, benchmark: str) -> list[dict[str, Any]]:
+    def trials(
+        self, subject: str, benchmark: str, keeps: Callable[[dict[str, Any]], bool] = lambda over: True
+    ) -> list[dict[str, Any]]:
         """What random search tries: the preset's own settings, then random draws, none twice.
 
-        The order of keys in the config does not matter.
+        The order of keys in the config does not matter. Settings that `keeps` refuses, because their cost would pass
+        the budget, are not tried.
         """
         search = self.settings.subject(subject).search
         rng = random.Random(derive_seed("tune", subject, benchmark, self.config.tuning.seed))
         seen = [self.settings.searched(subject, {})]
-        drawn: list[dict[str, Any]] = [{}]
+        drawn: list[dict[str, Any]] = [{}] if keeps({}) else []
         for _ in range(100 * self.config.tuning.trials):  # a small grid may hold fewer settings than trials
             if len(drawn) == self.config.tuning.trials:
                 break
             trial = {name: _draw(space, rng) for name, space in sorted(search.items())}
             if trial not in seen:
                 seen.append(trial)
-                drawn.append(trial)
+                drawn += [trial] if keeps(trial) else []
         return drawn
 
     @property
@@ -65,11 +69,12 @@ class Searches:
         return self.grid.fit(method, settings, (benchmark,), generator, chosen)
 
     def needs(self, benchmark: str) -> list[Fit]:
-        """The fits that the searches on a benchmark build on (warm-ups), each once; required fits come first."""
+        """The fits that trials on a benchmark build on (warm-ups), each once; required fits come first."""
         fits = [
-            self.fit(subject, where, {}, seed)
+            self.fit(subject, where, over, seed)
             for subject, where in self.all
             if where == benchmark
+            for over in self.trials(subject, where)
             for seed in self.seeds
         ]
         return in_order(needed for fit in fits for needed in fit.requires)
@@ -95,7 +100,7 @@ class Searches:
                     "search": {name: space.model_dump(mode="json", exclude_none=True) for name, space in spaces},
                     "generator": self.settings.tuning_generator,
                     **{name: known.get(name) for name in names},
-                    **({"finalists": known["finalists"]} if known.get("finalists") else {}),
+                    **{name: known[name] for name in ("finalists", "dearest") if known.get(name)},
                 }
             )
         return found

@@ -3,7 +3,7 @@
 A *subject* of searches is a method ("metatuner_j") or one of its own variants ("metatuner_j.without_p").
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from statistics import median_low
@@ -53,7 +53,7 @@ class Settings:
         search = method.search if own.search is None else own.search
         return method.model_copy(update={"settings": merge(method.settings, own.settings), "search": search})
 
-    def _place(self, subject: str, key: str) -> str:
+    def place(self, subject: str, key: str) -> str:
         """Where a subject's key stands in the config."""
         method, _, variant = subject.partition(".")
         return f"methods.{method}.variants.{variant}.{key}" if variant else f"methods.{method}.{key}"
@@ -61,7 +61,7 @@ class Settings:
     def _check(self, subject: str) -> None:
         config = self.subject(subject)
         for over in ({}, *({setting: _first(space)} for setting, space in config.search.items())):
-            place = self._place(subject, "search" if over else "settings")
+            place = self.place(subject, "search" if over else "settings")
             self._checked(subject.partition(".")[0], {**config.settings, **over}, place)
 
     def _checked(self, method: str, values: Mapping[str, Any], where: str) -> Resolved:
@@ -87,16 +87,17 @@ class Settings:
         over: Mapping[str, Any] | None = None,
         *,
         winners: bool = True,
+        generator: str | None = None,
         where: str = "",
     ) -> Resolved:
-        """A fit's settings.
+        """A fit's settings with a generator (None: the one of the searches).
 
         Later sources override earlier ones:
 
         1. the dataclass's defaults,
         2. the preset's `settings`,
         3. the settings of the method's variant, if the subject names one,
-        4. the subject's stored winner of this benchmark, if it is current,
+        4. the subject's stored winner of this benchmark, if it is current and was found with this generator,
         5. `over`, from an experiment's variant; `where` is its place in the config.
 
         If a fit trains on several benchmarks, each searched setting is the median of its values in their winners (the
@@ -105,15 +106,19 @@ class Settings:
         config, method = self.subject(subject), subject.partition(".")[0]
         values: dict[str, Any] = dict(config.settings)
         tuned = "none"
-        if winners and config.search and train:
+        elsewhere = generator not in (None, self.tuning_generator) and self.registry[method].cls.uses_generator
+        if elsewhere and config.search:
+            tuned = "untuned"
+        elif winners and config.search and train:
             found, tuned = self._winners_of(subject, train)
             if found and len(train) == 1:
-                values |= found[0].settings
+                values = merge(values, found[0].settings)
             elif found:
-                own = self._checked(method, values, self._place(subject, "settings")).values
-                for name in config.search:
-                    values[name] = median_low([winner.settings.get(name, own[name]) for winner in found])
-        resolved = self._checked(method, merge(values, over or {}), where or self._place(subject, "settings"))
+                own = self._checked(method, values, self.place(subject, "settings")).values
+                for name, space in config.search.items():
+                    chosen = [winner.settings.get(name, own[name]) for winner in found]
+                    values[name] = median_low(chosen) if _ordered(chosen) else _middle(chosen, space)
+        resolved = self._checked(method, merge(values, over or {}), where or self.place(subject, "settings"))
         return Resolved(resolved.own, resolved.required, tuned)
 
     def searched(self, subject: str, over: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +150,7 @@ class Settings:
             "search": {name: space.model_dump(mode="json") for name, space in config.search.items()},
             "fixed": config.settings,
             "required": [self.resolve(name, (benchmark,), over[name]).values for name in cls.requires],
-            "budget": self.budget(method).counts,
+            "budget": self.budget(method).limits((benchmark,)),
             "data": self.keys.data_identity(benchmark),
             "actor": self.keys.model_identity("actor"),
             "generator": self.keys.model_identity(self.tuning_generator) if cls.uses_generator else None,
@@ -154,6 +159,8 @@ class Settings:
         }
         if proposer is not None:
             depends["proposer"] = proposer.identity
+        if self.budget(method).tflop is not None:  # then predictions decide what is drawn
+            depends["forecast"] = self.keys.forecast
         if self.config.tuning.finalists > 1:
             depends["finalists"] = [self.config.tuning.finalists, self.config.tuning.more_seeds]
         return hash_value(depends)
@@ -198,6 +205,17 @@ class Settings:
             "actor": self.keys.model_config("actor").path.rsplit("/", 1)[-1],
             "layers": self.keys.layers(role),
         }
+
+
+def _ordered(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
+
+
+def _middle(chosen: Sequence[Any], space: SearchConfig) -> Any:
+    """The lower median by the order of the space's values; values that are not among them come last."""
+    order = list(space.values or [])
+    ranked = sorted(chosen, key=lambda value: order.index(value) if value in order else len(order))
+    return ranked[(len(ranked) - 1) // 2]
 
 
 def _first(space: SearchConfig) -> Any:

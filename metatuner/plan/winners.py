@@ -38,6 +38,8 @@ class Winner:
     finalists: list[dict[str, Any]] = field(default_factory=list)
     """What was fitted with several seeds, best mean first: `settings`, `scores` by seed, `score` (their mean), `tflop`.
     Empty: one seed decided."""
+    dearest: float | None = None
+    """The largest compute of a trial, in TFLOP, with what it builds on; None if it is not known."""
 
 
 def read_winners(path: Path) -> dict[tuple[str, str], Winner]:

@@ -56,11 +56,18 @@ class Tried:
         return 100 * sqrt(share * (1 - share) / self.rows) / 2
 
 
-def finals(tried: Tried, trials: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Any]:
+def finals(
+    tried: Tried,
+    trials: Sequence[Mapping[str, Any]],
+    plan: Plan,
+    keeps: Callable[[dict[str, Any]], bool] = lambda over: True,
+) -> dict[str, Any]:
     """Decide a search by the means over seeds.
 
     The best trials are fitted with the further seeds. Of those within a tie of the best mean, the cheapest wins. If one
-    of its settings lies at the edge of the range, the search goes on beyond, while the mean rises by more than a tie.
+    of its settings lies at the edge of the range, the search goes on beyond. It does so while the mean rises by more
+    than a tie, and while `keeps` says that the settings keep the budget. A step that is not above that mean with the
+    first seed does not meet the others.
 
     Returns:
         `finalists`, the winner first, then by mean; and `beyond`, the settings with an edge that was crossed without a
@@ -95,7 +102,11 @@ def finals(tried: Tried, trials: Sequence[Mapping[str, Any]], plan: Plan) -> dic
         if over[name] == values[name]:  # such as 0, from which no ratio leads on
             beyond.add(name)
             continue
-        other = tried.repeated(over, seeds)
+        first = tried.once(over)["score"] if keeps(over) else None
+        if first is not None and first <= winner["score"]:
+            beyond.add(name)
+            continue
+        other = None if first is None else tried.repeated(over, seeds)
         if other is None:
             blocked.add(name)
             continue

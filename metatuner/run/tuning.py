@@ -1,6 +1,6 @@
 """Random search: the trials of one subject on one benchmark, what they build on, and the winners of all searches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any
 
 from metatuner import progress
+from metatuner.cost.assumptions import Assumptions
+from metatuner.cost.predicted import tflop_of
 from metatuner.errors import UserError, suggest
 from metatuner.files import read_json, write_json
 from metatuner.harness.rows import Row, read_rows
@@ -30,7 +32,8 @@ def search(shop: Workshop, subject: str, benchmark: str, steps: Steps) -> None:
     shop.check_splits([benchmark], ["pool", "tune"])
     rows = read_rows(layout.data(benchmark) / "tune.jsonl")
     tried = Tried(subject, benchmark, partial(_trial, shop, subject, benchmark, rows=rows, steps=steps), len(rows))
-    trials = plan.searches.trials(subject, benchmark)
+    keeps = within_budget(plan, subject, benchmark)
+    trials = plan.searches.trials(subject, benchmark, keeps)
     countdown = progress.Countdown(len(trials), f"trials of {subject} on {benchmark}")
     found = []
     for over in trials:
@@ -39,9 +42,45 @@ def search(shop: Workshop, subject: str, benchmark: str, steps: Steps) -> None:
     key = plan.settings.winner_key(subject, benchmark)
     record = {"method": subject, "benchmark": benchmark, "key": key, "trials": found}
     if plan.config.tuning.finalists > 1:
-        record |= finals(tried, found, plan)
+        record |= finals(tried, found, plan, keeps)
     write_json(layout.tune(subject, benchmark), record)
     steps.finish()
+
+
+SAFE = 0.95
+"""Settings are drawn up to this share of the budget: predictions are of mean lengths, and seeds differ."""
+
+
+def within_budget(plan: Plan, subject: str, benchmark: str) -> Callable[[dict[str, Any]], bool]:
+    """Whether the predicted compute of settings keeps the budget of the subject's method.
+
+    All do if nothing can be predicted: fits then end at the limit. UserError if neither the preset's own settings nor
+    any that a search draws keep the budget.
+    """
+    method = subject.partition(".")[0]
+    limit = plan.settings.budget(method).limits((benchmark,)).get("tflop")
+    if limit is None:
+        return lambda over: True
+    assumed = Assumptions.read(ROOT / plan.config.forecast)
+    least: list[float] = []
+    try:
+        tflop_of(plan, assumed, plan.searches.fit(subject, benchmark, {}))
+    except UserError as error:
+        progress.say(f"{subject} on {benchmark}: its compute is not predicted, so all settings are tried: {error}")
+        return lambda over: True
+
+    def keeps(over: dict[str, Any]) -> bool:
+        predicted = tflop_of(plan, assumed, plan.searches.fit(subject, benchmark, over))
+        least.append(predicted or 0.0)
+        return predicted is None or predicted <= SAFE * limit
+
+    if not plan.searches.trials(subject, benchmark, keeps):
+        name, needed = plan.settings.budget_name(method), min(least) / SAFE
+        raise UserError(
+            f"budgets.{name}.tflop: {limit:g} is less than any settings of {subject} on {benchmark} are predicted to "
+            f"need, {needed:.3g} at least; raise it, or extend {plan.settings.place(subject, 'search')}"
+        )
+    return keeps
 
 
 def warm_up(shop: Workshop, benchmark: str, steps: Steps) -> None:
@@ -51,7 +90,7 @@ def warm_up(shop: Workshop, benchmark: str, steps: Steps) -> None:
     """
     shop.check_splits([benchmark], ["pool"])
     found = [
-        watched(steps, fit.key, partial(shop.fit, fit, share=False), shop.patience(fit.method)["seconds"])
+        watched(steps, fit.key, partial(shop.fit, fit, share=False), shop.patience(fit)["seconds"])
         for fit in shop.plan.searches.needs(benchmark)
     ]
     for outcome in found:
@@ -79,8 +118,8 @@ def _trial(
             stored = read_json(path, REMEDY)
             if isinstance(stored, dict) and stored.keys() >= {"score", "tflop", "status", "reason"}:
                 return stored
-    # A trial fits and answers, each within its limit; the fits that it builds on were made before.
-    seconds = shop.patience(fit.method)["seconds"]
+    # A trial fits and answers, each within its limit; what it builds on was made before (`warm_up`).
+    seconds = shop.patience(fit)["seconds"]
     result = {
         "score": None,
         "tflop": None,
@@ -158,4 +197,5 @@ def _winner(plan: Plan, record: Mapping[str, Any]) -> Winner | None:
         rival=others[0]["settings"] if others else None,
         rival_score=others[0]["score"] if others else None,
         finalists=record.get("finalists", []),
+        dearest=max((trial["tflop"] for trial in [*done, *ranked] if trial.get("tflop") is not None), default=None),
     )

@@ -459,7 +459,7 @@ def test_what_is_not_assumed_is_asked_for() -> None:
         PAPER.lengths("aime")
     with pytest.raises(UserError, match="no rows of benchmark 'aime' under `rows`; add them"):
         PAPER.split("aime")
-    with pytest.raises(UserError, match="nano models are predicted from a finished run on them alone"):
+    with pytest.raises(UserError, match="no shape of model 'nano:actor' under `models`"):
         PAPER.shape("nano:actor")
     with pytest.raises(UserError, match=r"absent\.yaml: No such file"):
         Assumptions.read(Path("absent.yaml"))

@@ -31,7 +31,7 @@ ALL = GENERATED | ON_SFT | {"zero_shot", "few_shot", "bootstrap_few_shot", "bett
     ("override", "changes"),
     [
         ({"methods.sft.settings.rank": 4}, ON_SFT),
-        ({"methods.metatuner_warmup.settings.rollouts": 4}, ON_WARM_UP),
+        ({"methods.metatuner_warmup.settings.rollouts": 5}, ON_WARM_UP),
         ({"nano.world_seed": 1}, ALL),
         ({"nano.null": True}, ALL),
         ({"nano.trained": False}, ALL),
@@ -109,7 +109,8 @@ def test_a_fits_cells_differ_by_benchmark_seed_and_generator():
         == 19 * 4 * 3
     )
     found = {(fit.method, repr(fit.settings), fit.train, fit.generator, fit.seed) for fit in made.grid.fits.values()}
-    assert len(found) == len(made.grid.fits) == (19 + 1) * 4 * 3  # the warm-up is fitted and not tested
+    # Fitted and not tested: the warm-up, and the SFT that methods with rewards, and the rewriter, start from.
+    assert len(found) == len(made.grid.fits) == (19 + 3) * 4 * 3
     used = {method: {fit.generator for fit in made.grid.fits.values() if fit.method == method} for method in ALL}
     assert {method for method, generators in used.items() if generators == {"large"}} == GENERATED
     assert {method for method, generators in used.items() if generators == {""}} == ALL - GENERATED
@@ -203,6 +204,7 @@ def test_a_local_model_is_known_by_what_its_folder_holds(tmp_path: Path):
     ("override", "changes"),
     [
         ({"tuning.trials": 5}, ALL),
+        ({"tuning.finalists": 2}, ALL),
         ({"tuning.seed": 7}, ALL),
         ({"nano.trained": False}, ALL),
         ({"nano.world_seed": 1}, ALL),
@@ -211,7 +213,7 @@ def test_a_local_model_is_known_by_what_its_folder_holds(tmp_path: Path):
         ({"experiments.main.generator": ["small", "large"]}, GENERATED),
         ({"methods.sft.settings.rank": 4}, ON_SFT),
         ({"methods.sft.search.rank": {"values": [2, 4]}}, {"sft"}),
-        ({"methods.metatuner_warmup.settings.rollouts": 4}, ON_WARM_UP),
+        ({"methods.metatuner_warmup.settings.rollouts": 5}, ON_WARM_UP),
         ({"nano.given": False}, set()),
         ({"models.generators.small.window": 512}, set()),
         ({"budgets.default.lm_calls": 30000}, ALL),
@@ -241,13 +243,13 @@ def test_a_search_depends_on_the_stored_winner_of_what_its_method_requires(
 ):
     monkeypatch.setattr("metatuner.plan.settings.ROOT", tmp_path)
     before = plan()
-    won = Winner("sft", "gsm8k", {"epochs": 3}, 50.0, 8, 0, (), before.settings.winner_key("sft", "gsm8k"))
+    won = Winner("sft", "gsm8k", {"rank": 3}, 50.0, 8, 0, (), before.settings.winner_key("sft", "gsm8k"))
     write_winners(tmp_path / "winners.json", [won])
     after = plan({"tuning.winners": "winners.json"})
     changed = {
         one for one in before.searches.all if before.settings.winner_key(*one) != after.settings.winner_key(*one)
     }
-    assert changed == {(method, "gsm8k") for method in ("dpo", "ppo", "grpo")}
+    assert changed == {(method, "gsm8k") for method in ("dpo", "ppo", "grpo", "rewriter_sft")}
 
 
 def test_each_search_has_draws_of_its_own():

@@ -7,7 +7,7 @@ import yaml
 
 from metatuner.analysis.figures import figures_of
 from metatuner.cli import main
-from metatuner.config import dump_config, load_config, read_config
+from metatuner.config import MethodConfig, dump_config, load_config, read_config
 from metatuner.errors import UserError
 from metatuner.hashing import ROOT
 from metatuner.integrity import write_digests
@@ -67,10 +67,11 @@ def test_trials_begin_with_the_presets_own_settings_and_none_comes_twice():
         trials = made.searches.trials(method, benchmark)
         assert trials[0] == {}
         assert len({str(trial) for trial in trials}) == len(trials)
-        if method != "few_shot":  # whose grid of six is smaller
+        if method != "rewriter_sft":  # its grid of four is smaller
             assert len(trials) == made.config.tuning.trials
         assert trials == made.searches.trials(method, benchmark)
-    shots = [trial.get("shots", 4) for trial in made.searches.trials("few_shot", "gsm8k")]
+    whole = plan({"tuning.trials": 8})  # more than its grid of six holds
+    shots = [trial.get("shots", 4) for trial in whole.searches.trials("few_shot", "gsm8k")]
     assert sorted(shots) == [1, 2, 3, 4, 6, 8]
 
 
@@ -98,7 +99,7 @@ def test_a_stored_winner_is_used_while_its_key_is_current_and_has_expired_after(
 def test_a_variant_reaches_what_its_method_builds_on_and_equal_settings_share_fits():
     made = plan_of(
         variants={
-            "own": {"metatuner_warmup": {"rollouts": 8}},
+            "own": {"metatuner_warmup": {"rollouts": 4}},
             "fewer": {"metatuner_warmup": {"rollouts": 2}},
             "alpha": {"alpha": 2.0},
         }
@@ -107,7 +108,7 @@ def test_a_variant_reaches_what_its_method_builds_on_and_equal_settings_share_fi
     (own,), (fewer,), (alpha,) = (fits[name].requires for name in ("own", "fewer", "alpha"))
     main = {row.cell for row in made.grid.rows if row.experiment == "main"}
     shared = [row.variant for row in made.grid.rows if row.experiment == "grid" and row.cell in main]
-    assert shared == ["own"]  # 8 is what the preset says
+    assert shared == ["own"]  # 4 is what the preset says
     assert fewer.settings.rollouts == 2
     assert fewer.key != own.key == alpha.key
     assert fits["fewer"].settings == fits["own"].settings
@@ -128,11 +129,11 @@ def test_all_experiments_of_the_default_preset_share_what_they_can():
     # Untuned, variants under their own tuned settings are those under the whole method's.
     assert anew == {
         "main": 0,
-        "ablation": 16,
-        "sharing": 17,
-        "regularisation": 4,
-        "d2": 3,
-        "rollouts": 4,
+        "ablation": 48,
+        "sharing": 54,
+        "regularisation": 12,
+        "d2": 24,
+        "rollouts": 30,
         "small": 12,  # zero-shot, few-shot and SFT use no generator
         "generalisation": 24,
         "sft_prompts": 16,
@@ -206,6 +207,25 @@ def test_trained_on_several_benchmarks_a_setting_is_the_median_of_their_winners(
     assert without["math"][1] == "medians"
 
 
+def test_of_settings_that_are_no_numbers_the_median_is_by_the_order_of_the_search_space(tmp_path, monkeypatch):
+    monkeypatch.setattr("metatuner.plan.settings.ROOT", tmp_path)
+    names = ["math", "gsm8k", "hotpotqa", "cosmosqa"]
+    starts = plan().config.methods["dpo"].search["sft"].values
+    chosen = dict(zip(names, (starts[2], starts[0], starts[1], starts[0]), strict=True))
+    key = {name: plan().settings.winner_key("dpo", name) for name in names}
+    found = [Winner("dpo", name, {"sft": chosen[name]}, 50.0, 5, 0, (), key[name]) for name in names]
+    write_winners(tmp_path / "winners.json", found)
+    made = plan_of(method="dpo", benchmarks=names, train="others", rows=43, tuning__winners="winners.json")
+    used = {row.benchmark: row.settings["sft"] for row in made.grid.rows if row.experiment == "grid"}
+    assert used == {"math": starts[0], "gsm8k": starts[1], "hotpotqa": starts[0], "cosmosqa": starts[1]}
+    # A winner changes what it names of a required method's settings, and keeps the rest.
+    fixed = plan_of(method="dpo", methods__dpo__settings__sft__rank=3).settings.winner_key("dpo", "gsm8k")
+    write_winners(tmp_path / "winners.json", [Winner("dpo", "gsm8k", {"sft": starts[0]}, 50.0, 5, 0, (), fixed)])
+    kept = plan_of(method="dpo", tuning__winners="winners.json", methods__dpo__settings__sft__rank=3)
+    (row,) = [row for row in kept.grid.rows if row.experiment == "grid"]
+    assert (row.tuned, row.settings["sft"]) == ("winner", {**starts[0], "rank": 3})
+
+
 def test_an_experiment_runs_with_each_of_its_generators():
     made = plan_of(
         method="metatuner_j",
@@ -220,6 +240,21 @@ def test_an_experiment_runs_with_each_of_its_generators():
         ("metatuner_j", "default", "small"),
         ("metatuner_j", "other", "small"),
     ]
+
+
+def test_an_experiment_may_have_a_budget_of_its_own_for_all_that_its_fits_build_on() -> None:
+    limits = {"budgets__default__tflop": 1.0, "budgets__wide__tflop": 9.0}
+    made = plan_of(method="metatuner_j", budget="wide", **limits)
+    keys = {
+        name: {row.fit for row in made.grid.rows if row.experiment == name and row.method == "metatuner_j"}
+        for name in ("grid", "main")
+    }
+    assert not keys["grid"] & keys["main"]
+    fits = [made.grid.fits[key] for key in keys["grid"]]
+    assert {fit.budget for fit in fits} | {needed.budget for fit in fits for needed in fit.requires} == {"wide"}
+    assert {made.grid.fits[key].budget for key in keys["main"]} == {"default"}
+    with pytest.raises(UserError, match=r"experiments\.grid\.budget: unknown budget 'wid'; .*wide"):
+        plan_of(method="metatuner_j", budget="wid", **limits)
 
 
 def test_jobs_read_the_plan_that_the_dag_was_built_from(tmp_path):
@@ -274,9 +309,10 @@ def test_a_variant_tuned_on_its_own_has_its_own_winner_and_others_inherit(tmp_pa
         "on_top": "inherited",
     }
     small = plan_of(variants=variants, generator="small", tuning__winners="winners.json")
-    words = {row.variant: row.tuned for row in small.grid.rows if row.experiment == "grid"}
-    assert words["same"] == words["tuned"] == "winner of large"
-    assert words["without_p"] == words["on_top"] == "inherited of large"
+    # The searches were made with the large generator, so the small one has the preset's own settings.
+    own = small.config.methods["metatuner_j"].settings["epochs"]
+    elsewhere = {(row.tuned, row.settings["epochs"]) for row in small.grid.rows if row.experiment == "grid"}
+    assert elsewhere == {("untuned", own)}
     settings = {name: row.settings for name, row in rows.items()}
     assert [settings[name]["epochs"] for name in rows] == [3, 3, 3, 6, 6]
     assert [settings[name]["prompt_branch"] for name in rows] == [True, True, False, False, False]
@@ -357,14 +393,21 @@ def test_packs_of_the_first_experiment_are_told_from_the_others():
 
 def test_searches_on_a_benchmark_build_on_fits_that_are_there_before_them():
     made = plan()
-    sft, warm_up = made.searches.needs("math")
-    assert (sft.method, sft.train, sft.seed) == ("sft", ("math",), made.config.tuning.seed)
-    assert (warm_up.method, warm_up.train, warm_up.seed) == ("metatuner_warmup", ("math",), made.config.tuning.seed)
+    needed = made.searches.needs("math")
+    assert {(fit.method, fit.train) for fit in needed} == {("sft", ("math",)), ("metatuner_warmup", ("math",))}
+    assert {fit.seed for fit in needed} == set(made.config.tuning.seeds)
+    # The three SFTs that methods with rewards may start from, the rewriter's three that were drawn, and the warm-up.
+    assert len(needed) == (3 + 3 + 1) * len(made.config.tuning.seeds)
+    warm_up = next(fit for fit in needed if fit.method == "metatuner_warmup")
     for subject in ("metatuner_j", "static_lora", "metatuner_i", "dpo", "ppo", "grpo"):
         for over in made.searches.trials(subject, "math"):
             settings = made.settings.resolve(subject, ("math",), over, winners=False)
-            trial = made.grid.fit(subject.partition(".")[0], settings, ("math",), "large", warm_up.seed)
-            assert trial.requires == (warm_up if subject.startswith(("metatuner", "static")) else sft,)
+            (built_on,) = made.grid.fit(subject, settings, ("math",), "large", warm_up.seed).requires
+            if subject in ("dpo", "ppo", "grpo"):  # each may start from another SFT
+                assert (built_on.method, built_on.seed) == ("sft", warm_up.seed)
+                assert built_on in needed
+            else:
+                assert built_on == warm_up
 
 
 def test_the_first_experiments_policies_are_kept_and_those_of_its_first_seed_timed():
@@ -402,8 +445,8 @@ def test_rows_of_a_fit_are_those_it_is_told_or_the_benchmarks_own():
 
 
 def test_packs_are_of_one_method_and_as_large_as_told():
-    made = plan({"pack": 5, "methods.sft.pack": 4, "methods.zero_shot.pack": 12})
-    sizes = {"sft": 4, "zero_shot": 12, "opro": made.config.methods["opro"].pack}
+    made = plan({"pack": 5, "methods.bpo.pack": 4, "methods.zero_shot.pack": 12})
+    sizes = {"bpo": 4, "zero_shot": 12, "opro": made.config.methods["opro"].pack}
     for packs, of in ((made.packs.fits, made.grid.fits), (made.packs.evaluations, None)):
         for pack in packs.values():
             methods = {(of[key] if of else made.grid.cells[key].fit).method for key in pack.keys}
@@ -428,13 +471,13 @@ def test_searches_say_what_is_known_of_each(tmp_path, monkeypatch):
     assert by_name["sft", "gsm8k"]["score"] == 50.0
     assert by_name["sft", "gsm8k"]["settings"] == {"epochs": 6}
     assert by_name["sft", "cosmosqa"]["score"] is None
-    assert by_name["sft", "cosmosqa"]["search"]["epochs"]["values"] == [6, 12, 18, 27, 40]
+    assert by_name["sft", "cosmosqa"]["search"]["epochs"]["values"] == [4, 6, 9, 13, 18, 27]
     assert {each["generator"] for each in by_name.values()} == {"large"}
 
 
 def test_a_search_s_warm_up_without_its_policy_is_fitted_again(tmp_path):
     made = plan({"results": str(tmp_path)})
-    _, warm_up = made.searches.needs("math")
+    warm_up = next(fit for fit in made.searches.needs("math") if fit.method == "metatuner_warmup")
     policy = made.layout.fit(warm_up.key) / "policy"
     policy.mkdir(parents=True)
     write_digests(policy.parent)
@@ -445,14 +488,19 @@ def test_a_search_s_warm_up_without_its_policy_is_fitted_again(tmp_path):
 
 def test_a_method_without_a_search_is_as_tuned_as_what_it_builds_on(tmp_path, monkeypatch):
     monkeypatch.setattr("metatuner.plan.settings.ROOT", tmp_path)
-    key = plan_of(method="rewriter_sft").settings.winner_key("sft", "gsm8k")
+    methods = {"rewriter_sft": MethodConfig()}  # type: ignore[call-arg]
+
+    def made(**keys):
+        config = plan_of(method="rewriter_sft", **keys).config
+        return Plan(config.model_copy(update={"methods": config.methods | methods}))
+
+    key = made().settings.winner_key("sft", "gsm8k")
     found = []
     for stored in (key, "of other code"):
         write_winners(tmp_path / "winners.json", [Winner("sft", "gsm8k", {"epochs": 3}, 50.0, 8, 0, (), stored)])
-        made = plan_of(method="rewriter_sft", tuning__winners="winners.json")
-        found += [row.tuned for row in made.grid.rows if row.experiment == "grid"]
-    untuned = plan_of(method="rewriter_sft")
-    found += [row.tuned for row in untuned.grid.rows if row.experiment == "grid"]
+        tuned = made(tuning__winners="winners.json")
+        found += [row.tuned for row in tuned.grid.rows if row.experiment == "grid"]
+    found += [row.tuned for row in made().grid.rows if row.experiment == "grid"]
     assert found == ["inherited", "expired", "untuned"]
 
 

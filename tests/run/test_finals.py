@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
-from metatuner.config import SearchConfig, load_config
+from metatuner.config import BudgetConfig, SearchConfig, load_config
+from metatuner.cost.assumptions import Assumptions
+from metatuner.cost.predicted import tflop_of
 from metatuner.errors import UserError
+from metatuner.hashing import ROOT
 from metatuner.plan import Plan
 from metatuner.plan.winners import read_winners
 from metatuner.run.finals import MOST_STEPS, Tried, at_edge, decide, finals, further
+from metatuner.run.tuning import within_budget
 from tests.toys.commands import step
 
 ROWS = 200
@@ -173,7 +177,7 @@ def test_the_seeds_of_a_search_are_distinct_and_not_reported() -> None:
         UserError, match=r"experiments\.main\.seeds: 1 is one of tuning\.more_seeds; report other seeds"
     ):
         load_config("nano", {"tuning.finalists": 2, "tuning.more_seeds": [1]})
-    assert load_config("nano", {"tuning.more_seeds": [0, 1]}).tuning.seeds == [1000]
+    assert load_config("nano", {"tuning.finalists": 1, "tuning.more_seeds": [0, 1]}).tuning.seeds == [1000]
 
 
 def test_finalists_are_part_of_what_a_winner_is_valid_for() -> None:
@@ -208,3 +212,97 @@ def test_the_winner_of_finals_is_stored_with_its_seeds(tmp_path: Path, capfd: py
     assert step("winners", plan.config) == 1
     said = capfd.readouterr().err
     assert "every finalist failed with one of the seeds; change methods.sft.search, and see" in said
+
+
+# ---- budgets of compute ----------------------------------------------------------------------------------------------
+
+
+def limited(tflop: float, method: str = "sft", search: dict[str, Any] | None = None) -> Plan:
+    limits = {"budgets.default.tflop": tflop, "tuning.trials": 8}
+    return make_plan(search or {"epochs": {"values": [2, 4, 8, 16, 32]}}, method=method, **limits)
+
+
+def test_the_compute_of_sft_is_predicted_as_by_hand() -> None:
+    plan = limited(1.0)
+    assumed = Assumptions.read(ROOT / plan.config.forecast)
+    fit = plan.searches.fit("sft", "gsm8k", {"epochs": 4})
+    shape, texts = assumed.shape("nano:actor"), assumed.tokens.benchmarks["gsm8k"]
+    tokens = 4 * 128 * (assumed.tokens.prompt + texts.query + texts.target)
+    assert tflop_of(plan, assumed, fit) == pytest.approx(tokens * 4 * (shape.body + shape.head) / 1e12)
+    # What a fit builds on counts as its own.
+    tuned = plan.searches.fit("dpo", "gsm8k", {"sft": {"epochs": 4}, "rollouts": 1, "epochs": 1})
+    rolled = 128 * (assumed.tokens.prompt + texts.query) * 2 * shape.body
+    rolled += 128 * texts.answer * 2 * (shape.body + shape.head)
+    assert tflop_of(plan, assumed, tuned) == pytest.approx((tokens * 4 * (shape.body + shape.head) + rolled) / 1e12)
+
+
+def test_a_search_draws_only_settings_that_keep_the_budget() -> None:
+    plan = limited(0.2)
+    assumed = Assumptions.read(ROOT / plan.config.forecast)
+    keeps = within_budget(plan, "sft", "gsm8k")
+    costs = {
+        epochs: tflop_of(plan, assumed, plan.searches.fit("sft", "gsm8k", {"epochs": epochs}))
+        for epochs in (2, 4, 8, 16)
+    }
+    assert {epochs for epochs, cost in costs.items() if keeps({"epochs": epochs})} == {2, 4, 8}
+    assert costs[8] < 0.2 < costs[16]  # type: ignore[operator]
+    tried = plan.searches.trials("sft", "gsm8k", keeps)
+    assert sorted(over.get("epochs", 6) for over in tried) == [2, 4, 6, 8]
+    assert len(plan.searches.trials("sft", "gsm8k")) == 6
+    unlimited = make_plan(RATES, **{"budgets.default.tflop": None})
+    assert within_budget(unlimited, "sft", "gsm8k")({"epochs": 10**6})
+
+
+def test_a_budget_that_no_settings_keep_is_one_line_with_the_key_and_the_remedy() -> None:
+    with pytest.raises(UserError) as error:
+        within_budget(limited(0.001), "sft", "gsm8k")
+    said = str(error.value)
+    assert said.startswith(
+        "budgets.default.tflop: 0.001 is less than any settings of sft on gsm8k are predicted to need"
+    )
+    assert said.endswith("at least; raise it, or extend methods.sft.search")
+    assert "\n" not in said
+
+
+def test_a_step_beyond_that_gains_nothing_with_the_first_seed_meets_no_other() -> None:
+    for score, seeds in ((50.0, [None]), (60.0, [None, 8, 9])):
+        tried, asked = make_tried(lambda over, seed, score=score: score if over["learning_rate"] < 0.001 else 50.0)
+        finals(tried, trials(tried, rate(0.001)), make_plan(RATES, finalists=2))
+        first = next(over for over, _ in asked if over != rate(0.001))
+        assert [seed for over, seed in asked if over == first] == seeds
+
+
+def test_what_cannot_be_predicted_is_tried_and_the_log_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unknown = tmp_path / "forecast.yaml"
+    text = (ROOT / "config" / "forecast_nano.yaml").read_text(encoding="utf-8")
+    unknown.write_text(text.replace("nano:actor", "nano:another"))
+    plan = make_plan(RATES, **{"budgets.default.tflop": 0.001, "forecast": str(unknown)})
+    assert within_budget(plan, "sft", "gsm8k")({"epochs": 1000})
+    assert "its compute is not predicted, so all settings are tried" in capfd.readouterr().err
+
+
+def test_steps_beyond_an_edge_keep_the_budget() -> None:
+    plan = limited(0.2)
+    tried, asked = make_tried(lambda over, seed: 10 * over["epochs"])
+    keeps = within_budget(plan, "sft", "gsm8k")
+    found = finals(tried, trials(tried, {"epochs": 32}), plan, keeps)
+    assert found["beyond"] == []  # the setting stays at its edge
+    assert {over["epochs"] for over, _ in asked} == {32}
+
+
+def test_a_limit_of_compute_is_part_of_keys_and_no_limit_leaves_them_as_they_were() -> None:
+    keys = {value: limited(value).settings.winner_key("sft", "gsm8k") for value in (1.0, 2.0)}
+    assert len(set(keys.values())) == 2
+    unlimited = BudgetConfig(lm_calls=5)  # type: ignore[call-arg]
+    assert unlimited.limits(("gsm8k",)) == {"lm_calls": 5, "generated_tokens": None, "trained_tokens": None}
+
+
+def test_compute_may_be_limited_per_benchmark() -> None:
+    budget = BudgetConfig(tflop={"gsm8k": 1.0, "math": 3.0})  # type: ignore[call-arg]
+    assert [budget.limits(train)["tflop"] for train in (("gsm8k",), ("math",), ("gsm8k", "math"))] == [1.0, 3.0, 2.0]
+    with pytest.raises(
+        UserError, match=r"budgets\.default\.tflop: 'cosmosqa' is missing; give one number for each benchmark"
+    ):
+        load_config("nano", {"budgets.default.tflop": {"gsm8k": 1.0, "math": 3.0}})
