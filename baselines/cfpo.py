@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from baselines.shared.proposing import Proposing
+from baselines.shared.proposing import ELSEWHERE, Proposing, prompts_with
 from metatuner.harness.lab import Lab
 from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, NotNegative, Positive
@@ -73,6 +73,7 @@ class CFPO(Proposing):
         "With `proposer: rewrite` no meta-prompt is read: a diagnosis is a rewrite for a query that was answered "
         "wrongly, a paraphrase one for any train query.",
         "With `all_pairs: false` the first round of formats changes renderer or query format, not both.",
+        *ELSEWHERE,
     )
     Settings = Settings
 
@@ -126,7 +127,7 @@ class CFPO(Proposing):
         program = optimizer.compile(
             ActorProgram(lab, starts[0]), trainset=examples(lab.train), valset=examples(lab.dev)
         )
-        return StaticPolicy(lab, dict.fromkeys(lab.benchmarks, program.instruction))
+        return StaticPolicy(lab, prompts_with(lab, program.instruction))
 
     def _editor(self, lab: Lab) -> "Editor":
         from baselines.shared.cfpo_teleprompter import InstructEditor, RewriteEditor

@@ -1,17 +1,21 @@
 """COPRO: proposes instructions in rounds; each round builds on the scores of earlier rounds."""
 
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from baselines.shared.proposing import DEVIATIONS, Proposing
+from baselines.shared.proposing import DEVIATIONS, ELSEWHERE, Proposing, prompts_with
 from metatuner.harness.lab import Lab
 from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Positive
 from metatuner.harness.policies import StaticPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from baselines.shared.dspy_program import DemonstratedActor
 
 
@@ -41,6 +45,7 @@ class COPRO(Proposing):
     reference = "Khattab et al. 2023, DSPy (arXiv 2310.03714), through dspy.COPRO"
     deviations = (
         *DEVIATIONS,
+        *ELSEWHERE,
         "The prefix of the output field, which COPRO proposes beside an instruction, is not shown to the actor.",
         "Candidates are scored on a sample of the train rows that is drawn once.",
     )
@@ -79,8 +84,23 @@ class COPRO(Proposing):
                 depth=settings.depth,
                 init_temperature=settings.temperature,
             )
-            with dspy.context(adapter=adapter, max_errors=1):
+            deep = nested_copies(settings.breadth * settings.depth)
+            with dspy.context(adapter=adapter, max_errors=1), deep:
                 return optimizer.compile(program, trainset=examples(rows), eval_kwargs={"num_threads": 1})
 
         found = search(self.name, book, rows, compile)
-        return StaticPolicy(lab, dict.fromkeys(lab.benchmarks, found.instruction))
+        return StaticPolicy(lab, prompts_with(lab, found.instruction))
+
+
+@contextmanager
+def nested_copies(candidates: int) -> "Iterator[None]":
+    """Room for DSPy's copies: it nests the fields of each candidate in those of the one before, and copies them all.
+
+    With 64 candidates they are deeper than Python's default limit of recursion.
+    """
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + 50 * candidates)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from baselines.shared.proposing import DEVIATIONS, Proposing
+from baselines.shared.proposing import DEVIATIONS, ELSEWHERE, Proposing, prompts_with
 from metatuner.harness.lab import Lab
 from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Positive
@@ -40,6 +40,7 @@ class GEPA(Proposing):
     )
     deviations = (
         *DEVIATIONS,
+        *ELSEWHERE,
         "The feedback on an answer is its score and the row's reference answer.",
         "The proposer is asked in DSPy's chat format, not in its JSON format, which small models cannot keep.",
     )
@@ -113,4 +114,4 @@ class GEPA(Proposing):
             return optimizer.compile(program, trainset=examples(lab.train), valset=examples(rows))
 
         found = search(self.name, book, rows, compile)
-        return StaticPolicy(lab, dict.fromkeys(lab.benchmarks, found.instruction))
+        return StaticPolicy(lab, prompts_with(lab, found.instruction))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from baselines.shared.budget import AHEAD
-from baselines.shared.proposing import DEVIATIONS, Proposing
+from baselines.shared.proposing import DEVIATIONS, ELSEWHERE, Proposing, prompts_with
 from metatuner.harness.lab import Lab
 from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Positive
@@ -57,6 +57,7 @@ class MIPROv2(Proposing):
     )
     deviations = (
         *DEVIATIONS,
+        *ELSEWHERE,
         "Every combination is asked on all dev rows (`minibatch=False`), and the proposer is told nothing of the "
         "program's code, which is one call.",
     )
@@ -119,5 +120,5 @@ class MIPROv2(Proposing):
                 )
 
         found = search(self.name, book, rows, compile)
-        prompts = dict.fromkeys(lab.benchmarks, found.instruction)
+        prompts = prompts_with(lab, found.instruction)
         return StaticPolicy(lab, prompts, dict.fromkeys(lab.benchmarks, found.demos))

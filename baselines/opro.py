@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from baselines.shared.proposing import Proposing
+from baselines.shared.proposing import ELSEWHERE, Proposing, prompts_with
 from metatuner.harness.lab import Lab
 from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Positive
@@ -53,6 +53,7 @@ class OPRO(Proposing):
         "Instructions that are repeated or too long are dropped; the source also drops those with digits on GSM8K, and "
         "those with its own tags.",
         "With `proposer: rewrite` no meta-prompt is read: proposals are rewrites of the best instruction and of p~.",
+        *ELSEWHERE,
     )
     Settings = Settings
 
@@ -89,7 +90,7 @@ class OPRO(Proposing):
         program = optimizer.compile(
             ActorProgram(lab, starts[0]), trainset=examples(lab.train), valset=examples(lab.dev)
         )
-        return StaticPolicy(lab, dict.fromkeys(lab.benchmarks, program.instruction))
+        return StaticPolicy(lab, prompts_with(lab, program.instruction))
 
     def _proposer(self, lab: Lab) -> "Proposer":
         from baselines.shared.dspy_bridge import proposer_client

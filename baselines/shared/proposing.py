@@ -12,6 +12,18 @@ DEVIATIONS = (
     "benchmarks, the search starts from the initial prompt of the first.",
     "Where the budget ends the search, the best candidate so far is kept.",
 )
+ELSEWHERE = (
+    "On a benchmark that it was not trained on, the instruction stands before that benchmark's own p~, which states "
+    "the form of the answer.",
+)
+
+
+def prompts_with(lab: Lab, instruction: str) -> dict[str, str]:
+    """A prompt per benchmark of the lab: the instruction found, with p~ after it on a benchmark not trained on."""
+    return {
+        name: instruction if name in lab.trained_on else f"{instruction} {lab.initial_prompt(name)}"
+        for name in lab.benchmarks
+    }
 
 
 class Proposing(Method):

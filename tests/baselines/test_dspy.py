@@ -1,5 +1,6 @@
 """COPRO, MIPROv2, GEPA and BootstrapFewShot: searches with a known optimum, DSPy's optimizers on the common ground."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,13 @@ def test_the_optimum_is_found(name: str, seed: int, tmp_path: Path) -> None:
     assert sum(lab.reward(lab.dev, before)) == 4
     answers = policy.respond([to_query(row) for row in lab.dev])
     assert sum(lab.reward(lab.dev, answers)) / len(lab.dev) == METHODS[name][1]
+
+
+def test_copro_copies_any_number_of_candidates(tmp_path: Path) -> None:
+    limit = sys.getrecursionlimit()
+    settings = COPROSettings(proposer="rewrite", breadth=8, depth=12, scored_rows=4)
+    assert COPRO(settings).fit(scripted(tmp_path, [])).prompts
+    assert sys.getrecursionlimit() == limit
 
 
 @pytest.mark.parametrize("name", METHODS)
