@@ -59,14 +59,17 @@ def table(config: "Config", arguments: argparse.Namespace) -> None:
 
 @command(
     "make a figure from scores at hand",
-    option("--name", required=True, help="figure_main, figure_2 to figure_6, figure_EXPERIMENT, or all"),
+    option("--name", required=True, help="figure_main, figure_2 to figure_6, figure_EXPERIMENT, all, or figure_budget"),
 )
 def figure(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.analysis.figures import figures_of
+    from metatuner.analysis.figures.budget import figure_budget
     from metatuner.analysis.figures.framework import Design, figure_2
     from metatuner.errors import UserError
     from metatuner.plan import Plan
 
+    if arguments.name == "figure_budget":  # drawn from searches, without scores
+        return _draw(config, arguments.name, {arguments.name: figure_budget})
     _check(config)
     makers = figures_of(config)
     design = Plan(config).settings.framework()

@@ -222,7 +222,7 @@ class Dag:
     @cached_property
     def figures_key(self) -> str:
         """What figures depend on, in addition to scores.csv."""
-        return hash_code(ANALYSIS / "figures" / "__init__.py", data=PUBLISHED)
+        return hash_code(ANALYSIS / "figures" / "__init__.py", ANALYSIS / "figures" / "budget.py", data=PUBLISHED)
 
     @cached_property
     def claims_key(self) -> str:

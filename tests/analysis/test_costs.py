@@ -42,7 +42,8 @@ def run(tmp_path: Path, **cells: Any) -> Config:
         "actor": {"path": "nano:a"},
         "generators": {name: {"path": f"nano:{name}"} for name in ("large", "small")},
     }
-    config = fake_config(tmp_path, models=models, experiments={"other": other, "main": main})
+    limits = {"default": {"tflop": 4.0, "trained_tokens": 30_000}}
+    config = fake_config(tmp_path, models=models, experiments={"other": other, "main": main}, budgets=limits)
     for row in fake_run(config, **cells):
         if not (tmp_path / "cells" / row["cell"]).is_dir():
             continue
@@ -71,11 +72,12 @@ def test_costs_are_means_over_the_fits_of_a_method(tmp_path: Path) -> None:
     with open(table_5(config)[0], encoding="utf-8", newline="") as file:
         zero, opro, sft = csv.DictReader(file)
     assert [row["method"] for row in (zero, opro, sft)] == ["Zero-shot", "OPRO", "SFT"]
-    assert (sft["fit, s"], sft["fit, TFLOP"], sft["fit, tokens trained"]) == ("15.0", "3", "2,250")
+    assert (sft["fit alone, s"], sft["fit, TFLOP"], sft["fit, tokens trained"]) == ("15.0", "3", "2,250")
     assert sft["fit, largest memory, MB"] == "300"
+    assert [row["fit, % of budget"] for row in (zero, opro, sft)] == ["0", "225", "75"]
     assert (sft["writing, ms per query"], sft["both / plain actor"]) == ("2.00", "1.05")
     assert (sft["writing, largest memory, MB"], zero["writing, largest memory, MB"]) == ("2.2", "")
-    assert (opro["fit, s"], opro["fit, TFLOP"], opro["fit, largest memory, MB"]) == ("45.0", "9", "400")
+    assert (opro["fit alone, s"], opro["fit, TFLOP"], opro["fit, largest memory, MB"]) == ("45.0", "9", "400")
     assert opro["writing, ms per query"] == "7.00"
     assert zero["writing, ms per query"] == ""  # it was not timed
 
@@ -91,6 +93,24 @@ def test_the_papers_range_stands_apart_with_its_source(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("sft,", "metatuner_j,"))
     page = table_5(config)[1].read_text()
     assert "MetaTuner-J, with quartiles over rounds: nano MATH 0.20" in page
+
+
+def test_methods_that_leave_more_than_half_unused_stand_with_what_their_searches_tried(tmp_path: Path) -> None:
+    config = run(tmp_path)
+    assert "less than half" not in table_5(config)[1].read_text()  # nothing is known of searches
+    blank = {"search": {}, "settings": {}, "score": 50.0, "rival_score": None, "trials": 5, "failed": 0, "at_edge": []}
+    searches = [
+        {"subject": subject, "benchmark": benchmark, "status": status, "dearest": dearest, **blank}
+        for subject, benchmark, status, dearest in (
+            ("zero_shot", "math", "current", 1.0),
+            ("zero_shot", "gsm8k", "current", 3.0),
+            ("zero_shot", "hotpotqa", "expired", 4.0),  # its settings are not used
+            ("sft", "math", "current", 2.0),  # it uses 75 %
+        )
+    ]
+    (tmp_path / "searches.json").write_text(json.dumps(searches))
+    note = "searches tried, in % of it (means over benchmarks): Zero-shot 50. Of settings that tie"
+    assert note in table_5(config)[1].read_text()
 
 
 def test_without_timings_the_target_that_makes_them_is_named(tmp_path: Path) -> None:

@@ -182,11 +182,11 @@ def test_rows_of_a_group_are_known_and_without_one_each_is_its_own(tmp_path: Pat
 def test_where_settings_come_from_is_read_for_the_experiment_asked(tmp_path: Path) -> None:
     config = fake_config(tmp_path, methods=["zero_shot", "sft"])
     assert read_tuned(tmp_path / "settings.csv", "main") == {}
-    write_settings(config, {("sft", "math"): "winner", ("sft", "gsm8k"): "winner of large"})
+    write_settings(config, {("sft", "math"): "winner", ("sft", "gsm8k"): "untuned"})
     found = read_tuned(tmp_path / "settings.csv", "main")
     assert len(found) == 8
     assert found["sft", "default", "math"] == "winner"
-    assert found["sft", "default", "gsm8k"] == "winner of large"
+    assert found["sft", "default", "gsm8k"] == "untuned"
     assert found["zero_shot", "default", "math"] == "none"
     assert read_tuned(tmp_path / "settings.csv", "other") == {}
 

@@ -40,6 +40,25 @@ rule tune_one:
         "metatuner tune --config {params.config:q} --method {wildcards.method} --benchmark {wildcards.benchmark} --log {log:q}"
 
 
+rule figure_budget:
+    # Score against compute, from the trials; preset nano_budget searches for it.
+    input:
+        BENCH.tune_files,
+    output:
+        png=L.figure("figure_budget", "png"),
+        pdf=L.figure("figure_budget", "pdf"),
+        csv=L.figure("figure_budget", "csv"),
+    log:
+        usage_log("results", "figure_budget"),
+    conda:
+        "../../envs/metatuner.yaml"
+    params:
+        config=CONFIG,
+        key=BENCH.figures_key,
+    shell:
+        "metatuner figure --config {params.config:q} --name figure_budget --log {log:q}"
+
+
 rule tune:
     input:
         BENCH.tune_files,

@@ -30,11 +30,12 @@ CONTROL = 1.0
 
 CAVEATS = {
     "sharing": "At k = 0 F reads its own copy of the first half of the layers. F's own layers train at the generator's "
-    "rate, as shared ones do. Rates were searched at K/2; other points inherit them.",
+    "rate, as shared ones do. Rates were searched at K/2 with the main experiment's generator, and its other points "
+    "inherit them; the other generator has the preset's own.",
     "d2": "Rates were searched with the best rollouts; other ways inherit them. The ways differ in the size of D2 too, "
-    "and so in the generator's warm-up steps.",
+    "and so in the generator's warm-up steps; an experiment's own budget lets each spend what it needs.",
     "rollouts": "Rates were searched with the preset's number; other points inherit them. D2 grows with the rollouts, "
-    "and so does the generator's warm-up.",
+    "and so does the generator's warm-up; an experiment's own budget lets each spend what it needs.",
     "regularisation": "Prompts in training: with supervised regularisation written at prompt_temperature, with "
     "Gumbel-Softmax sampled in each step at 1; the two task losses, and numbers of steps, are not alike.",
 }

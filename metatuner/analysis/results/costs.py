@@ -14,11 +14,12 @@ TIME_AGAIN = "run `snakemake --cores all efficiency` with this run's preset"
 
 
 def fit_costs(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """cost.json of the main experiment's fits, by method; the cost includes what a fit builds on."""
+    """cost.json of the main experiment's fits, by method, each with its `benchmark` and what it builds on."""
     layout = Layout(config)
     costs: dict[str, list[dict[str, Any]]] = {}
     for score in main_scores(config):
-        costs.setdefault(score.method, []).append(read_fit_cost(fit_folder(layout, score.cell)))
+        cost = read_fit_cost(fit_folder(layout, score.cell))
+        costs.setdefault(score.method, []).append({**cost, "benchmark": score.benchmark})
     return {method: costs[method] for method in sorted(costs, key=Names.of(config).rank)}
 
 

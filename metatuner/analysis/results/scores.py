@@ -353,7 +353,7 @@ def read_settings(path: Path) -> list[dict[str, str]]:
     found = read_csv(path, SETTINGS_COLUMNS, remedy)
     for number, row in enumerate(found, 2):
         word = row["tuned"]
-        if word.partition(" of ")[0] not in ("winner", "inherited", "medians", "expired", "untuned", "none"):
+        if word not in ("winner", "inherited", "medians", "expired", "untuned", "none"):
             raise UserError(f"{path}, line {number}: tuned is {word!r}, no known word; {remedy}")
         try:
             is_object = isinstance(json.loads(row["settings"]), dict)
@@ -375,9 +375,8 @@ def read_tuned(
     - `winner`: of random search on the tune split.
     - `inherited`: a variant under the winner of the method without its changes, or a method that builds on winners.
     - `medians`: of the winners of several train benchmarks.
-    - Any of these followed by `of GENERATOR`.
     - `expired`: a winner that is no longer current, so the preset's own settings are used.
-    - `untuned`: a search space, but no winner.
+    - `untuned`: a search space, but no winner for this generator.
     - `none`: nothing to search.
 
     Raises:

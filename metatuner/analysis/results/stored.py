@@ -32,6 +32,7 @@ _SEARCH = {
     **dict.fromkeys(("score", "rival_score", "trials", "failed"), (int, float, NoneType)),
     "at_edge": (list, NoneType),
     "date?": _TEXT,
+    "dearest?": (int, float, NoneType),
 }
 _ROW = {"id": str, "query": str, "kind": str, "group": str, "gold": [str]}
 _ANSWER = {"id": str, "score": NUMBER, "prompt": str, "completion": str, "gold?": [str], "extracted?": _TEXT}

@@ -350,18 +350,11 @@ def _settings(comparison: Comparison) -> Iterator[str]:
                 named.append(comparison.titles[benchmark])
     whole = "tuned for the full method, or for the methods that it builds on"
     medians = "medians of the winners of the train benchmarks"
-    elsewhere = {
-        "winner": "tuned in the same way, with generator",
-        "inherited": f"{whole}, with generator",
-        "medians": f"{medians}, with generator",
-    }
-    parted = [(word, *word.split(" of ", 1)) for word in found if " of " in word]
     headings = {
         "winner": "tuned by random search on the tune split",
         "inherited": whole,
         "medians": medians,
-        **{word: f"{elsewhere[kind]} {generator}" for word, kind, generator in parted},
-        "untuned": "the preset's own",
+        "untuned": "the preset's own, as nothing was searched for them with this generator",
         "expired": "the preset's own, as the stored winners have expired",
         "none": "nothing to tune",
     }
