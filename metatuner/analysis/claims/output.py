@@ -161,8 +161,7 @@ NOT_ASKED = (
 )
 SEARCHED = (
     "Measured verdicts are conditional on the settings. Searched settings are the winners of one random search per "
-    "benchmark, with one seed. Another search may find others; no interval or p-value includes that "
-    "(docs/statistics.md, Tuning)."
+    "benchmark. Another search may find others; no interval or p-value includes that (docs/statistics.md, Tuning)."
 )
 
 
