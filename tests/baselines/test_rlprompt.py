@@ -196,6 +196,12 @@ def test_learns_the_prompt_that_solves_every_row(tmp_path: Path) -> None:
     assert events[-1] == {"event": "choice", "prompt": prompt, "dev": 1.0}
 
 
+def test_learns_at_a_rate_and_a_number_of_steps_that_searches_chose(tmp_path: Path) -> None:
+    chosen = replace(TOY, learning_rate=1e-4, hidden_size=512, steps=60, samples=8)
+    prompt, _, _ = searched(tmp_path, chosen)
+    assert prompt.split() == [GOOD] * 3
+
+
 def test_dev_decides_between_greedy_and_sampled_prompts(tmp_path: Path) -> None:
     prompt, events, _ = searched(tmp_path, replace(TOY, steps=25))
     judged = {event["prompt"]: event["reward"] for event in events if event["event"] == "dev"}
