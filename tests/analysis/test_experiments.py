@@ -36,7 +36,8 @@ from tests.toys.results import CHANCES, fake_config, fake_name, fake_run, fake_s
 
 quick = pytest.fixture(autouse=True)(few_draws)
 
-NANO = load_config("nano").model_dump(mode="json")["experiments"]
+NANO, FULL = (load_config(preset).model_dump(mode="json")["experiments"] for preset in ("nano", "nano_full"))
+NANO["sharing"] = FULL["sharing"]  # with the controls that read h at K
 ADDED = ("rewriter_sft", "static_lora")
 """Methods of the ablation beside MetaTuner's variants."""
 GENERATORS = {"large": {"path": "nano:generator"}, "small": {"path": "nano:generator_small"}}
@@ -44,7 +45,7 @@ GENERATORS = {"large": {"path": "nano:generator"}, "small": {"path": "nano:gener
 
 def config_of(tmp_path: Path, *names: str, **changes: Any) -> Config:
     """A fake preset with experiments of the default one, on two benchmarks."""
-    experiments = {name: {**NANO[name], "benchmarks": ["math", "gsm8k"], **changes} for name in names}
+    experiments = {name: {**NANO[name], "benchmarks": ["math", "gsm8k"], "seeds": [0], **changes} for name in names}
     config = fake_config(tmp_path, methods=[*CHANCES, *ADDED])
     values = {**config.model_dump(mode="json"), "experiments": experiments}
     values["models"]["generators"] = GENERATORS

@@ -267,7 +267,7 @@ def test_the_spread_of_seeds_is_that_of_their_means_and_empty_for_one(tmp_path: 
 def test_the_legend_says_how_each_method_was_tuned_and_warns_first_where_that_is_unequal(tmp_path: Path) -> None:
     config = fake_config(tmp_path)
     fake_run(config)
-    tuned = {("sft", name): "winner" for name in METRICS} | {("opro", name): "winner of small" for name in METRICS}
+    tuned = {("sft", name): "winner" for name in METRICS} | {("opro", name): "winner" for name in METRICS}
     tuned |= {("few_shot", name): "winner" for name in METRICS} | {("metatuner_j", name): "untuned" for name in METRICS}
     tuned |= {("metatuner_j", "cosmosqa"): "winner", ("sft", "gsm8k"): "expired"}
     write_settings(config, tuned)
@@ -284,8 +284,10 @@ def test_the_legend_says_how_each_method_was_tuned_and_warns_first_where_that_is
     for (heading, names), (word, expected) in zip(
         told,
         (
-            ("random search", "Few-shot, SFT (nano MATH, nano HotpotQA, nano CosmosQA), MetaTuner-J (nano CosmosQA)"),
-            ("generator small", "OPRO"),
+            (
+                "random search",
+                "Few-shot, OPRO, SFT (nano MATH, nano HotpotQA, nano CosmosQA), MetaTuner-J (nano CosmosQA)",
+            ),
             ("preset's own", "MetaTuner-J (nano MATH, nano GSM8K, nano HotpotQA)"),
             ("expired", "SFT (nano GSM8K)"),
             ("nothing", "Zero-shot"),

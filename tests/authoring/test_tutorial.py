@@ -60,7 +60,7 @@ def test_the_preset_of_the_page_tunes_the_new_method_beside_the_others(
     assert {benchmark for subject, benchmark in plan.searches.all if subject == "my_search"} == set(
         plan.config.benchmarks
     )
-    assert len(plan.searches.trials("my_search", "gsm8k")) == 8
+    assert len(plan.searches.trials("my_search", "gsm8k")) == 5
 
 
 def run(folder: Path, line: str, environment: dict[str, str]) -> str:

@@ -31,7 +31,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[AdapterTraining[Any]
     found: list[tuple[AdapterTraining[Any], list[float]]] = []
     run = AdapterTraining.run
 
-    def recorded(self: AdapterTraining[Any], log: Any) -> None:
+    def recorded(self: AdapterTraining[Any], lab: Any, log: Any) -> None:
         losses: list[float] = []
         found.append((self, losses))
 
@@ -39,7 +39,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> list[tuple[AdapterTraining[Any]
             losses.append(loss)
             log(step=step, loss=loss, **more)
 
-        run(self, both)
+        run(self, lab, both)
 
     monkeypatch.setattr(adapter_training.AdapterTraining, "run", recorded)
     return found

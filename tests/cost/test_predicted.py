@@ -370,17 +370,16 @@ def test_the_papers_preset_is_predicted_without_its_models_or_data() -> None:
     lines = predict(work, actor=ACTOR, assumed=PAPER, window=8192, batch_tokens=65536, dtype_bytes=2)
     assert lines.keys() == {job.method for job in work}
     assert all(line.hours > 0 for line in lines.values())
-    assert lines["opro"].over == ("lm_calls",)  # 200 steps of 8 on 256 rows: more than 400,000 calls
-    longest = lines["opro"].jobs["fit"] + lines["opro"].jobs["trial"]
-    assert lines["opro"].use["actor"].calls < 1.1 * (400_000 * longest + lines["opro"].jobs["cell"] * 5000)
+    # All of MATH's train rows are more than its budget was set for.
+    assert {line.over for line in lines.values()} == {(), ("tflop",)}
+    assert not lines["opro"].over
     text = describe(lines, PAPER, 21.0)
     (total,) = [line.split() for line in text.splitlines() if line.startswith("total")]
     assert [int(count) for count in total[1:4]] == [
         sum(job.kind == kind for job in work) for kind in ("fit", "cell", "trial")
     ]
-    (passed,) = [line for line in text.splitlines() if line.startswith("! ")]
-    assert passed.split()[1] == "opro"
-    assert "(lm_calls)" in passed
+    marked = {line.split()[1] for line in text.splitlines() if line.startswith("! ")}
+    assert marked == {name for name, line in lines.items() if line.over}
 
 
 def test_a_method_that_does_not_count_its_loop_is_listed_as_not_counted() -> None:

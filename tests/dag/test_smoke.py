@@ -31,7 +31,7 @@ def finished_smoke(server: ForkServer, tmp_path_factory: pytest.TempPathFactory)
 def test_every_method_and_experiment_runs_to_its_tables_and_figures(finished_smoke: Path) -> None:
     assert_complete(
         finished_smoke / "results" / "smoke",
-        cells=METHODS * 4 * 2 + 26,
+        cells=METHODS * 4 * 2 + 25,
         rows=12,
         tables={*map(str, range(1, 12)), "d2", "kinds", "regularisation", "rollouts", "sft_prompts", "sharing"},
         figures={"main", "kinds", "cost", *map(str, range(1, 7))},

@@ -203,7 +203,7 @@ def test_a_local_model_is_known_by_what_its_folder_holds(tmp_path: Path):
 @pytest.mark.parametrize(
     ("override", "changes"),
     [
-        ({"tuning.trials": 5}, ALL),
+        ({"tuning.trials": 7}, ALL),
         ({"tuning.finalists": 2}, ALL),
         ({"tuning.seed": 7}, ALL),
         ({"nano.trained": False}, ALL),

@@ -28,7 +28,7 @@ def fake_config(
         "results": str(results),
         "models": {"actor": {"path": "nano:actor"}, "generators": {"large": {"path": "nano:generator"}}},
         "benchmarks": {name: {"source": "nano", "sizes": {"train": 8, "test": 40}} for name in METRICS},
-        "budgets": {"default": {}},
+        "budgets": {"default": {}, "wide": {}},
         "methods": {name: {} for name in methods},
         "experiments": {
             "main": {"methods": list(methods), "benchmarks": list(METRICS), "seeds": list(seeds), "generator": "large"}

@@ -243,8 +243,8 @@ def _legend(comparison: Comparison, paper: PaperTable) -> Iterator[Text]:
         yield f"Settings: {'; '.join(_settings(comparison))}."
     if any(entry.tuned.startswith(("winner", "inherited", "medians")) for entry in entries):
         yield (
-            "Searched settings are the winners of one search. Another search may find others; no interval here includes "
-            "that."
+            "Searched settings are the winners of one search. Another search may find others; no interval here "
+            "includes that."
         )
     shown = [paper.of(*method, benchmark) for method in comparison.methods for benchmark in comparison.benchmarks]
     if any(shown):
