@@ -90,7 +90,7 @@ class MetaTunerJ(Method):
     family = "hybrid"
     reference = REFERENCE
     deviations: ClassVar[tuple[str, ...]] = (
-        "h_i is scaled to root mean square 1 before the parameter decoder.",
+        "h_i is standardised over the train rows and scaled to root mean square 1 before the parameter decoder.",
         "Prompts of the task loss are written once an interval for all its rows, not in each step.",
         "If no rollout was rewarded (D2 is empty), the task loss alone is minimised, and the log says so.",
     )
@@ -109,7 +109,9 @@ class MetaTunerJ(Method):
             answers=measured,
             rewrites=prompts + (measured if s.prompt_branch else 0.0),
             actor_trained=passes if task else 0.0,
-            encoded=passes if s.parameter_branch == "query" else 0.0,
+            encoded=(passes + (rows.train if s.state_scaling == "standard" else 0.0))
+            if s.parameter_branch == "query"
+            else 0.0,
             generator_trained=passes if s.prompt_branch else 0.0,
         )
         return Loop(

@@ -118,6 +118,10 @@ class MetaTunerConfig(TrainingConfig):
     pooling: Literal["last", "mean"] = "last"
     """How the states over (p~, x) become h_i: the last token's, or their mean. The paper does not say; the last token
     has read the whole query."""
+    state_scaling: Literal["standard", "rms"] = "standard"
+    """How h_i is scaled for the parameter decoder. standard: each entry less its mean over D1, by its standard
+    deviation there, both taken once before training; then, as with rms alone, to root mean square 1. The paper does not
+    say; in pretrained models a few entries that are alike for all queries outweigh all others (arXiv 2402.17762)."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
     """The actor's linears that get per-query LoRA: by name, or all in its decoder layers. The paper does not say; q and
     v are the usual choice, and the parameter decoder grows with each site."""
@@ -150,8 +154,13 @@ class MetaTunerConfig(TrainingConfig):
     cross-entropies."""
     epochs: int = 3
     """Passes over D1 of joint training. The paper does not say; where the search of `tune` starts."""
-    hyper_learning_rate: float = 1e-3
-    """Learning rate of the parameter decoder (phi_q). The paper does not say; where the search of `tune` starts."""
+    factor_learning_rate: float = 5e-4
+    """How far a step at the peak rate moves an entry of A_i or B_i, as the learning rate of a plain LoRA does. The
+    rates of W_d and W_u follow from it by their widths (`ParameterDecoder.rates`), so that one value suits models of
+    all widths. The paper does not say; common for LoRA."""
+    hyper_learning_rate: float | None = None
+    """Learning rate of W_d and W_u themselves (of the factors of a static LoRA); None: from `factor_learning_rate`. The
+    paper does not say; with one rate for all widths, training of wide models diverges."""
     generator_learning_rate: float = 5e-5
     """Learning rate of the generator (phi_s and phi_p) and of copies of its layers private to the parameter branch.
     The paper does not say; where the search of `tune` starts."""
@@ -178,7 +187,9 @@ class MetaTunerConfig(TrainingConfig):
         super().__post_init__()
         _at_least(self, 1, "rank", "bottleneck", "alternation_steps")
         _at_least(self, 0, "epochs", "alpha", "prompt_temperature", "shared_layers")
-        _positive(self, "scale", "hyper_learning_rate", "generator_learning_rate", "actor_learning_rate")
+        _positive(self, "scale", "factor_learning_rate", "generator_learning_rate", "actor_learning_rate")
+        if self.hyper_learning_rate is not None:
+            _positive(self, "hyper_learning_rate")
         _positive(self, "sync_epochs", "refresh_epochs", "gumbel_temperature", "gumbel_final_temperature")
         if self.evaluate_epochs is not None:
             _at_least(self, 1, "evaluate_epochs")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from metatuner.lm import LM, Adapt, Adaptation, Completion, PerQueryLoRA, genera
 from metatuner.method.config import MetaTunerConfig
 from metatuner.method.encoder import captured, decoder_layers, first_layers, meta_encoder, pooled, right_padded
 from metatuner.method.gumbel import prompt_embedding
-from metatuner.method.parameter_decoder import LayerSharedDecoder, ParameterDecoder, StaticFactors
+from metatuner.method.parameter_decoder import LayerSharedDecoder, ParameterDecoder, StateNorm, StaticFactors
 from metatuner.method.prompt_decoder import read_rewrite, write_prompts
 from metatuner.method.tuned import (
     frozen_view,
@@ -94,30 +94,33 @@ class TunedModel:
         self.private = {name: p for name, p in named.items() if p.requires_grad and id(p) not in own}
         """Trainable parameters of the meta encoder that the generator does not have, by name."""
         self.parameter_decoder = self._parameter_decoder(seed)
+        self.state_norm: StateNorm | None = None
+        if config.parameter_branch == "query" and config.state_scaling == "standard":
+            self.state_norm = StateNorm(self._hidden_size, dtype=self._decoder_dtype, device=generator.device)
         upper = {name for name, parameter in trainable(generator).items() if id(parameter) not in shared}
         self.upper = upper
         """Names of the generator's trainable parameters above the shared layers."""
         self.frozen_generator = frozen_view(generator, own=upper.__contains__)
         """The current phi_s with phi_p', the copy of phi_p from the last `sync`. It gets no gradient."""
 
-    def _parameter_decoder(self, seed: int) -> nn.Module | None:
-        config, device = self.config, self.generator.device
-        # Half precision would lose small steps; `lora.applied` casts its output.
-        dtype = torch.float64 if self.generator.model.dtype == torch.float64 else torch.float32
+    @property
+    def _hidden_size(self) -> int:
+        return cast(nn.Embedding, self.generator.model.get_input_embeddings()).embedding_dim
+
+    @property
+    def _decoder_dtype(self) -> torch.dtype:
+        """Half precision would lose small steps; `lora.applied` casts the decoder's output."""
+        return torch.float64 if self.generator.model.dtype == torch.float64 else torch.float32
+
+    def _parameter_decoder(self, seed: int) -> ParameterDecoder | LayerSharedDecoder | StaticFactors | None:
+        config, sites = self.config, self.lora.sites
+        kept: dict[str, Any] = {"seed": seed, "dtype": self._decoder_dtype, "device": self.generator.device}
         if config.parameter_branch == "none":
             return None
         if config.parameter_branch == "static":
-            return StaticFactors(self.lora.sites, seed=seed, dtype=dtype, device=device)
+            return StaticFactors(sites, **kept)
         kind = ParameterDecoder if config.decoder == "per_site" else LayerSharedDecoder
-        return kind(
-            cast(nn.Embedding, self.generator.model.get_input_embeddings()).embedding_dim,
-            self.lora.sites,
-            config.rank,
-            config.bottleneck,
-            seed=seed,
-            dtype=dtype,
-            device=device,
-        )
+        return kind(self._hidden_size, sites, config.rank, config.bottleneck, **kept)
 
     @property
     def parameters(self) -> dict[str, list[nn.Parameter]]:
@@ -165,7 +168,21 @@ class TunedModel:
             return None
         if self.meta_encoder is None:
             return self.parameter_decoder(len(queries))
-        return self.parameter_decoder(self.encode(prompts, queries))
+        return self._decoded(self.encode(prompts, queries))
+
+    @torch.no_grad()
+    def fit_state_norm(self, prompts: Sequence[str], queries: Sequence[str]) -> None:
+        """Take the means and deviations that standardise h_i from these queries (`state_scaling: standard`)."""
+        if self.state_norm is None:
+            return
+        size = self.config.batch_size
+        starts = range(0, len(queries), size)
+        parts = [self.encode(prompts[start : start + size], queries[start : start + size]) for start in starts]
+        self.state_norm.fit(torch.cat(parts))
+
+    def _decoded(self, h: Tensor) -> Tensor:
+        decoder = cast(nn.Module, self.parameter_decoder)
+        return decoder(h if self.state_norm is None else self.state_norm(h))
 
     def adapted(self, prompts: Sequence[str], queries: Sequence[str]) -> AbstractContextManager[Adaptation | None]:
         """A context with the actor under these queries' factors, for batches with one row per query in this order."""
@@ -221,9 +238,8 @@ class TunedModel:
         """p_i of each query and the adaptation for `generate`, under which the actor answers; `prompts` are p~."""
         if not self.shares_reading:
             return self.write_prompts(prompts, queries), self.adapt(prompts, queries)
-        decoder = cast(nn.Module, self.parameter_decoder)
         written, h = self.write_and_encode(prompts, queries)
-        return written, lambda rows: self._adapted(decoder(h[rows]))
+        return written, lambda rows: self._adapted(self._decoded(h[rows]))
 
     def answer(
         self, prompts: Sequence[str], queries: Sequence[str], *, max_new_tokens: int, stops: Sequence[str] = ()
@@ -259,6 +275,8 @@ class TunedModel:
         parts: dict[str, dict[str, Tensor]] = {"generator": dict(trainable(self.generator))}
         if self.parameter_decoder is not None:
             parts["parameter_decoder"] = self.parameter_decoder.state_dict()
+        if self.state_norm is not None:
+            parts["state_norm"] = self.state_norm.state_dict()
         if self.private:
             parts["meta_encoder"] = dict(self.private)
         if self.config.actor == "lora":

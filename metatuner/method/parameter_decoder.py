@@ -4,9 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import sqrt
+from math import pi, sqrt
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metatuner.lm import Site
@@ -21,6 +22,45 @@ class _Part:
     width: int
     """d_in for A, d_out for B."""
     is_b: bool
+
+
+Rates = dict[str, tuple[list[nn.Parameter], float]]
+"""Name of a group of parameters -> (parameters, peak learning rate)."""
+
+
+class StateNorm(nn.Module):
+    """Standardises the entries of h_i by their means and standard deviations over D1, which do not change later.
+
+    Inner states of pretrained models have a few entries that are large and alike for all queries (Sun et al., Massive
+    Activations in Large Language Models, arXiv 2402.17762). With SmolLM2-135M, h_i of two queries have a cosine of
+    0.99: without their common part taken off, all queries would get nearly the same factors.
+    """
+
+    mean: Tensor
+    """[H]"""
+    deviation: Tensor
+    """[H], above 0"""
+
+    def __init__(self, hidden_size: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(hidden_size, dtype=dtype, device=device))
+        self.register_buffer("deviation", torch.ones(hidden_size, dtype=dtype, device=device))
+
+    @torch.no_grad()
+    def fit(self, h: Tensor) -> None:
+        """Take mean and deviation from h [queries, H]. With fewer than two queries, h stays as it is."""
+        if len(h) < 2:
+            return
+        h = h.to(self.mean.dtype)
+        spread = h.std(0)
+        self.mean.copy_(h.mean(0))
+        # An entry that hardly varies must not be blown up.
+        self.deviation.copy_(spread.clamp_min(0.01 * spread.square().mean().sqrt().clamp_min(1e-6)))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h [queries, H], standardised, with root mean square 1."""
+        h = (h.to(self.mean.dtype) - self.mean) / self.deviation
+        return F.rms_norm(h, h.shape[-1:])
 
 
 class ParameterDecoder(nn.Module):
@@ -72,6 +112,20 @@ class ParameterDecoder(nn.Module):
             weights = [normal(bottleneck, rank * width) * scale for scale in scales]
             self.up[str(width)] = nn.Parameter(torch.stack(weights))
         self.order = sorted(range(len(parts)), key=lambda index: parts[index].start)
+        self.widths = [part.width for part in parts if not part.is_b]
+
+    def rates(self, factor_rate: float) -> Rates:
+        """Peak learning rates under which a step of Adam moves the factors' entries by about `factor_rate`.
+
+        Adam moves each weight by its rate. An entry of a factor is a sum over d_b units, and the gradients of its
+        weights have one sign, that of the entry's own gradient, since units are not negative. So the entry moves by
+        the rate times the sum of the units, whose mean is 1 / sqrt(2 pi). Likewise W_d moves a unit by its rate times
+        the sum of |h|, H sqrt(2 / pi). Its rate moves units by the share of their size by which W_u moves A. That
+        rates of Adam fall as the width of the input is the rule of Yang et al., Tensor Programs V, arXiv 2203.03466.
+        """
+        bottleneck, hidden = self.down.shape[1:]
+        up, down = _rates(factor_rate, bottleneck, hidden, self.widths)
+        return {"phi_q": (list(self.up.values()), up), "phi_q_down": ([self.down], down)}
 
     def forward(self, h: Tensor) -> Tensor:
         """Flat factors [queries, `PerQueryLoRA.flat_size`] from h [queries, H]."""
@@ -132,6 +186,12 @@ class LayerSharedDecoder(nn.Module):
         self.layers_of = [[layer for _, layer in members] for members in kinds.values()]
         starts = [start for members in kinds.values() for start, _ in members]
         self.order = sorted(range(len(starts)), key=starts.__getitem__)
+        self.widths = [site.d_in for site in sites]
+
+    def rates(self, factor_rate: float) -> Rates:
+        """As `ParameterDecoder.rates`; e_l has the rate of W_d."""
+        up, down = _rates(factor_rate, len(self.up[0]), self.down.shape[2], self.widths)
+        return {"phi_q": (list(self.up), up), "phi_q_down": ([self.down, self.layers], down)}
 
     def forward(self, h: Tensor) -> Tensor:
         """Flat factors [queries, `PerQueryLoRA.flat_size`] from h [queries, H]."""
@@ -167,9 +227,19 @@ class StaticFactors(nn.Module):
         self.flat = nn.Parameter(flat.to(device, dtype))
         """[`PerQueryLoRA.flat_size`]."""
 
+    def rates(self, factor_rate: float) -> Rates:
+        """The factors themselves are trained, at `factor_rate`."""
+        return {"phi_q": ([self.flat], factor_rate)}
+
     def forward(self, queries: int) -> Tensor:
         """The factors for this number of queries, [queries, `PerQueryLoRA.flat_size`], not copied."""
         return self.flat.expand(queries, -1)
+
+
+def _rates(factor_rate: float, bottleneck: int, hidden: int, widths: Sequence[int]) -> tuple[float, float]:
+    """The rates of W_u and W_d; `widths` are d_in of the sites, whose A has the deviation 1 / sqrt(3 d_in)."""
+    share = factor_rate * sqrt(3 * sum(widths) / len(widths))
+    return factor_rate * sqrt(2 * pi) / bottleneck, share * sqrt(pi / 2) / hidden
 
 
 def _place(site: Site) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 metatuner.json                  configuration, initial prompt, base models
 generator.safetensors           the generator's trainable parameters (all weights, or its LoRA)
 parameter_decoder.safetensors   W_d and W_u (only with a parameter branch)
+state_norm.safetensors          means and deviations of h_i (with `state_scaling: standard`)
 meta_encoder.safetensors        layers private to the parameter branch, if any
 actor.safetensors               the actor's warm-up LoRA, if it came with one
 actor_lora.safetensors          in place of actor.safetensors with `actor: lora`
@@ -41,7 +42,7 @@ from metatuner.method.tuned import (
 
 FILE = "metatuner.json"
 FORMAT = 2
-TENSORS = ("generator", "parameter_decoder", "meta_encoder", "actor", "actor_lora")
+TENSORS = ("generator", "parameter_decoder", "state_norm", "meta_encoder", "actor", "actor_lora")
 
 
 def save_pretrained(

@@ -202,8 +202,11 @@ class _Joint(Phase):
 
         # Layers private to F have the rate of shared layers, so that runs differ in the sharing alone.
         rates = dict.fromkeys(("phi_s", "phi_p", "private"), config.generator_learning_rate)
-        rates |= {"phi_q": config.hyper_learning_rate, "actor": config.actor_learning_rate}
+        rates |= {"phi_q": config.hyper_learning_rate or 0.0, "actor": config.actor_learning_rate}
         self.groups = {name: (group, rates[name]) for name, group in tuner.parameters.items()}
+        if config.hyper_learning_rate is None and tuner.parameter_decoder is not None:
+            self.groups |= tuner.parameter_decoder.rates(config.factor_learning_rate)
+        tuner.fit_state_norm([each.prompt for each in examples], [each.query for each in examples])
         self.layers = _layers(tuner.generator.decoder, tuner.actor.decoder, tuner.meta_encoder)
         self.lora = tuner.lora
         encoder = tuner.meta_encoder

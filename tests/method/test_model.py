@@ -327,7 +327,7 @@ def test_a_setting_out_of_its_range_is_refused_by_its_name(kind: type[Any]) -> N
     if kind is MetaTunerConfig:
         at_least_1 += "rank bottleneck alternation_steps evaluate_epochs".split()
         at_least_0 += "epochs alpha prompt_temperature shared_layers".split()
-        positive += "scale hyper_learning_rate generator_learning_rate actor_learning_rate sync_epochs".split()
+        positive += "scale factor_learning_rate hyper_learning_rate generator_learning_rate actor_learning_rate sync_epochs".split()
         positive += "refresh_epochs gumbel_temperature gumbel_final_temperature d2_refresh_epochs".split()
     else:
         at_least_1 += "actor_rank generator_rank rollouts max_prompt_tokens".split()

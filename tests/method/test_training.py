@@ -542,6 +542,17 @@ def test_every_part_is_trained_at_its_own_rate() -> None:
     assert all(event[f"norm_{name}"] > 0 for name in expected)
 
 
+def test_without_a_rate_of_its_own_the_parameter_decoder_is_trained_by_its_widths() -> None:
+    made = tuner(epochs=1, batch_size=6, warm_up_share=0.0, factor_learning_rate=1e-3)
+    rates = made.parameter_decoder.rates(1e-3)
+    before = {name: [parameter.detach().clone() for parameter in part] for name, (part, _) in rates.items()}
+    (event,) = joint(made, rewrites())
+    for name, (part, rate) in rates.items():
+        # Adam's first step moves each element by its rate; W_d has a gradient only through factors above zero.
+        assert moved(before[name], part) == pytest.approx(rate, rel=0.02)
+        assert event[f"norm_{name}"] > 0
+
+
 def test_each_warm_up_is_trained_at_its_own_rate() -> None:
     rates = {"actor_learning_rate": 1e-2, "generator_learning_rate": 1e-3}
     settings = replace(WARM_UP, batch_size=6, warm_up_share=0.0, **rates)
