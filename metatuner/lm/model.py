@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from metatuner.errors import UserError
 from metatuner.integrity import is_finite
+from metatuner.lm.splitting import tokenizer_file, warn_if_replaced
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -223,8 +224,17 @@ class LM:
         return cast(str, text)
 
 
-def load_lm(spec: ModelSpec) -> LM:
+FROM_ELSEWHERE = "download the model elsewhere and give the path of its folder"
+
+
+def load_lm(spec: ModelSpec, *, instead: str = FROM_ELSEWHERE) -> LM:
     """Load a model folder or Hub model in eval mode: safetensors weights only, no code from the repository.
+
+    It says so if the tokenizer's class splits texts in another way than the model's tokenizer.json.
+
+    Args:
+        spec: which model, and how it is run.
+        instead: what to do if the Hub cannot be reached.
 
     Raises `UserError` for a missing or incomplete folder, a Hub that cannot be reached, weights that are missing,
     superfluous, of other shapes, NaN or infinite, a vocabulary larger than the embedding, a chat template that fails
@@ -242,14 +252,16 @@ def load_lm(spec: ModelSpec) -> LM:
     source = str(folder) if local else spec.path
     where: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False, "local_files_only": local}
 
-    config = _attempt(spec, "config.json", lambda: AutoConfig.from_pretrained(source, **where))
-    tokenizer = _attempt(spec, "the tokenizer", lambda: AutoTokenizer.from_pretrained(source, **where))
+    config = _attempt(spec, "config.json", lambda: AutoConfig.from_pretrained(source, **where), instead)
+    tokenizer = _attempt(spec, "the tokenizer", lambda: AutoTokenizer.from_pretrained(source, **where), instead)
+    warn_if_replaced(tokenizer, tokenizer_file(source, spec.revision), spec.path)
     model, loading = _attempt(
         spec,
         "safetensors weights",
         lambda: AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=DTYPES[spec.dtype], use_safetensors=True, output_loading_info=True, **where
         ),
+        instead,
     )
     _check_weights(spec, model, loading)
     rows = model.get_input_embeddings().num_embeddings
@@ -332,7 +344,7 @@ def _check_turns(lm: LM) -> None:
     _ = lm.end_of_turn
 
 
-def _attempt(spec: ModelSpec, what: str, load: Callable[[], Any]) -> Any:
+def _attempt(spec: ModelSpec, what: str, load: Callable[[], Any], instead: str = FROM_ELSEWHERE) -> Any:
     """Run one loader; an error of the library, often many lines, becomes one line."""
     try:
         return load()
@@ -345,7 +357,7 @@ def _attempt(spec: ModelSpec, what: str, load: Callable[[], Any]) -> Any:
             raise UserError(f"model {spec.path}: {told}; restore the folder, or save the model again") from error
         raise UserError(
             f"model {spec.path}: {what} cannot be fetched from the Hub: {reason} Check the name and the network, or "
-            "download the model elsewhere and give the path of its folder"
+            f"{instead}"
         ) from error
 
 
