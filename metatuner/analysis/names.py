@@ -223,4 +223,5 @@ def _measured_on(config: Config, experiment: str, generator: str | None) -> tupl
     design = config.experiments[experiment]
     sources = sorted({config.benchmarks[name].source for name in design.benchmarks})
     rows = " and ".join(ROWS[source] for source in sources)
-    return config.models.actor.path, config.models.generators[generator or design.generators[0]].path, rows
+    models = config.models
+    return models.actor.title, models.generators[generator or design.generators[0]].title, rows

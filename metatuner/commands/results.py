@@ -169,6 +169,7 @@ def provenance(config: "Config", arguments: argparse.Namespace) -> None:
     }
     dependencies = {
         "models": {role: plan.keys.model_key(role) for role in ("actor", *config.models.generators)},
+        **plan.keys.fetched_weights(),
         "data": {name: plan.keys.data_key(name) for name in config.benchmarks},
         "world": plan.keys.world_key,
         **({"proposer": {**proposer.identity, "note": NOTE}} if proposer else {}),

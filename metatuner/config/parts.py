@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from metatuner.fetch.known import known
+
 BenchmarkId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
 ExperimentId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
 RoleId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=100)]
@@ -37,6 +39,12 @@ class ModelConfig(Part):
         "generator must follow a request to rewrite a prompt before it is trained"
     )
     revision: str | None = None
+    fetched: str | None = Field(
+        None,
+        exclude_if=lambda name: name is None,
+        description="the name by which `metatuner fetch-model` knows the model of this Hub id. If its folder is in the "
+        "cache, the resolved config names that folder as `path`, without a revision",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     window: int | None = Field(None, ge=16, description="input plus output tokens; default: the model's own")
@@ -48,6 +56,18 @@ class ModelConfig(Part):
         description="the user turn of a request to a generator; {prompt} and {query} are filled in. The paper does not "
         "say how it asks; the Qwen2.5 presets ask to rewrite the prompt so that the answer becomes right",
     )
+
+    @property
+    def hub(self) -> str:
+        """The Hub id that a fetched model stands for; for any other model, its path."""
+        return self.path if self.fetched is None else known(self.fetched).hub
+
+    @property
+    def title(self) -> str:
+        """What tables call the model; it says so if its weights are not the Hub's."""
+        if self.fetched is None or self.path == self.hub:
+            return self.path
+        return f"{self.hub} ({known(self.fetched).weights})"
 
     @model_validator(mode="after")
     def _asks_for_a_query(self) -> "ModelConfig":

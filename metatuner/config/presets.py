@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from metatuner.config.fetched import with_fetched
 from metatuner.config.overrides import arms, type_at
 from metatuner.config.reading import check_values, read_yaml
 from metatuner.config.types import Config
@@ -146,7 +147,7 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
     values["experiments"] = _chosen(_without_nulls(values.get("experiments")), values.get("run"))
     values.setdefault("preset", preset)
     values.setdefault("results", f"results/{preset}")
-    return resolve(values)
+    return with_fetched(resolve(values))
 
 
 def read_config(path: Path) -> Config:

@@ -48,13 +48,13 @@ def _from_counts(plan: Plan, assume: Path) -> str:
     jobs = jobs_of(plan, assumed)
     lines = predict_lines(
         jobs,
-        actor=models.actor.path,
+        actor=models.actor.hub,
         assumed=assumed,
         window=models.actor.window or float("inf"),
         batch_tokens=plan.config.batch_tokens,
         dtype_bytes={"float32": 4, "bfloat16": 2, "float16": 2}[models.actor.dtype],
     )
-    paths = {models.actor.path, *(job.generator for job in jobs if job.generator)}
+    paths = {models.actor.hub, *(job.generator for job in jobs if job.generator)}
     return describe(lines, assumed, sum(2 * assumed.shape(path).weights for path in paths) / 1e9)
 
 

@@ -142,7 +142,7 @@ def job_of(plan: Plan, assumed: Assumptions, fit: Fit) -> Job:
         fit.settings,
         method.loop(rows, assumed.shares),
         fit.train,
-        plan.config.models.generators[fit.generator].path if fit.generator else "",
+        plan.config.models.generators[fit.generator].hub if fit.generator else "",
         train / len(sizes),
         key=fit.key,
         requires=tuple(job_of(plan, assumed, needed) for needed in fit.requires),
@@ -195,7 +195,7 @@ def tflop_of(plan: Plan, assumed: Assumptions, fit: Fit) -> float | None:
     job = job_of(plan, assumed, fit)
     if any(each.loop is None for each in _with_needed(job)):
         return None
-    return predicted_tflop(job, actor.path, assumed, actor.window or float("inf"))
+    return predicted_tflop(job, actor.hub, assumed, actor.window or float("inf"))
 
 
 def predicted_tflop(job: Job, actor: str, assumed: Assumptions, window: float) -> float:

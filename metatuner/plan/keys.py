@@ -10,10 +10,13 @@ from typing import Any
 from metatuner import nano
 from metatuner.config import BenchmarkConfig, Config, Layout, ModelConfig, expand_path
 from metatuner.errors import UserError
+from metatuner.fetch.known import how, known
+from metatuner.files import read_json
 from metatuner.harness.benchmarks import benchmark_file, benchmark_files
 from metatuner.harness.importing import siblings
 from metatuner.harness.registry import Registry
 from metatuner.hashing import ROOT, hash_code, hash_file, hash_value
+from metatuner.integrity import DIGESTS
 
 HARNESS, RUN = ROOT / "metatuner" / "harness", ROOT / "metatuner" / "run"
 LOCK = (
@@ -36,6 +39,9 @@ LOCK = (
 SMALL_FILE = 64 * 2**20
 """A file of a local model with fewer bytes is identified by its content."""
 
+WEIGHTS = "model.safetensors"
+"""The file of a fetched model's weights."""
+
 _code = cache(hash_code)
 """Cached: the hash of code is the same for all plans of a process, and takes most of the time to make a plan."""
 
@@ -52,16 +58,29 @@ def lock_versions() -> dict[str, str]:
     return found
 
 
-def folder_hash(folder: Path, key: str) -> str:
-    """A hash of a local model folder: small files by their bytes, shards by name, size and time of change."""
+def folder_hash(folder: Path, key: str, remedy: str = "name a folder that exists, or a Hub id") -> str:
+    """A hash of a local model folder: small files by their bytes, shards by name, size and time of change.
+
+    A shard's SHA-256 takes the place of its time of change if the folder's `digests.json` has it.
+    """
     if not folder.is_dir():
-        raise UserError(f"config key {key!r}: no folder {folder}; name a folder that exists, or a Hub id")
+        raise UserError(f"config key {key!r}: no folder {folder}; {remedy}")
+    digests = _digests(folder, key)
     parts = []
     for path in sorted(file for file in folder.iterdir() if file.is_file()):
         status = path.stat()
         small = status.st_size < SMALL_FILE
-        parts.append([path.name, hash_file(path) if small else [status.st_size, status.st_mtime_ns]])
+        changed = digests.get(path.name, {}).get("sha256", status.st_mtime_ns)
+        parts.append([path.name, hash_file(path) if small else [status.st_size, changed]])
     return hash_value(parts)
+
+
+def _digests(folder: Path, key: str) -> dict[str, dict[str, str]]:
+    if not (folder / DIGESTS).is_file():
+        return {}
+    remedy = f"restore the folder that config key {key!r} names"
+    found: dict[str, dict[str, str]] = read_json(folder / DIGESTS, remedy, {"*": {"sha256": str}})
+    return found
 
 
 def is_local(model: ModelConfig) -> bool:
@@ -103,12 +122,16 @@ class Keys:
         It depends on a nano model's recipe, constants and given weights, a folder's content, or a Hub id and revision.
         """
         model = self.model_config(role)
-        used = model.model_dump(mode="json", exclude={"device"})
+        used = model.model_dump(mode="json", exclude={"device", "fetched"})
         recipe = self._nano_role(role)
         if recipe is not None:
             return hash_value([used, nano.model_identity(recipe, self.world), self.config.nano.trained])
         if is_local(model):
-            return hash_value([used, folder_hash(self.model_path(role), self._model_place(role))])
+            remedy = self.how_to_fetch(role)
+            if remedy is None:
+                return hash_value([used, folder_hash(self.model_path(role), self._model_place(role))])
+            used["path"] = ""  # the same files in another cache are the same model
+            return hash_value([used, folder_hash(self.model_path(role), self._model_place(role), remedy)])
         return hash_value(used)
 
     @cache
@@ -126,6 +149,27 @@ class Keys:
         if recipe is not None:
             return self.layout.model(recipe, self.nano_key(recipe))
         return expand_path(self.model_config(role).path, self._model_place(role))
+
+    def how_to_fetch(self, role: str) -> str | None:
+        """What to do where a model is not at hand; None if `metatuner fetch-model` does not know it."""
+        name = self.model_config(role).fetched
+        return None if name is None else f"run {how(name, Path(self.config.cache))}"
+
+    def fetched_weights(self) -> dict[str, dict[str, Any]]:
+        """For provenance: by role, the weights of each model that has `fetched` set; empty if none has."""
+        found: dict[str, Any] = {}
+        for role in ("actor", *self.config.models.generators):
+            model = self.model_config(role)
+            if model.fetched is None:
+                continue
+            found[role] = {"hub": model.hub, "revision": model.revision, "weights": "the Hub's"}
+            if is_local(model):
+                digests = _digests(self.model_path(role), self._model_place(role))
+                found[role] |= {
+                    "weights": known(model.fetched).weights,
+                    "sha256": digests.get(WEIGHTS, {}).get("sha256"),
+                }
+        return {"weights": found} if found else {}
 
     def nano_key(self, recipe: str) -> str:
         """What a pretrained nano model depends on: its recipe's code, the world, and torch."""

@@ -201,8 +201,8 @@ class Settings:
         role = self.tuning_generator
         return {
             "settings": settings_dict(self.resolve("metatuner_j", (), winners=False).own),
-            "generator": self.keys.model_config(role).path.rsplit("/", 1)[-1],
-            "actor": self.keys.model_config("actor").path.rsplit("/", 1)[-1],
+            "generator": self.keys.model_config(role).hub.rsplit("/", 1)[-1],
+            "actor": self.keys.model_config("actor").hub.rsplit("/", 1)[-1],
             "layers": self.keys.layers(role),
         }
 

@@ -12,15 +12,17 @@ if TYPE_CHECKING:
 class ModelPool:
     """Loads models by role; hands out copies (`share=False`) or the model itself (`share=True`, for the last use)."""
 
-    def __init__(self, specs: "Mapping[str, ModelSpec]") -> None:
+    def __init__(self, specs: "Mapping[str, ModelSpec]", instead: Mapping[str, str] | None = None) -> None:
+        """`instead`: by role, what to do if the Hub cannot be reached; see `load_lm`."""
         self._specs = specs
+        self._instead = {role: {"instead": text} for role, text in (instead or {}).items()}
         self._loaded: dict[str, LM] = {}
 
     def get(self, role: str, *, share: bool) -> "LM":
         """An unchanged model. With `share` it leaves the pool, so that a job with one fit never holds two copies."""
         from metatuner.lm import Traffic, load_lm
 
-        lm = self._loaded.pop(role, None) or load_lm(self._specs[role])
+        lm = self._loaded.pop(role, None) or load_lm(self._specs[role], **self._instead.get(role, {}))
         if share:
             return lm
         self._loaded[role] = lm

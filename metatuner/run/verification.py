@@ -8,6 +8,7 @@ from metatuner.config import Config, dump_config
 from metatuner.files import read_json
 from metatuner.integrity import DIGESTS, altered
 from metatuner.plan import Plan
+from metatuner.plan.keys import is_local
 
 AGAIN = "run again"
 
@@ -76,6 +77,11 @@ def _folders(plan: Plan) -> Iterator[tuple[Path, str, bool, dict[str, object]]]:
         folder = layout.model(role, plan.keys.nano_key(role))
         if folder.is_dir():
             yield folder, f"remove {folder} and {AGAIN}", False, {}
+    for role in ("actor", *plan.config.models.generators):
+        fetching = plan.keys.how_to_fetch(role)
+        if fetching is not None and is_local(plan.keys.model_config(role)):
+            folder = plan.keys.model_path(role)
+            yield folder, f"remove {folder} and {fetching}", True, {}
     if layout.scores.is_file():
         collected = f"`metatuner scores --config {layout.config}` collects them again"
         yield layout.root, collected, current, {"strangers": False}

@@ -55,13 +55,15 @@ class Workshop:
         self.layout = self.plan.layout
         self.config = config
         self.benchmarks = {name: configured(config, name) for name in config.benchmarks}
-        self.models = ModelPool({role: self._spec(role) for role in ("actor", *config.models.generators)})
+        roles = ("actor", *config.models.generators)
+        instead = {role: how for role in roles if (how := self.plan.keys.how_to_fetch(role)) is not None}
+        self.models = ModelPool({role: self._spec(role) for role in roles}, instead)
 
     def _spec(self, role: str) -> ModelSpec:
         model = self.plan.keys.model_config(role)
         local = model.path.startswith("nano:") or is_local(model)
         path = str(self.plan.keys.model_path(role)) if local else model.path
-        return ModelSpec(**{**model.model_dump(), "path": path})
+        return ModelSpec(**{**model.model_dump(exclude={"fetched"}), "path": path})
 
     def check_splits(self, names: Iterable[str], splits: Sequence[str] = SPLITS) -> None:
         """UserError unless these split files are those drawn for this config."""
@@ -72,11 +74,15 @@ class Workshop:
         return self.layout.failure(key).absolute()
 
     def check_models(self, *roles: str) -> None:
-        """UserError if a file of these nano models differs from its digest."""
+        """UserError if a file of these nano or local models differs from its digest."""
+        keys = self.plan.keys
         for role in filter(None, roles):
-            folder = self.plan.keys.model_path(role) if self.plan.keys.is_nano(role) else None
-            if folder is not None and (folder / DIGESTS).is_file():
-                check_folder(folder, f"remove {folder} and run again", thorough=True)
+            nano = keys.is_nano(role)
+            if nano or is_local(keys.model_config(role)):
+                folder, how = keys.model_path(role), keys.how_to_fetch(role)
+                if (folder / DIGESTS).is_file():
+                    remedy = f"remove {folder} and {how or 'run again'}" if nano or how else "restore the folder"
+                    check_folder(folder, remedy, thorough=True)
 
     # ---- fits --------------------------------------------------------------------------------------------------
 
