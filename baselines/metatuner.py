@@ -59,8 +59,8 @@ class MetaTunerWarmUp(Method):
         )
 
     def fit(self, lab: Lab) -> "WarmUpPolicy":
+        from metatuner.lm.adapters import merged
         from metatuner.method.training import collect_rewrites, warm_up_actor, warm_up_generator
-        from metatuner.method.tuned import merged
 
         config: WarmUpConfig = self.settings
         examples, generator = _examples(lab), lab.need_generator()
@@ -210,7 +210,7 @@ class WarmUpPolicy(Policy):
     @cached_property
     def actor(self) -> "LM":
         """The warmed actor with its LoRA merged."""
-        from metatuner.method.tuned import merged
+        from metatuner.lm.adapters import merged
 
         return merged(self.actor_with_lora)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metatuner.bench.measure import PAD, Bench, within_memory
 from metatuner.bench.shapes import Shape
 from metatuner.lm import LM, PerQueryLoRA, completion_loss, generate
-from metatuner.method.tuned import frozen_view
+from metatuner.lm.adapters import frozen_view
 
 SCALE = 2.0
 

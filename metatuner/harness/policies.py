@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,7 +35,7 @@ class StaticPolicy(Policy):
             demos: demonstrations per benchmark, oldest first; a benchmark that is not named has none.
             actor: the ground's actor in a `peft.PeftModel`; None: the ground's actor as it is.
         """
-        self.ground, self.prompts, self.actor = ground, dict(prompts), actor
+        self.ground, self.prompts, self.actor, self.was_read = ground, dict(prompts), actor, False
         self.demos: dict[str, list[Demo]] = {
             name: [(query, answer) for query, answer in pairs] for name, pairs in (demos or {}).items()
         }
@@ -42,7 +43,15 @@ class StaticPolicy(Policy):
     def prepare(self, queries: Sequence[Query]) -> Prepared:
         names = [query.benchmark for query in queries]
         demos = [self.demos.get(name, []) for name in names]
-        return Prepared([self.prompts[name] for name in names], demos, actor=self.actor)
+        return Prepared([self.prompts[name] for name in names], demos, actor=self._answering)
+
+    @cached_property
+    def _answering(self) -> "LM | None":
+        """The actor that answers. That of a saved policy does not change any more: its adapter is merged, as it would
+        else cost half of each pass."""
+        from metatuner.lm.adapters import merged
+
+        return self.actor if self.actor is None or not self.was_read else merged(self.actor)
 
     @property
     def tuned_actor(self) -> "LM":
@@ -65,7 +74,9 @@ class StaticPolicy(Policy):
             model = PeftModel.from_pretrained(ground.actor.model, folder / "adapter")
             # A PeftModel runs as the model it wraps, but the type checker does not accept it as a PreTrainedModel.
             actor = replace(ground.actor, model=cast("PreTrainedModel", model.eval()))
-        return cls(ground, state["prompts"], state["demos"], actor)
+        policy = cls(ground, state["prompts"], state["demos"], actor)
+        policy.was_read = True
+        return policy
 
 
 def load_static(folder: Path, ground: Ground) -> StaticPolicy:

@@ -11,18 +11,13 @@ from torch import Tensor, nn
 
 from metatuner.errors import UserError
 from metatuner.lm import LM, Adapt, Adaptation, Completion, PerQueryLoRA, generate, render
+from metatuner.lm.adapters import frozen_view, merged
 from metatuner.method.config import MetaTunerConfig
 from metatuner.method.encoder import captured, decoder_layers, first_layers, meta_encoder, pooled, right_padded
 from metatuner.method.gumbel import prompt_embedding
 from metatuner.method.parameter_decoder import LayerSharedDecoder, ParameterDecoder, StateNorm, StaticFactors
 from metatuner.method.prompt_decoder import read_rewrite, write_prompts
-from metatuner.method.tuned import (
-    frozen_view,
-    lora_parameters,
-    merged,
-    save_tensors,
-    trainable,
-)
+from metatuner.method.tuned import lora_parameters, save_tensors, trainable
 
 
 class TunedModel:

@@ -27,18 +27,10 @@ from torch import Tensor, nn
 from metatuner.errors import UserError
 from metatuner.files import complete_folder, read_json, write_json
 from metatuner.lm import LM, ModelSpec, load_lm
+from metatuner.lm.adapters import ADAPTER, lora_linears
 from metatuner.method.config import MetaTunerConfig
 from metatuner.method.model import TunedModel
-from metatuner.method.tuned import (
-    ADAPTER,
-    digest,
-    load_tensors,
-    lora_linears,
-    lora_parameters,
-    save_tensors,
-    to_train,
-    without_lora,
-)
+from metatuner.method.tuned import digest, load_tensors, lora_parameters, save_tensors, to_train, without_lora
 
 FILE = "metatuner.json"
 FORMAT = 2

@@ -2,35 +2,19 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear as LoRALinear
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from metatuner.errors import UserError
 from metatuner.integrity import check_weights_file, is_finite
 from metatuner.lm import LM
-
-ADAPTER = "default"
-
-
-def frozen_view(lm: LM, own: Callable[[str], bool] = lambda name: False) -> LM:
-    """The model frozen and in new modules: parameters with names that `own` accepts are copied, others share memory.
-
-    Shared tensors follow in-place updates of the original, such as an optimiser's. Layers put into the view do not
-    change the original.
-    """
-    memo: dict[int, object] = {}
-    for name, parameter in lm.model.named_parameters():
-        values = parameter.detach()
-        memo[id(parameter)] = nn.Parameter(values.clone() if own(name) else values, requires_grad=False)
-    return replace(lm, model=copy.deepcopy(lm.model, memo))
+from metatuner.lm.adapters import ADAPTER, frozen_view, lora_linears
 
 
 def private_copy(module: nn.Module) -> nn.Module:
@@ -66,31 +50,12 @@ def to_train(lm: LM, what: Literal["full", "lora"], rank: int, seed: int, scale:
     return trained
 
 
-def merged(lm: LM) -> LM:
-    """The model with its LoRA, if any, added to the weights; only the linears with a LoRA are copied.
-
-    Sums are computed in the LoRA's precision and rounded to the weights' precision.
-    """
-    view = frozen_view(lm)
-    for name, module in lora_linears(view).items():
-        linear = cast(nn.Linear, module.get_base_layer())
-        total = linear.weight + module.get_delta_weight(ADAPTER)
-        linear.weight = nn.Parameter(total.to(linear.weight.dtype), requires_grad=False)
-        view.model.set_submodule(name, linear)
-    return view
-
-
 def without_lora(lm: LM) -> LM:
     """The model as it was before a LoRA was added, in new modules that share its memory."""
     view = frozen_view(lm)
     for name, module in lora_linears(view).items():
         view.model.set_submodule(name, cast(nn.Linear, module.get_base_layer()))
     return view
-
-
-def lora_linears(lm: LM) -> dict[str, LoRALinear]:
-    """The linears that carry a LoRA, by their names in the model without it."""
-    return {name: module for name, module in lm.model.named_modules() if isinstance(module, LoRALinear)}
 
 
 def lora_parameters(lm: LM) -> dict[str, nn.Parameter]:

@@ -24,10 +24,11 @@ from metatuner.harness.query import Response, to_query
 from metatuner.harness.registry import Registry
 from metatuner.harness.rows import Row
 from metatuner.lm import LM, render
+from metatuner.lm.adapters import frozen_view
 from metatuner.method import prompt_decoder
 from metatuner.method.config import MetaTunerConfig, WarmUpConfig
 from metatuner.method.saving import fingerprint
-from metatuner.method.tuned import digest, frozen_view
+from metatuner.method.tuned import digest
 from metatuner.run.swaps import answers_under_swaps
 from tests.toys.method import INITIAL, actor, generator, words
 

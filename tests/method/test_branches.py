@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from metatuner.lm import PerQueryLoRA, completion_loss, generate, render
+from metatuner.lm.adapters import merged
 from metatuner.method import MetaTuner, MetaTunerConfig
 from metatuner.method.objectives import joint_loss, prompt_loss, task_loss, task_pair
 from metatuner.method.parameter_decoder import LayerSharedDecoder, StaticFactors
-from metatuner.method.tuned import lora_parameters, merged, trainable
+from metatuner.method.tuned import lora_parameters, trainable
 from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, rewrites, shake, tuner, with_lora
 
 D1, D2 = examples(), rewrites()

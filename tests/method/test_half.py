@@ -8,9 +8,10 @@ import torch
 from peft import PeftModel
 
 from metatuner.lm import render
+from metatuner.lm.adapters import frozen_view, lora_linears, merged
 from metatuner.method import MetaTuner, WarmUpConfig, train_joint, warm_up_actor
 from metatuner.method.data import draw_seeds
-from metatuner.method.tuned import frozen_view, lora_linears, merged, to_train, trainable
+from metatuner.method.tuned import to_train, trainable
 from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewrites, tuner, with_lora
 
 HALF = torch.bfloat16

@@ -9,9 +9,10 @@ import torch
 from metatuner import method
 from metatuner.errors import UserError
 from metatuner.lm import PerQueryLoRA, generate, render, render_rewrite
+from metatuner.lm.adapters import frozen_view, merged
 from metatuner.method import MetaTuner, MetaTunerConfig, ParameterDecoder, WarmUpConfig, train_joint
 from metatuner.method.objectives import joint_loss, prompt_loss, task_loss
-from metatuner.method.tuned import frozen_view, merged, to_train, trainable
+from metatuner.method.tuned import to_train, trainable
 from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, generator, rewrites, tuner
 
 D1, D2 = examples(), rewrites()
@@ -327,7 +328,8 @@ def test_a_setting_out_of_its_range_is_refused_by_its_name(kind: type[Any]) -> N
     if kind is MetaTunerConfig:
         at_least_1 += "rank bottleneck alternation_steps evaluate_epochs".split()
         at_least_0 += "epochs alpha prompt_temperature shared_layers".split()
-        positive += "scale factor_learning_rate hyper_learning_rate generator_learning_rate actor_learning_rate sync_epochs".split()
+        positive += "scale factor_learning_rate hyper_learning_rate generator_learning_rate actor_learning_rate".split()
+        positive.append("sync_epochs")
         positive += "refresh_epochs gumbel_temperature gumbel_final_temperature d2_refresh_epochs".split()
     else:
         at_least_1 += "actor_rank generator_rank rollouts max_prompt_tokens".split()

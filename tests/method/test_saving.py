@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from metatuner.errors import UserError
 from metatuner.lm import ModelSpec, generate, load_lm, render
+from metatuner.lm.adapters import frozen_view, lora_linears, merged
 from metatuner.method import MetaTuner, MetaTunerConfig
 from metatuner.method.objectives import task_loss
-from metatuner.method.tuned import frozen_view, load_tensors, lora_linears, merged, save_tensors, to_train, trainable
+from metatuner.method.tuned import load_tensors, save_tensors, to_train, trainable
 from tests.toys.lm import save_tiny, tiny_lm
 from tests.toys.method import INITIAL, PROMPT_TOKENS, actor, examples, generator, shake, tuner, with_lora
 
