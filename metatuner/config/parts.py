@@ -1,7 +1,7 @@
 """The keys of a preset about models and rows, and the names that a preset gives."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -141,7 +141,12 @@ class SizesConfig(Part):
 
 
 class BenchmarkConfig(Part):
-    """Where a benchmark's rows come from, and how many are used."""
+    """Where a benchmark's rows come from, and how many are used.
+
+    A benchmark may take keys of its own beside these (`Benchmark.takes`), such as `benchmarks.hotpotqa.contexts`.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     source: Literal["nano", "local", "hub", "lm_eval"]
     path: FilePath | None = Field(
@@ -156,10 +161,17 @@ class BenchmarkConfig(Part):
     sizes: SizesConfig
     initial_prompt: str | None = Field(
         None,
-        description="p~; null: the benchmark's own. The paper does not say; one plain sentence per benchmark",
+        description="p~; null: the benchmark's own, a sentence for the task and one for the form of the answer. The "
+        "paper does not say; the form is stated, as in tasks of lm-eval and prompts of papers, because an answer in "
+        "another form may score 0 whatever it says. docs/benchmarks.md says how to leave the form out",
     )
     max_new_tokens: int | None = Field(None, ge=1)
     split_seed: int = Field(0, ge=0, description="draws the fixed splits")
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The benchmark's own keys that are set, with their values."""
+        return {key: value for key, value in (self.model_extra or {}).items() if value is not None}
 
     @model_validator(mode="after")
     def _keys_go_with_the_source(self) -> "BenchmarkConfig":

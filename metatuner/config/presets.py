@@ -14,10 +14,12 @@ from pydantic import ValidationError
 
 from metatuner.config.fetched import with_fetched
 from metatuner.config.overrides import arms, type_at
+from metatuner.config.parts import BenchmarkConfig
 from metatuner.config.reading import check_values, read_yaml
 from metatuner.config.types import Config
 from metatuner.errors import UserError, suggest
 from metatuner.files import read_json
+from metatuner.harness.benchmarks import Benchmark, get_benchmark
 from metatuner.hashing import ROOT
 
 
@@ -88,27 +90,79 @@ def resolve(values: Mapping[str, Any]) -> Config:
     """Validate a merged preset; UserError names the first key that is wrong."""
     check_values(values)
     try:
+        _check_benchmark_keys(values)
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(_one_line(error)) from None
 
 
-def _without_nulls(experiments: Any) -> Any:
-    """The experiments, without experiments and variants that are null."""
+def _check_benchmark_keys(values: Mapping[str, Any]) -> None:
+    """UserError for a key of a benchmark that neither all benchmarks take nor this one, or for a value of its own key.
 
-    def kept(values: Any) -> Any:
-        return {name: each for name, each in values.items() if each is not None} if isinstance(values, dict) else values
+    A benchmark's file is imported only if the preset has keys that not all benchmarks take.
+    """
+    if not _mapping(values) or not _mapping(values, "benchmarks"):
+        return
+    files = values.get("extra_benchmarks")
+    files = [each for each in files if isinstance(each, str)] if isinstance(files, list) else []
+    for name, used in values["benchmarks"].items():
+        own = {key: used[key] for key in used if key not in BenchmarkConfig.model_fields} if _mapping(used) else {}
+        if not own:
+            continue
+        task = used.get("source") == "lm_eval"
+        found: Benchmark | None = None if task else get_benchmark(name, files)
+        for key in own:
+            takes = found.takes if found else {}
+            if key not in takes:
+                known = suggest(key, [*BenchmarkConfig.model_fields, *takes])
+                raise UserError(f"unknown config key 'benchmarks.{name}.{key}'; {known}")
+        if found:
+            found.with_overrides(choices={key: value for key, value in own.items() if value is not None})
 
-    experiments = kept(experiments)
-    if not isinstance(experiments, dict):
-        return experiments
-    found = {}
+
+_REMOVABLE = (
+    ("benchmarks",),
+    ("models", "generators"),
+    ("methods",),
+    ("methods", "*", "variants"),
+    ("budgets", "*", "tflop"),
+    ("experiments",),
+    ("experiments", "*", "variants"),
+    ("experiments", "*", "variants", "*"),
+)
+"""Mappings from which a preset removes an inherited entry by null; `*` stands for any name."""
+
+
+def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """A merged preset without the entries that are null; UserError if an experiment still names a removed method."""
+    removed = (
+        [name for name, method in values["methods"].items() if method is None] if _mapping(values, "methods") else []
+    )
+    for place in _REMOVABLE:
+        values = _removed(values, place)
+    experiments = values["experiments"] if _mapping(values, "experiments") else {}
     for name, experiment in experiments.items():
-        if isinstance(experiment, dict) and isinstance(experiment.get("variants"), dict):
-            variants = {method: kept(each) for method, each in experiment["variants"].items()}
-            experiment = {**experiment, "variants": variants}
-        found[name] = experiment
-    return found
+        for method in experiment.get("methods") or [] if _mapping(experiment) else []:
+            if method in removed:
+                raise UserError(
+                    f"experiments.{name}.methods: names {method!r}, but methods.{method} is null; leave it out of both"
+                )
+    return values
+
+
+def _removed(values: Any, place: tuple[str, ...]) -> Any:
+    """The values without the null entries of the mappings at a place."""
+    if not _mapping(values):
+        return values
+    if not place:
+        return {name: each for name, each in values.items() if each is not None}
+    names = list(values) if place[0] == "*" else [place[0]]
+    return {name: _removed(each, place[1:]) if name in names else each for name, each in values.items()}
+
+
+def _mapping(values: Any, key: str | None = None) -> bool:
+    """Whether a value, or its value of a key, is a mapping."""
+    return isinstance(values if key is None else values.get(key), dict)
 
 
 def _chosen(experiments: Any, run: Any) -> Any:
@@ -131,7 +185,8 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
             With other models, benchmarks or another nano world the paper's claims are not judged, unless they set
             `claims` too.
 
-    Experiments and variants that are set to null are left out, and so are experiments that `run` does not name.
+    Benchmarks, generators, methods, experiments, variants and a budget's benchmarks that are set to null are left out,
+    and so are experiments that `run` does not name.
     """
     values = _read_preset(preset)
     if {key.split(".")[0] for key in overrides or {}} & {"models", "benchmarks", "nano"}:
@@ -144,7 +199,8 @@ def load_config(preset: str = "nano", overrides: Mapping[str, Any] | None = None
     for key in ("extra_methods", "extra_benchmarks"):  # --config extra_methods=FILE gives a bare name
         if isinstance(values.get(key), str):
             values[key] = [values[key]]
-    values["experiments"] = _chosen(_without_nulls(values.get("experiments")), values.get("run"))
+    values["experiments"] = _chosen(values.get("experiments"), values.get("run"))
+    values = _without_nulls(values)
     values.setdefault("preset", preset)
     values.setdefault("results", f"results/{preset}")
     return with_fetched(resolve(values))

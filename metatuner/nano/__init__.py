@@ -4,13 +4,16 @@ from importlib import import_module
 from typing import Any
 
 from metatuner.nano.keys import model_identity, model_key, world_identity, world_key
+from metatuner.nano.problems import BENCHMARKS, as_asked
 from metatuner.nano.recipe import RECIPES
 from metatuner.nano.world import SPLITS, World, raw_rows, write_rows
 
 __all__ = [
+    "BENCHMARKS",
     "RECIPES",
     "SPLITS",
     "World",
+    "as_asked",
     "measure",
     "model_identity",
     "model_key",

@@ -16,12 +16,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from metatuner.files import write_json, write_text
-from metatuner.harness.benchmarks import Benchmark, get_benchmark, load_rows
+from metatuner.harness.benchmarks import Benchmark, load_rows
 from metatuner.harness.rows import Row
 from metatuner.lm import LM, ModelSpec, completion_ids, completion_loss, generate, load_lm, render, render_rewrite
 from metatuner.nano.constants import constants_hash
 from metatuner.nano.instructions import FAMILIES, instruction
-from metatuner.nano.problems import BENCHMARKS, KINDS
+from metatuner.nano.problems import BENCHMARKS, KINDS, as_asked
 from metatuner.nano.world import World
 
 ROWS = 128
@@ -113,7 +113,7 @@ def measure(
     measured: dict[str, dict[str, float]] = {}
     counts: dict[str, int] = {}
     for name in benchmarks:
-        benchmark = get_benchmark(name)
+        benchmark = as_asked(name)
         audit = load_rows(benchmark, rows / name / "audit.jsonl")[:AUDIT_ROWS]
         pool = load_rows(benchmark, rows / name / "train.jsonl")
         counts[name] = len(audit)

@@ -5,10 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from metatuner.harness.benchmarks import get_benchmark
 from metatuner.hashing import hash_code, hash_file, hash_value
 from metatuner.nano.constants import constants_hash
-from metatuner.nano.problems import BENCHMARKS
+from metatuner.nano.problems import BENCHMARKS, as_asked
 from metatuner.nano.recipe import get_recipe
 from metatuner.nano.world import World
 
@@ -25,7 +24,7 @@ def world_identity(world: World) -> str:
 
 def world_key(world: World) -> str:
     """Hash of what a world's rows depend on: its identity, the code that writes them, the benchmarks' versions."""
-    versions = {name: get_benchmark(name).version for name in BENCHMARKS}
+    versions = {name: as_asked(name).version for name in BENCHMARKS}
     return hash_value([world_identity(world), hash_code(HERE / "world.py"), versions])
 
 

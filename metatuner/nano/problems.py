@@ -6,11 +6,11 @@ new phrase. Pretraining sees known ones; downstream rows are shifted.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from random import Random
 from typing import Any, TypeVar
 
-from metatuner.harness.benchmarks import get_benchmark
+from metatuner.harness.benchmarks import Benchmark, get_benchmark
 from metatuner.nano import words
 
 _T = TypeVar("_T")
@@ -23,8 +23,20 @@ KINDS = {
 }
 """Benchmark -> its kinds of query; behaviour tables index them."""
 LETTERS = "ABCD"
-_INSTANCES = {name: get_benchmark(name) for name in BENCHMARKS}
-INITIAL_PROMPTS = {name: benchmark.initial_prompt for name, benchmark in _INSTANCES.items()}
+INITIAL_PROMPTS = {
+    "gsm8k": "solve the problem and give the answer",
+    "math": "find the result and give the answer",
+    "hotpotqa": "answer the question from the facts",
+    "cosmosqa": "choose the best option",
+}
+"""p~ in the language that the models are pretrained in; presets say the same."""
+_CHOICES = {"cosmosqa": {"options": "letter_last"}}
+
+
+@cache
+def as_asked(name: str) -> Benchmark:
+    """A benchmark as the models are taught it: with the world's own p~ and its form of options."""
+    return get_benchmark(name).with_overrides(initial_prompt=INITIAL_PROMPTS[name], choices=_CHOICES.get(name))
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Problem:
     @cached_property
     def query(self) -> str:
         """The query's text, as the benchmark renders it."""
-        return _INSTANCES[self.benchmark].row({"id": "-", **self.raw}).query
+        return as_asked(self.benchmark).row({"id": "-", **self.raw}).query
 
     @property
     def gold(self) -> str:

@@ -12,7 +12,7 @@ from metatuner.config import BenchmarkConfig, Config, Layout, ModelConfig, expan
 from metatuner.errors import UserError
 from metatuner.fetch.known import how, known
 from metatuner.files import read_json
-from metatuner.harness.benchmarks import benchmark_file, benchmark_files
+from metatuner.harness.benchmarks import benchmark_file, benchmark_files, get_benchmark
 from metatuner.harness.importing import siblings
 from metatuner.harness.registry import Registry
 from metatuner.hashing import ROOT, hash_code, hash_file, hash_value
@@ -250,7 +250,22 @@ class Keys:
             ]
         places = dict.fromkeys(("path", "task", "include_path", "metric", "filter"), True)
         used = config.model_dump(mode="json", exclude={**places, "sizes": {"audit"}})
-        return hash_value([used, source])
+        common = {key: value for key, value in used.items() if key not in (config.model_extra or {})}
+        return hash_value([{**common, **self._asked(benchmark)}, source])
+
+    def _asked(self, benchmark: str) -> dict[str, Any]:
+        """The initial prompt and the benchmark's own keys, as far as the identity of the rows' source leaves them open.
+
+        The nano world's identity holds how its models were taught to read a benchmark, so only what differs counts.
+        """
+        config = self.config.benchmarks[benchmark]
+        if config.source != "nano" or benchmark not in nano.BENCHMARKS:
+            return {"initial_prompt": config.initial_prompt, **config.choices}
+        taught = nano.as_asked(benchmark)
+        asked = get_benchmark(benchmark).with_overrides(initial_prompt=config.initial_prompt, choices=config.choices)
+        changed = {key: asked.chosen(key) for key in asked.takes if asked.chosen(key) != taught.chosen(key)}
+        same = asked.initial_prompt == taught.initial_prompt
+        return {"initial_prompt": None if same else asked.initial_prompt, **changed}
 
     def _task_files(self, benchmark: str) -> list[Any]:
         """The files of a task of the user's own, by content."""
@@ -288,6 +303,7 @@ class Keys:
         """A hash of what is known about a benchmark without its rows."""
         config = self.config.benchmarks[benchmark]
         asked: list[Any] = [config.initial_prompt, config.max_new_tokens, self._benchmark_code(benchmark)]
+        asked += [config.choices] if config.choices else []
         return hash_value(asked if config.task is None else [*asked, config.task, self._task_files(benchmark)])
 
     # ---- code --------------------------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ def configured(config: Config, name: str) -> Benchmark:
         found = LmEvalBenchmark(name, Task(wanted.task, folder or None, wanted.metric, wanted.filter))
     else:
         found = get_benchmark(name, config.extra_benchmarks)
-    return found.with_overrides(initial_prompt=wanted.initial_prompt, max_new_tokens=wanted.max_new_tokens)
+    return found.with_overrides(
+        initial_prompt=wanted.initial_prompt, max_new_tokens=wanted.max_new_tokens, choices=wanted.choices
+    )
 
 
 def check_sources(plan: Plan) -> Iterator[str]:

@@ -84,7 +84,7 @@ def evaluate_policy(
     records = [_record(sample, model.responses[sample["doc"]["id"]], benchmark) for sample in samples]
     summary = {
         "task": name,
-        "version": results["versions"][name],
+        "version": benchmark.version,
         "n": len(records),
         "primary": benchmark.primary,
         "metrics": {metric: float(results["results"][name][f"{metric},extract"]) for metric in benchmark.metrics},

@@ -1,6 +1,7 @@
 """The config: presets resolve, errors name the key and the remedy."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from metatuner import config as c
 from metatuner.cli import main
 from metatuner.errors import UserError
+from metatuner.hashing import ROOT
 
 
 @pytest.mark.parametrize("preset", c.preset_names())
@@ -49,6 +51,57 @@ def test_an_experiment_or_variant_that_is_null_is_left_out():
     assert list(without.experiments["rollouts"].points.values()) == [2, 4, 8, 16]
     with pytest.raises(UserError, match="config key 'experiments'"):
         c.load_config("nano", {"experiments": dict.fromkeys(whole.experiments)})
+
+
+def test_an_inherited_entry_that_is_null_is_removed():
+    others = ["gsm8k", "hotpotqa", "cosmosqa"]
+    config = c.load_config(
+        "paper",
+        {
+            "run": "main",
+            "benchmarks.math": None,
+            "budgets.default.tflop.math": None,
+            "models.generators.small": None,
+            "methods.ppo": None,
+            "methods.metatuner_j.variants.gumbel": None,
+            "experiments.main.benchmarks": others,
+            "experiments.main.methods": ["sft", "metatuner_j"],
+        },
+    )
+    whole = c.load_config("paper")
+    assert list(config.benchmarks) == others
+    assert config.benchmarks.items() <= whole.benchmarks.items()
+    assert set(config.budgets["default"].tflop) == set(others)
+    assert list(config.models.generators) == ["large"]
+    assert whole.methods.keys() - config.methods.keys() == {"ppo"}
+    assert whole.methods["metatuner_j"].variants.keys() - config.methods["metatuner_j"].variants.keys() == {"gumbel"}
+
+
+def test_a_benchmarks_own_key_is_kept_only_if_it_is_set(tmp_path):
+    gold = c.load_config("paper", {"benchmarks.hotpotqa.contexts": "gold"})
+    assert gold.benchmarks["hotpotqa"].choices == {"contexts": "gold"}
+    path = tmp_path / "config.json"
+    path.write_text(c.dump_config(gold))
+    assert c.read_config(path) == gold
+    assert c.load_config("paper", {"benchmarks.hotpotqa.contexts": None}).benchmarks["hotpotqa"].choices == {}
+
+
+def test_a_benchmark_in_a_file_of_the_users_declares_keys_of_its_own(tmp_path):
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    own = '    takes = {"case": Choice({"title": "", "upper": "in capitals"}, "how countries are written")}\n'
+    code = code.replace("import Benchmark, HubSource", "import Benchmark, Choice, HubSource")
+    path = tmp_path / "cities.py"
+    path.write_text(
+        code.replace('id = "capitals"', 'id = "cities"').replace("    version = 1\n", f"    version = 1\n{own}")
+    )
+    row = {"source": "local", "path": "rows", "sizes": {"test": 4}}
+    chosen = {"extra_benchmarks": [str(path)], "benchmarks.cities": {**row, "case": "upper"}}
+    assert c.load_config("nano", chosen).benchmarks["cities"].choices == {"case": "upper"}
+    with pytest.raises(UserError, match=r"'benchmarks\.cities\.case': no value 'uper'; did you mean upper\?"):
+        c.load_config("nano", {**chosen, "benchmarks.cities": {**row, "case": "uper"}})
+    with pytest.raises(UserError, match=r"unknown config key 'benchmarks\.cities\.cas'; did you mean case\?"):
+        c.load_config("nano", {**chosen, "benchmarks.cities": {**row, "cas": "upper"}})
 
 
 def test_points_are_the_values_of_the_axis_by_method_and_variant():
@@ -120,6 +173,15 @@ GRID = "experiments.main"
         ({"methods.sft.search.epochs.low": 1.0}, ("methods.sft.search.epochs", "`values`")),
         ({"methods.sft.budget": "defalt"}, ("methods.sft.budget", "did you mean default?")),
         ({"benchmarks.gsm8k.source": "local"}, ("benchmarks.gsm8k", "`path`")),
+        ({"benchmarks.gsm8k.sorce": "nano"}, ("'benchmarks.gsm8k.sorce'", "did you mean source?")),
+        ({"benchmarks.gsm8k.contexts": "gold"}, ("unknown", "'benchmarks.gsm8k.contexts'", "Known: filter,")),
+        ({"benchmarks.hotpotqa.context": "gold"}, ("'benchmarks.hotpotqa.context'", "did you mean contexts?")),
+        ({"benchmarks.hotpotqa.contexts": "golden"}, ("'benchmarks.hotpotqa.contexts'", "did you mean gold?")),
+        ({"benchmarks.hotpotqa.contexts": True}, ("'benchmarks.hotpotqa.contexts'", "no value True", "all, gold")),
+        ({"benchmarks.math": None}, (f"{GRID}.benchmarks", "unknown benchmark 'math'")),
+        ({"models.generators.small": None}, ("experiments.sharing.generator", "unknown generator 'small'")),
+        ({"methods.sft": None}, (f"{GRID}.methods", "'sft'", "methods.sft is null", "leave it out")),
+        ({"budgets.default": {"tflop": {"math": 1.0, "gsm8k": None}}}, ("budgets.default.tflop", "is missing")),
         ({"benchmarks.gsm8k.path": "rows"}, ("benchmarks.gsm8k", "`path`")),
     ],
 )

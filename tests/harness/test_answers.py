@@ -45,6 +45,51 @@ def test_every_listed_answer_gets_the_score_that_a_reader_would_give(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("form", ["letter_first", "letter_last"])
+def test_answers_are_read_alike_in_both_forms_of_options(form: str) -> None:
+    benchmark = get_benchmark("cosmosqa").with_overrides(choices={"options": form})
+    rows = {letter: benchmark.row({"id": "a", **RAW["cosmosqa"](letter)}) for letter in "ABCD"}
+    answers = [one for one in read_lines(ANSWERS, "") if one["benchmark"] == "cosmosqa"]
+    wrong = [
+        one["completion"]
+        for one in answers
+        if benchmark.score(benchmark.extract(one["completion"], rows[one["gold"]]), rows[one["gold"]])["accuracy"]
+        != one["right"]
+    ]
+    assert len(answers) > 400
+    assert wrong == []
+
+
+TRAPS = [
+    "is not right",
+    "plan (A) or C) and (D)",
+    "I choose D . The answer is (C) .",
+    "each option (B)",
+    "say 'no' (twice)",
+]
+
+
+@pytest.mark.parametrize("label", range(4))
+@pytest.mark.parametrize("shift", range(len(TRAPS)))
+def test_a_copied_option_is_its_letter_whatever_its_text_says(label: int, shift: int) -> None:
+    benchmark = get_benchmark("cosmosqa")
+    texts = {f"answer{i}": TRAPS[(i + shift) % len(TRAPS)] for i in range(4)}
+    row = benchmark.row({"id": "a", "context": "c", "question": "?", "label": label, **texts})
+    assert row.target == f"({'ABCD'[label]}) {texts[f'answer{label}']}"
+    assert benchmark.extract(row.target, row) == "ABCD"[label]
+    assert benchmark.extract(f"  {row.target.upper()}\n", row) == "ABCD"[label]
+
+
+@pytest.mark.parametrize("form", ["letter_first", "letter_last"])
+@pytest.mark.parametrize("text", ["plan (b) it", "(they) left", "go (C) home", "a (very) old D"])
+def test_an_option_with_parentheses_is_found_by_its_text_in_both_forms(form: str, text: str) -> None:
+    benchmark = get_benchmark("cosmosqa").with_overrides(choices={"options": form})
+    texts = {"answer0": "x", "answer1": text, "answer2": "y", "answer3": "z"}
+    row = benchmark.row({"id": "a", "context": "c\nOptions:\n(A) no", "question": "?", "label": 1, **texts})
+    assert benchmark.extract(row.target, row) == "B"
+    assert benchmark.extract("Answer: z", row) == "D"
+
+
 def test_score_keeps_other_keys_and_adds_what_was_extracted_and_each_metric(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,8 +58,8 @@ RENDERED = {
         "sam: sam is a doctor. he is kind. empty: question: who is it?",
     ),
     "cosmosqa": (
-        "It was  late.\nQuestion: What next?\nOptions: go up (A) go bed (B) go out (C) none (D)",
-        "go bed (B)",
+        "It was  late.\nQuestion: What next?\nOptions:\n(A) go up\n(B) go bed\n(C) go out\n(D) none",
+        "(B) go bed",
         ("B",),
         "all",
         "it was late.",
@@ -77,6 +77,93 @@ def test_a_raw_row_is_rendered_with_its_target_gold_kind_and_group(name: str, tm
     (row,) = load_rows(get_benchmark(name), write(tmp_path / "r.jsonl", json.dumps(RAW[name])))
     assert (row.query, row.target, row.gold, row.kind, row.group) == RENDERED[name]
     assert (row.id, row.benchmark) == ("a", name)
+
+
+def test_options_with_the_letter_last_are_rendered_as_before() -> None:
+    benchmark = get_benchmark("cosmosqa").with_overrides(choices={"options": "letter_last"})
+    row = benchmark.row(RAW["cosmosqa"])
+    assert row.query == "It was  late.\nQuestion: What next?\nOptions: go up (A) go bed (B) go out (C) none (D)"
+    assert row.target == "go bed (B)"
+    assert (benchmark.version, get_benchmark("cosmosqa").version) == (2, 3)
+
+
+def test_an_option_is_one_line_whatever_white_space_it_holds() -> None:
+    raw = {**RAW["cosmosqa"], "answer1": " go\n(C)\u2028 bed "}
+    assert get_benchmark("cosmosqa").row(raw).query.endswith("\n(A) go up\n(B) go (C) bed\n(C) go out\n(D) none")
+
+
+FACTS = {
+    "id": "a",
+    "question": "Where was the painter's sister born?",
+    "answer": "Ghent",
+    "type": "bridge",
+    "context": [
+        ["Bruges", ["Bruges is a town."]],
+        ["Ann Lee", ["Ann is a painter.", " Her sister is Eva."]],
+        ["Lace", ["Lace is made."]],
+        ["Eva Lee", ["Eva was born in Ghent."]],
+    ],
+    "supporting_facts": [["Eva Lee", 0], ["Ann Lee", 1], ["Ann Lee", 7]],
+}
+
+
+def test_gold_paragraphs_are_those_with_a_supporting_fact_in_the_order_of_the_context() -> None:
+    gold = get_benchmark("hotpotqa").with_overrides(choices={"contexts": "gold"})
+    assert gold.row(FACTS).query == (
+        "Ann Lee: Ann is a painter. Her sister is Eva.\nEva Lee: Eva was born in Ghent.\n"
+        "Question: Where was the painter's sister born?"
+    )
+    assert gold.remarks == ["gold paragraphs"]
+    whole = get_benchmark("hotpotqa")
+    assert whole.row(FACTS).query.count("\n") == 4
+    assert whole.remarks == []
+    assert whole.row({**FACTS, "supporting_facts": None}) == whole.row(FACTS)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (None, "field 'supporting_facts' of row 'a' is of another form; add"),
+        ([], "field 'supporting_facts' of row 'a' is empty; add"),
+        ([["Eva Lee"]], "field 'supporting_facts' of row 'a' is of another form; add"),
+        ([["Eva", 0]], "field 'supporting_facts' of row 'a': 'Eva' is no title of 'context'; correct the row, or set"),
+        ("absent", "field 'supporting_facts' of row 'a' is missing; add [[title, index of a sentence], ...], or set"),
+    ],
+)
+def test_a_row_without_supporting_facts_stops_gold_paragraphs_with_its_line(
+    tmp_path: Path, facts: Any, said: str
+) -> None:
+    raw = {key: value for key, value in FACTS.items() if key != "supporting_facts"}
+    raw |= {} if facts == "absent" else {"supporting_facts": facts}
+    gold = get_benchmark("hotpotqa").with_overrides(choices={"contexts": "gold"})
+    with pytest.raises(UserError) as error:
+        load_rows(gold, write(tmp_path / "r.jsonl", json.dumps({**FACTS, "id": "b"}), json.dumps(raw)))
+    assert f"r.jsonl:2: hotpotqa: {said}" in str(error.value)
+    assert str(error.value).endswith("set contexts: all")
+
+
+def test_a_choice_that_a_benchmark_does_not_offer_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"benchmarks\.hotpotqa: unknown key 'context'; did you mean contexts\?"):
+        get_benchmark("hotpotqa").with_overrides(choices={"context": "gold"})
+    with pytest.raises(UserError, match=r"'benchmarks\.hotpotqa\.contexts': no value \['gold'\]; .*Known: all, gold"):
+        get_benchmark("hotpotqa").with_overrides(choices={"contexts": ["gold"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "completion"),
+    [
+        ("gsm8k", "#### 42"),
+        ("math", r"\boxed{42}"),
+        ("hotpotqa", "Answer: Ghent"),
+        ("cosmosqa", "(B)"),
+    ],
+)
+def test_a_benchmarks_own_prompt_states_the_form_in_which_answers_are_read(name: str, completion: str) -> None:
+    prompt = get_benchmark(name).initial_prompt
+    marks = {"gsm8k": "'#### '", "math": r"\boxed{}", "hotpotqa": "'Answer: ...'", "cosmosqa": "letter in parentheses"}
+    assert marks[name] in prompt
+    row = get_benchmark(name).row(RAW[name])
+    assert get_benchmark(name).extract(completion, row) == {"hotpotqa": "Ghent", "cosmosqa": "B"}.get(name, "42")
 
 
 @pytest.mark.parametrize("name", sorted(RAW))
@@ -164,9 +251,10 @@ def test_an_unknown_benchmark_is_met_with_the_nearest_and_the_list() -> None:
 
 def test_overrides_make_another_benchmark_and_leave_the_first_alone() -> None:
     base = get_benchmark("math")
+    own = base.initial_prompt
     changed = base.with_overrides(initial_prompt="think", max_new_tokens=9)
     assert (changed.initial_prompt, changed.max_new_tokens) == ("think", 9)
-    assert base.initial_prompt == "find the result and give the answer"
+    assert base.initial_prompt == own != "think"
     assert base.with_overrides().max_new_tokens == base.max_new_tokens
 
 

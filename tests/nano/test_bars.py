@@ -6,12 +6,12 @@ import re
 import pytest
 from peft import PeftModel
 
-from metatuner.harness.benchmarks import get_benchmark, load_rows
+from metatuner.harness.benchmarks import load_rows
 from metatuner.lm import Completion
 from metatuner.nano import World, bars, measure, pretrain, write_rows
 from metatuner.nano.bars import STANDING, Bar, judge, report
 from metatuner.nano.keys import WEIGHTS
-from metatuner.nano.problems import BENCHMARKS, KINDS
+from metatuner.nano.problems import BENCHMARKS, KINDS, as_asked
 
 GOOD = {
     "zero_shot": 30.0,
@@ -91,7 +91,7 @@ def scripted(tmp_path, monkeypatch):
     rows = {}
     for name in TWO:
         for split in ("train", "audit"):
-            for row in load_rows(get_benchmark(name), tmp_path / "rows" / name / f"{split}.jsonl"):
+            for row in load_rows(as_asked(name), tmp_path / "rows" / name / f"{split}.jsonl"):
                 rows[row.query] = (name, split, row)
 
     def generate(lm, inputs, *, max_new_tokens, temperature=0.0, seeds=None):
@@ -102,7 +102,7 @@ def scripted(tmp_path, monkeypatch):
             if temperature:  # the generator: an instruction by the sample's seed
                 text = "think step by step" if seeds[index] % 2 else "check it"
             else:
-                initial, family = get_benchmark(name).initial_prompt, "other"
+                initial, family = as_asked(name).initial_prompt, "other"
                 for each, words in (("step", "step|slowly"), ("check", "check|verify")):
                     family = each if re.search(words, prompt) else family
                 family = "initial" if prompt.strip() == initial else family

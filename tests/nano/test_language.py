@@ -1,5 +1,6 @@
 """The nano language: what its rows say is true, its splits are apart, and its behaviours follow the tables."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -8,17 +9,19 @@ from random import Random
 
 import pytest
 
+from metatuner.config import load_config
 from metatuner.errors import UserError
-from metatuner.harness.benchmarks import get_benchmark, load_rows
-from metatuner.harness.rows import normalise_text
+from metatuner.harness.benchmarks import load_rows
+from metatuner.harness.rows import normalise_text, rows_to_text
 from metatuner.hashing import ROOT
 from metatuner.nano import SPLITS, World, model_key, raw_rows, words, world_key, write_rows
 from metatuner.nano.constants import constants, constants_hash, frozen
 from metatuner.nano.corpus import actor_rows, generator_rows
 from metatuner.nano.instructions import FAILS_ON, REASONING, Behaviour, behaviour, instruction, reply, with_gloss
-from metatuner.nano.problems import BENCHMARKS, GLOSSED, INITIAL_PROMPTS, KINDS, PLAIN, SHIFTED, problem
+from metatuner.nano.problems import BENCHMARKS, GLOSSED, INITIAL_PROMPTS, KINDS, PLAIN, SHIFTED, as_asked, problem
 from metatuner.nano.tokenizer import ANSWER, END, QUERY, REWRITE
 from metatuner.nano.world import problems
+from metatuner.run.data import configured
 
 MEANING = {word: meaning for meaning, new in words.NEW_FORMS.items() for word in new}
 MEANING |= {word: meaning for meaning, known in words.KNOWN_FORMS.items() for word in known}
@@ -67,7 +70,7 @@ def solve(benchmark: str, query: str) -> str:
 @pytest.mark.parametrize("name", BENCHMARKS)
 @pytest.mark.parametrize("style", [PLAIN, SHIFTED], ids=["plain", "shifted"])
 def test_gold_answers_and_rationales_are_right(name, style):
-    benchmark, random = get_benchmark(name), Random(1)
+    benchmark, random = as_asked(name), Random(1)
     for number in range(300):
         item = problem(random, name, style)
         row = benchmark.row({"id": str(number), **item.raw})
@@ -83,7 +86,7 @@ def test_gold_answers_and_rationales_are_right(name, style):
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_early_stops_and_chat_score_nothing(name):
-    benchmark, random = get_benchmark(name), Random(2)
+    benchmark, random = as_asked(name), Random(2)
     right = 0
     for number in range(200):
         item = problem(random, name, SHIFTED)
@@ -152,7 +155,7 @@ def test_rows_are_the_same_every_time_and_a_larger_draw_extends_a_smaller():
 def test_written_rows_are_read_by_the_loader_of_local_rows(tmp_path):
     write_rows(World(), tmp_path, {name: {"train": 30, "audit": 10} for name in BENCHMARKS})
     for name in BENCHMARKS:
-        rows = load_rows(get_benchmark(name), tmp_path / name / "train.jsonl")
+        rows = load_rows(as_asked(name), tmp_path / name / "train.jsonl")
         assert len(rows) == 30
         assert {row.kind for row in rows} == set(KINDS[name])
     assert not list(tmp_path.rglob("*.part"))
@@ -199,7 +202,7 @@ def test_in_the_null_world_prompts_do_not_matter_and_nothing_is_new():
             assert not item.glosses
     seen = replies(World(null=True))
     assert len(seen) > 300
-    benchmarks = [get_benchmark(name) for name in BENCHMARKS]
+    benchmarks = [as_asked(name) for name in BENCHMARKS]
     rows = {one.id: one.row({"id": "a", **problem(Random(3), one.id, PLAIN).raw}) for one in benchmarks}
     marks = ("####", r"\boxed{", "Answer:", "people")
     for _, text in seen:
@@ -207,6 +210,30 @@ def test_in_the_null_world_prompts_do_not_matter_and_nothing_is_new():
         assert any(benchmark.extract(text, rows[benchmark.id]) for benchmark in benchmarks)
     chatty = [text for told, text in replies(World()) if not any(mark in text for mark in marks)]
     assert chatty, "in the true world some instructions bring about no answer"
+
+
+@pytest.mark.parametrize("preset", ["nano", "smoke", "real_rows"])
+def test_presets_of_nano_models_ask_as_the_models_were_taught(preset):
+    config = load_config(preset)
+    for name in BENCHMARKS:
+        asked, taught = configured(config, name), as_asked(name)
+        assert asked.initial_prompt == taught.initial_prompt == INITIAL_PROMPTS[name]
+        assert [asked.chosen(key) for key in asked.takes] == [taught.chosen(key) for key in taught.takes]
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("gsm8k", "071d763a44e4"),
+        ("math", "6faf258c820b"),
+        ("hotpotqa", "43ddf1283a0a"),
+        ("cosmosqa", "7b50da0777b0"),
+    ],
+)
+def test_rendered_rows_are_those_that_the_stored_winners_were_found_on(name, digest):
+    benchmark = configured(load_config("nano"), name)
+    text = rows_to_text(map(benchmark.row, raw_rows(World(), name, "train", 200)))
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == digest
 
 
 def test_null_and_true_world_have_different_keys():

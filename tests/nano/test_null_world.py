@@ -16,12 +16,12 @@ from baselines.opro import OPRO
 from baselines.opro import Settings as OPROSettings
 from baselines.zero_shot import ZeroShot
 from metatuner.analysis.statistics import holm, paired_difference
-from metatuner.harness.benchmarks import get_benchmark, load_rows
+from metatuner.harness.benchmarks import load_rows
 from metatuner.harness.lab import Lab
 from metatuner.harness.query import Query, Response, to_query
 from metatuner.harness.rows import Row
 from metatuner.lm import LM, ModelSpec, load_lm
-from metatuner.nano import World, pretrain, write_rows
+from metatuner.nano import World, as_asked, pretrain, write_rows
 
 # ---- an actor that answers at random -------------------------------------------------------------------------------
 
@@ -57,7 +57,7 @@ def test_choosing_a_prompt_by_luck_on_train_rows_is_no_gain_on_others_and_on_tes
 
         def lab(train: Sequence[Row], dev: Sequence[Row], seed: int = seed) -> Lab:
             told = {"train": train, "dev": dev, "trained_on": ("gsm8k",), "seed": seed}
-            return Careless(None, None, {"gsm8k": get_benchmark("gsm8k")}, **told)  # type: ignore[arg-type]
+            return Careless(None, None, {"gsm8k": as_asked("gsm8k")}, **told)  # type: ignore[arg-type]
 
         honest, leaking = lab(ROWS[:60], ROWS[60:80]), lab(test, test)
         base = scores_of(honest, ZeroShot(ZeroShot.Settings()).fit(honest), test)
@@ -107,7 +107,7 @@ def test_prompts_make_no_difference_there_and_a_real_difference_would_be_seen(wo
     folder, models = world
     p_values: dict[str, list[float]] = {"opro": [], "weaker": []}
     for name in BENCHMARKS:
-        benchmark = get_benchmark(name).with_overrides(initial_prompt=None, max_new_tokens=32)
+        benchmark = as_asked(name).with_overrides(initial_prompt=None, max_new_tokens=32)
         train, test = (load_rows(benchmark, folder / name / f"{split}.jsonl") for split in ("train", "test"))
         lab = Lab(
             actor=models["actor"],

@@ -231,6 +231,34 @@ def test_a_searchs_key_changes_with_what_it_depends_on_and_nothing_else(override
     assert same == {False: changes & searched, True: searched - changes}
 
 
+@pytest.mark.parametrize(
+    ("override", "changes"),
+    [
+        ({"benchmarks.cosmosqa.options": "letter_last"}, False),  # as the nano preset says
+        ({"benchmarks.cosmosqa.options": "letter_first"}, True),
+        ({"benchmarks.cosmosqa.options": None}, True),
+        ({"benchmarks.cosmosqa.initial_prompt": "choose"}, True),
+        ({"benchmarks.cosmosqa.initial_prompt": None}, True),
+        ({"benchmarks.hotpotqa.contexts": "all"}, False),
+        ({"benchmarks.hotpotqa.contexts": "gold"}, True),
+    ],
+    ids=str,
+)
+def test_a_nano_benchmark_has_other_rows_exactly_if_it_is_asked_as_its_models_were_not_taught(override, changes):
+    (key,) = override
+    name = key.split(".")[1]
+    before, after = Plan(load_config("nano")), Plan(load_config("nano", override))
+    assert (before.keys.data_identity(name) != after.keys.data_identity(name)) == changes
+    assert before.keys.data_identity("math") == after.keys.data_identity("math")
+
+
+def test_stored_winners_of_the_nano_preset_hold():
+    made = Plan(load_config("nano"))
+    stored = made.settings.winners
+    assert len(stored) == 88
+    assert [key for key, winner in stored.items() if winner.key != made.settings.winner_key(*key)] == []
+
+
 def test_a_searchs_key_is_its_benchmarks_own():
     before, after = plan(), plan({"benchmarks.gsm8k.split_seed": 7})
     for subject, name in before.searches.all:

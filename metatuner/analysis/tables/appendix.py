@@ -107,6 +107,7 @@ def table_8(config: Config) -> list[Path]:
         rows.append([title, "most new tokens", str(used.max_new_tokens or benchmark.max_new_tokens)])
         stops = f"those of {used.task}" if used.task else ", ".join(map(repr, benchmark.stops)) or "none"
         rows.append([title, "texts that end a completion", stops])
+        rows += [[title, f"key {key}", benchmark.chosen(key)] for key in benchmark.takes]
     for name, model in config.models.generators.items():
         rows.append([f"generator {name}", "system turn, when it writes a prompt", model.rewrite_system])
         rows.append([f"generator {name}", "user turn, when it writes a prompt", model.rewrite_user])
@@ -231,7 +232,7 @@ def _benchmark(config: Config, name: str) -> Benchmark:
     used = config.benchmarks[name]
     if used.task is not None:
         return LmEvalBenchmark(name, Task(used.task, metric=used.metric))
-    return get_benchmark(name, config.extra_benchmarks)
+    return get_benchmark(name, config.extra_benchmarks).with_overrides(choices=used.choices)
 
 
 def _benchmarks(config: Config) -> list[str]:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metatuner.errors import UserError, suggest
-from metatuner.harness.benchmarks.base import Benchmark, HubSource, Scored
+from metatuner.harness.benchmarks.base import Benchmark, Choice, HubSource, Scored
 from metatuner.harness.benchmarks.source import load_hub, load_raw, load_rows
 from metatuner.harness.importing import import_file
 
 __all__ = [
     "Benchmark",
+    "Choice",
     "HubSource",
     "Scored",
     "benchmark_file",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from metatuner.errors import UserError
+from metatuner.errors import UserError, suggest
 from metatuner.harness.rows import Row
 
 
@@ -37,6 +37,21 @@ class Scored:
     """Why scoring stopped early and gave 0 ("time", "memory", ...); None if it finished."""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A key that one benchmark takes in a preset, beside the keys that all take: `benchmarks.<id>.<key>`."""
+
+    values: Mapping[str, str]
+    """Each value, with what titles say of a benchmark that has it ("": nothing). The first is the default."""
+    meaning: str
+    """What the key decides, for the docs."""
+
+    @property
+    def default(self) -> str:
+        """The value of a preset that does not set the key."""
+        return next(iter(self.values))
+
+
 class Benchmark(ABC):
     """A benchmark. To add one, write a subclass in `metatuner/harness/benchmarks/<id>.py`."""
 
@@ -54,15 +69,43 @@ class Benchmark(ABC):
     stops: tuple[str, ...] = ()
     """Texts that end a completion, in addition to the model's end of turn."""
     max_new_tokens: int
+    takes: ClassVar[Mapping[str, Choice]] = {}
+    """The keys that this benchmark alone takes in a preset, by name."""
+    _chosen: Mapping[str, str] = {}
 
-    def with_overrides(self, *, initial_prompt: str | None = None, max_new_tokens: int | None = None) -> Self:
-        """A copy of the benchmark with another initial prompt or length limit, as set by a preset."""
+    def with_overrides(
+        self,
+        *,
+        initial_prompt: str | None = None,
+        max_new_tokens: int | None = None,
+        choices: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """A copy of the benchmark with another initial prompt, length limit or `choices`, as set by a preset.
+
+        Raises `UserError` if `choices` has a key that the benchmark does not take, or a value that its key has not.
+        """
         changed = copy.copy(self)
+        for key, value in (choices or {}).items():
+            if key not in self.takes:
+                raise UserError(f"benchmarks.{self.id}: unknown key {key!r}; {suggest(key, self.takes)}")
+            if value not in list(self.takes[key].values):
+                known = suggest(str(value), self.takes[key].values)
+                raise UserError(f"config key 'benchmarks.{self.id}.{key}': no value {value!r}; {known}")
+        changed._chosen = {**self._chosen, **(choices or {})}
         if initial_prompt is not None:
             changed.initial_prompt = initial_prompt
         if max_new_tokens is not None:
             changed.max_new_tokens = max_new_tokens
         return changed
+
+    def chosen(self, key: str) -> str:
+        """The value of a key of `takes`."""
+        return self._chosen.get(key, self.takes[key].default)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What titles say of the benchmark because of its choices."""
+        return [said for key, choice in self.takes.items() if (said := choice.values[self.chosen(key)])]
 
     def raw_from_hub(self, record: dict[str, Any], place: str) -> dict[str, Any]:
         """A Hub record as a raw row. The default keeps it; if it has no id, its place ("train-17") becomes the id."""

@@ -1,15 +1,17 @@
 """Cosmos QA: four-way commonsense reading comprehension (Huang et al., arXiv 1909.00277)."""
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
-from metatuner.harness.benchmarks.base import Benchmark, HubSource, int_field, kind_of, text_field
+from metatuner.harness.benchmarks.base import Benchmark, Choice, HubSource, int_field, kind_of, text_field
 from metatuner.harness.metrics import statements
 from metatuner.harness.metrics.text import normalise_answer
 from metatuner.harness.rows import Row, normalise_text
 
 _LETTERS = "ABCD"
-_OPTION = re.compile(r" \(([A-D])\)(?= |$)")
+# The end of a query with `options: letter_first`: each option on its line.
+_LETTER_FIRST = re.compile("\nOptions:" + "".join(rf"\n\({letter}\) ([^\n]*)" for letter in _LETTERS) + r"\Z")
+_COPY = re.compile(r"\(([A-D])\) (.+)")
 # What closes and opens a letter besides emphasis: "(B)", "[B]", "<B>", '"B"'.
 _OPEN, _CLOSE = "[(\\[<\"'\u201c\u2018{]", "[)\\]>\"'\u201d\u2019}]"
 # What follows a letter that is one: "A" before any other word is an article.
@@ -90,7 +92,6 @@ class CosmosQA(Benchmark):
     """Raw rows: `context`, `question`, `answer0` .. `answer3`, `label` (0..3)."""
 
     id = "cosmosqa"
-    version = 2
     metrics = ("accuracy",)
     primary = "accuracy"
     # The labels of the official test split are not public.
@@ -103,19 +104,41 @@ class CosmosQA(Benchmark):
         rows={"train": 25262, "test": 2985},
     )
     paper_test_size = 2000
-    initial_prompt = "choose the best option"
+    initial_prompt = "Choose the best option. Reply with its letter in parentheses and its text."
     max_new_tokens = 256
+    takes: ClassVar = {
+        "options": Choice(
+            {"letter_first": "", "letter_last": ""},
+            "how a query lists its options. letter_first: `(A) text`, one a line; letter_last: `text (A)`, all on one "
+            "line, as the nano models read them. The paper does not say; letters come first in most prompts of the "
+            "field, and after an option a small model reads the letter of the option before",
+        )
+    }
+
+    @property
+    def version(self) -> int:  # type: ignore[override]
+        """3; with `options: letter_last`, whose scores still mean the same, 2."""
+        return 3 if self.chosen("options") == "letter_first" else 2
 
     def row(self, raw: dict[str, Any]) -> Row:
-        """Context, question and lettered options; the target is the right option's text and letter."""
+        """Context, question and lettered options; the target is the right option as it is listed.
+
+        So a model that copies an option is right by the letter that it copied, and extraction reads such a copy surely,
+        whatever the option's text says (`_copied`).
+        """
         context = text_field(raw, "context")
         texts = [text_field(raw, f"answer{i}") for i in range(4)]
         label = int_field(raw, "label", 0, 3)
-        options = [f"{text} ({letter})" for text, letter in zip(texts, _LETTERS, strict=True)]
+        if self.chosen("options") == "letter_first":
+            options = [f"({letter}) {' '.join(text.split())}" for text, letter in zip(texts, _LETTERS, strict=True)]
+            listed = "".join(f"\n{option}" for option in options)
+        else:
+            options = [f"{text} ({letter})" for text, letter in zip(texts, _LETTERS, strict=True)]
+            listed = f" {' '.join(options)}"
         return Row(
             id=text_field(raw, "id"),
             benchmark=self.id,
-            query=f"{context}\nQuestion: {text_field(raw, 'question')}\nOptions: {' '.join(options)}",
+            query=f"{context}\nQuestion: {text_field(raw, 'question')}\nOptions:{listed}",
             gold=(_LETTERS[label],),
             target=options[label],
             kind=kind_of(raw, "all"),
@@ -128,8 +151,10 @@ class CosmosQA(Benchmark):
         The most explicit form counts: a box or "the answer is", else a line that is or begins with a letter, else the
         last letter in parentheses. An option's text counts as its letter where no letter is stated.
         """
-        options = _options(row.query)
         text = statements.without_emphasis(statements.narrow(statements.tidy(statements.after_thought(completion))))
+        if copied := _copied(text, row.query):
+            return copied
+        options = _options(row.query)
         parts = statements.segments(_REJECTED.sub("", _WRAPPER.sub(r"\1", text)))
         readers = (_boxed, _stated, _unfinished, _line, _parenthesised, _alone)
         return statements.first_of(parts, *(lambda part, read=read: read(part, options) for read in readers)) or None
@@ -140,13 +165,29 @@ class CosmosQA(Benchmark):
 
 
 def _options(query: str) -> dict[str, str]:
-    """The letter of each option's text, normalised, from a query that `CosmosQA.row` rendered."""
+    """The letter of each option's text, normalised, from a query that `CosmosQA.row` rendered in either form."""
     found: dict[str, str] = {}
+    if lines := _LETTER_FIRST.search(query):
+        for letter, text in zip(_LETTERS, lines.groups(), strict=True):
+            found.setdefault(_normalised(text), letter)
+        return found
     rest = query.rpartition("\nOptions: ")[2]
     for letter in _LETTERS:
         text, _, rest = rest.partition(f" ({letter})")
         found.setdefault(_normalised(text), letter)
     return found
+
+
+def _copied(text: str, query: str) -> str | None:
+    """The letter of a completion that is one option as a `letter_first` query lists it; else None.
+
+    An option's text may hold other letters, or read as a rejection: "(B) is not right".
+    """
+    copy, lines = _COPY.fullmatch(text), _LETTER_FIRST.search(query)
+    if copy is None or lines is None:
+        return None
+    option = statements.narrow(statements.tidy(lines[_LETTERS.index(copy[1]) + 1]))
+    return copy[1] if _normalised(copy[2]) == _normalised(option) else None
 
 
 def _normalised(text: str) -> str:

@@ -87,7 +87,7 @@ class GSM8K(Benchmark):
         rows={"train": 7473, "test": 1319},
     )
     paper_test_size = 1319
-    initial_prompt = "solve the problem and give the answer"
+    initial_prompt = "Solve the problem. End with '#### ' and the number."
     max_new_tokens = 512
 
     def row(self, raw: dict[str, Any]) -> Row:

@@ -1,10 +1,10 @@
 """HotpotQA, distractor setting: two-hop questions over ten paragraphs (Yang et al., arXiv 1809.09600)."""
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from metatuner.errors import UserError
-from metatuner.harness.benchmarks.base import Benchmark, HubSource, kind_of, text_field
+from metatuner.harness.benchmarks.base import Benchmark, Choice, HubSource, kind_of, text_field
 from metatuner.harness.metrics import statements
 from metatuner.harness.metrics.text import exact_match, token_f1
 from metatuner.harness.rows import Row, normalise_text
@@ -31,7 +31,10 @@ _BULLET = re.compile(r"^(?:[-+\u2022>] |#+ )")
 
 
 class HotpotQA(Benchmark):
-    """Raw rows: `question`, `answer`, `type`, `context` [[title, [sentence, ...]], ...]."""
+    """Raw rows: `question`, `answer`, `type`, `context` [[title, [sentence, ...]], ...].
+
+    With `contexts: gold`, also `supporting_facts` [[title, index of a sentence], ...].
+    """
 
     id = "hotpotqa"
     version = 2
@@ -46,8 +49,16 @@ class HotpotQA(Benchmark):
         rows={"train": 90447, "test": 7405},
     )
     paper_test_size = 2000
-    initial_prompt = "answer the question from the facts"
+    initial_prompt = "Answer the question from the paragraphs. Reply with a few words only, in the form 'Answer: ...'"
     max_new_tokens = 256
+    takes: ClassVar = {
+        "contexts": Choice(
+            {"all": "", "gold": "gold paragraphs"},
+            "the paragraphs of a query. all: the ten of the distractor setting; gold: only those that hold the "
+            "supporting facts, which is an easier task, so titles say it. The paper does not say; all, as the "
+            "distractor setting is defined",
+        )
+    }
 
     def raw_from_hub(self, record: dict[str, Any], place: str) -> dict[str, Any]:
         """The Hub stores paragraphs and supporting facts as columns; raw rows hold them as pairs."""
@@ -60,7 +71,11 @@ class HotpotQA(Benchmark):
 
     def row(self, raw: dict[str, Any]) -> Row:
         """One line per paragraph, `title: sentences`, then `Question: ...`."""
-        paragraphs = "".join(f"{paragraph}\n" for paragraph in _paragraphs(raw))
+        shown = _paragraphs(raw)
+        if self.chosen("contexts") == "gold":
+            titles = _supporting(raw, {title for title, _ in shown})
+            shown = [(title, text) for title, text in shown if title in titles]
+        paragraphs = "".join(f"{title}: {text}\n" for title, text in shown)
         query = f"{paragraphs}Question: {text_field(raw, 'question')}"
         answer = text_field(raw, "answer")
         return Row(
@@ -127,7 +142,28 @@ def _answer(text: str, *, spoken: bool = False) -> str | None:
     return statements.unquoted(_REASON.sub("", line, count=1) if spoken else line) or None
 
 
-def _paragraphs(raw: dict[str, Any]) -> list[str]:
+def _supporting(raw: dict[str, Any], titles: set[str]) -> set[str]:
+    """The titles of the paragraphs that hold the supporting facts."""
+    place = f"field 'supporting_facts' of row {raw.get('id')!r}"
+    remedy = "add [[title, index of a sentence], ...], or set contexts: all"
+    if "supporting_facts" not in raw:
+        raise UserError(f"{place} is missing; {remedy}")
+    facts, found = raw["supporting_facts"], set()
+    for fact in facts if isinstance(facts, list) else [None]:
+        match fact:
+            case [str(title), int()]:
+                found.add(title)
+            case _:
+                raise UserError(f"{place} is of another form; {remedy}")
+    if not found:
+        raise UserError(f"{place} is empty; {remedy}")
+    if wrong := sorted(found - titles):
+        raise UserError(f"{place}: {wrong[0]!r} is no title of 'context'; correct the row, or set contexts: all")
+    return found
+
+
+def _paragraphs(raw: dict[str, Any]) -> list[tuple[str, str]]:
+    """(Title, text) of each paragraph."""
     if "context" not in raw:
         raise UserError(f"field 'context' is missing; the row has {', '.join(raw)}")
     context = raw["context"]
@@ -137,7 +173,7 @@ def _paragraphs(raw: dict[str, Any]) -> list[str]:
     for number, paragraph in enumerate(context, start=1):
         match paragraph:
             case [str(title), [*sentences]] if all(isinstance(sentence, str) for sentence in sentences):
-                lines.append(f"{title}: {' '.join(sentence.strip() for sentence in sentences)}")
+                lines.append((title, " ".join(sentence.strip() for sentence in sentences)))
             case _:
                 raise UserError(f"field 'context', paragraph {number}: must be [title, [sentence, ...]]; correct it")
     return lines

@@ -59,7 +59,7 @@ class MATH(Benchmark):
         rows={"train": 7500, "test": 5000},
     )
     paper_test_size = 450
-    initial_prompt = "find the result and give the answer"
+    initial_prompt = r"Solve the problem. Put the final answer in \boxed{}."
     max_new_tokens = 1024
 
     def row(self, raw: dict[str, Any]) -> Row:
