@@ -9,6 +9,7 @@ from typing import Any
 from metatuner.config import DEFAULT_VARIANT, Config, Layout
 from metatuner.errors import UserError
 from metatuner.files import read_json
+from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.registry import Registry
 
 FAMILIES = {
@@ -182,12 +183,19 @@ def benchmark_title(benchmark: str, source: str) -> str:
 
 
 def title_in(config: Config, benchmark: str) -> str:
-    """A benchmark's name in print; UserError if the config, unlike a file of results, does not have it."""
+    """A benchmark's name in print, with what its own keys change: "HotpotQA (gold paragraphs)".
+
+    Raises `UserError` if the config, unlike a file of results, does not have it.
+    """
     if benchmark not in config.benchmarks:
         raise UserError(
             f"config key 'benchmarks': no {benchmark!r}, which the results have; run `metatuner scores` again"
         )
-    return benchmark_title(benchmark, config.benchmarks[benchmark].source)
+    title, used = benchmark_title(benchmark, config.benchmarks[benchmark].source), config.benchmarks[benchmark]
+    if not used.choices:
+        return title
+    remarks = get_benchmark(benchmark, config.extra_benchmarks).with_overrides(choices=used.choices).remarks
+    return f"{title} ({', '.join(remarks)})" if remarks else title
 
 
 def describe_world(config: Config, experiment: str, generator: str | None = None) -> str:
@@ -197,14 +205,24 @@ def describe_world(config: Config, experiment: str, generator: str | None = None
     """
     world = _nano_world(config, experiment)
     actor, generator, rows = _measured_on(config, experiment, generator)
-    return CAVEATS[world] if world else f"Actor {actor}, generator {generator}, on {rows}."
+    changed = _changed(config, experiment)
+    told = CAVEATS[world] if world else f"Actor {actor}, generator {generator}, on {rows}."
+    return f"{told} Changed by this preset: {', '.join(changed)}." if changed else told
 
 
 def name_world(config: Config, experiment: str, generator: str | None = None) -> str:
     """The description of `describe_world` in short, for a table column."""
     world = _nano_world(config, experiment)
     actor, generator, rows = _measured_on(config, experiment, generator)
-    return WORLDS[world] if world else f"{actor} + {generator}, {rows}"
+    told = WORLDS[world] if world else f"{actor} + {generator}, {rows}"
+    return ", ".join([told, *_changed(config, experiment)])
+
+
+def _changed(config: Config, experiment: str) -> list[str]:
+    """Titles of the experiment's benchmarks that are not as they are elsewhere."""
+    names = config.experiments[experiment].benchmarks
+    titles = {name: title_in(config, name) for name in names}
+    return [title for name, title in titles.items() if title != benchmark_title(name, config.benchmarks[name].source)]
 
 
 def _nano_world(config: Config, experiment: str) -> str:

@@ -428,6 +428,91 @@ def test_synthetic_rows_do_not_pass_for_the_real_benchmarks(tmp_path: Path) -> N
     assert (line["preset"], line["world"]) == ("nano", "real rows, nano models")
 
 
+def test_gold_paragraphs_are_said_wherever_the_benchmark_is_shown(tmp_path: Path) -> None:
+    benchmarks = {name: {"source": "local", "path": "rows", "sizes": {"train": 8}} for name in METRICS}
+    benchmarks["hotpotqa"]["contexts"] = "gold"
+    config = fake_config(
+        tmp_path, benchmarks=benchmarks, models={"actor": {"path": "a"}, "generators": {"large": {"path": "g"}}}
+    )
+    fake_run(config, n=5)
+    said = "HotpotQA (gold paragraphs)"
+    comparison = compare(config, "main")
+    assert [title for title in comparison.titles.values() if "(" in title] == [said]
+    assert describe_world(config, "main").endswith(f"from local files. Changed by this preset: {said}.")
+    paths = tables_of(config)["table_1"](config)
+    _, markdown, latex, values = (path.read_text(encoding="utf-8") for path in paths)
+    assert f"| {said}, exact match in %" in markdown
+    assert f"{{{said}, exact match in" in latex
+    assert all(said in text.splitlines()[2] for text in (markdown,))
+    assert said in values
+    assert all(row["world"].endswith(f", {said}") for row in read_table(config).values())
+    from metatuner.analysis.figures.bars import draw_bars
+
+    figure = draw_bars(comparison, describe_world(config, "main"))
+    assert [panel.get_title("left") for panel in figure.axes][2:] == ["HotpotQA\n(gold paragraphs)", "CosmosQA"]
+    whole = fake_config(
+        tmp_path / "whole", benchmarks={**benchmarks, "hotpotqa": {**benchmarks["hotpotqa"], "contexts": "all"}}
+    )
+    assert "Changed" not in describe_world(whole, "main")
+
+
+def test_f1_stands_beside_exact_match_and_the_ranks_are_of_exact_match(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    rows = fake_run(config)
+    _, markdown, *_ = (path.read_text(encoding="utf-8") for path in tables_of(config)["table_1"](config))
+    found = read_table(config)
+    for method in CHANCES:
+        f1 = []
+        for row in rows:
+            if (row["method"], row["benchmark"]) == (method, "hotpotqa"):
+                scores = [each.score for each in read_query_scores(tmp_path, row["cell"]).values()]
+                f1.append(100 * np.mean(np.minimum(1, np.array(scores) + 0.25)))
+        line = found[method, "hotpotqa"]
+        assert line["beside"].split()[0] == "f1"
+        assert float(line["beside"].split()[1]) == pytest.approx(np.mean(f1), abs=0.006)
+        assert re.search(rf"{float(line['mean']):.1f}[^|]*\], F1 {np.mean(f1):.1f}", markdown)
+    assert {line["beside"] for (_, name), line in found.items() if name != "hotpotqa"} == {""}
+    assert markdown.count(", F1 ") == len(CHANCES)
+    assert "- F1: mean over the same rows; intervals, marks and tests are the first metric's." in markdown
+
+
+def test_a_column_of_zeros_is_a_floor_and_has_no_best(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    drawn = lambda row: fake_scores(row["method"], row["benchmark"], row["seed"], 40, CHANCES)  # noqa: E731
+    fake_run(config, scores=lambda row: [0.0] * 40 if row["benchmark"] == "gsm8k" else drawn(row))
+    comparison = compare(config, "main")
+    assert comparison.at_floor == ("gsm8k",)
+    assert {entry.mark for entry in comparison.of("gsm8k")} == {"floor"}
+    assert [entry.mark for entry in comparison.of("math")].count("best") == 1
+    _, markdown, *_ = (path.read_text(encoding="utf-8") for path in tables_of(config)["table_1"](config))
+    header = next(line for line in markdown.splitlines() if line.startswith("| Method"))
+    assert [cell.endswith(": floor ") for cell in header.split("|") if " in % " in cell] == [False, True, False, False]
+    assert "**0.0**" not in markdown
+    assert (
+        "- Floor: all methods are at the floor on nano GSM8K (0 on every row), so no method is best there." in markdown
+    )
+    from metatuner.analysis.figures.bars import draw_bars
+
+    figure = draw_bars(comparison, "w")
+    told = [text.get_text() for panel in figure.axes for text in panel.texts if text.get_text().startswith("n = ")]
+    assert [text.endswith("; floor") for text in told] == [False, True, False, False]
+    weights = {text.get_fontweight() for text in figure.axes[1].texts}
+    assert weights == {"normal"} != {text.get_fontweight() for text in figure.axes[0].texts}
+    assert "Floor: all methods are at the floor" in " ".join(text.get_text() for text in figure.texts).replace(
+        "\n", " "
+    )
+
+
+def test_where_some_method_scores_there_is_no_floor(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    fake_run(config, scores=lambda row: [float(row["method"] == "sft" and row["seed"] == 0), *[0.0] * 39])
+    comparison = compare(config, "main")
+    assert comparison.at_floor == ()
+    assert [entry.method for entry in comparison.of("gsm8k") if entry.mark == "best"] == ["sft"]
+    _, markdown, *_ = (path.read_text(encoding="utf-8") for path in tables_of(config)["table_1"](config))
+    assert "loor" not in markdown
+
+
 def test_the_papers_large_generator_is_not_shown_beside_another(tmp_path: Path) -> None:
     config = fake_config(
         tmp_path,

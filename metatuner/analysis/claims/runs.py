@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from metatuner.analysis.claims.ruling import Part
-from metatuner.analysis.names import Names, benchmark_rank, benchmark_title
+from metatuner.analysis.names import Names, benchmark_rank, title_in
 from metatuner.analysis.results.comparison import aligned
 from metatuner.analysis.results.scores import Score, read_metrics, read_query_scores, read_scores
 from metatuner.analysis.statistics import Array, Gaps, cohens_dz, contrast, derive_seed, probability_of_improvement
@@ -87,7 +87,7 @@ class Runs:
 
     def title(self, benchmark: str) -> str:
         """The benchmark's name in print."""
-        return benchmark_title(benchmark, self.config.benchmarks[benchmark].source)
+        return title_in(self.config, benchmark)
 
     def answers(self, experiment: str, arm: Arm, benchmark: str) -> Answers:
         """An arm's scores on one benchmark.

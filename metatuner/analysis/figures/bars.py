@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from metatuner.analysis.figures.drawing import (
     FAMILY_COLOURS,
+    FLOOR,
     INK,
     WIDTH,
     draw,
     note_lines,
+    panel_title,
     printable,
     size,
+    title_room,
     whiskers,
     write_note,
 )
@@ -47,7 +50,7 @@ def draw_bars(comparison: Comparison, world: str) -> "Figure":
     body = 0.30 * len(comparison.methods) + 0.15
     titles = [comparison.names.title(*method) for method in comparison.methods]
     left = 0.2 + 0.062 * max(map(len, titles))  # inches; a letter of 8 points is about 0.062 wide
-    top, bottom = 0.66, 0.58 + 0.13 * len(note)
+    top, bottom = 0.66 + title_room(comparison.titles.values()), 0.58 + 0.13 * len(note)
     height = top + body + bottom
     figure = Figure(figsize=(WIDTH, height))
     panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
@@ -81,8 +84,9 @@ def _draw_panel(axes: "Axes", comparison: Comparison, benchmark: str) -> None:
     metric = next((entry.metric for entry in entries if entry.metric), "score")
     n = max((entry.n for entry in entries), default=0)
     seeds = max((len(entry.seeds) for entry in entries), default=0)
-    axes.set_title(comparison.titles[benchmark], loc="left", fontweight="bold", pad=15)
-    axes.text(0, 1, size(n, seeds), transform=axes.transAxes, fontsize=7, color="#555555", va="bottom")
+    axes.set_title(panel_title(comparison.titles[benchmark]), loc="left", fontweight="bold", pad=15)
+    told = size(n, seeds, floor=benchmark in comparison.at_floor)
+    axes.text(0, 1, told, transform=axes.transAxes, fontsize=7, color="#555555", va="bottom")
     axes.set_xlim(0, AXIS_END)
     axes.set_xlabel(f"{METRICS.get(metric, metric)} (%)", x=50 / AXIS_END)
     axes.set_xticks([0, 25, 50, 75, 100])
@@ -124,6 +128,7 @@ def _note(comparison: Comparison, world: str) -> list[str]:
         + "Bold: highest mean"
         + ("; †: not significantly below it (paired tests, Holm)" if tested else "")
         + (f"; differences of fewer than {MIN_SEEDS} seeds are not tested. " if untested else ". ")
+        + (FLOOR if comparison.at_floor else "")
         + ("*: some seeds have no result. " if any(entry.mean and entry.hole for entry in entries) else "")
         + (f"{warning} " if (warning := unequal_tuning(comparison)) else "")
         + world

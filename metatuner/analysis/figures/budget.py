@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from metatuner.analysis.figures.costs import FAMILY_INK
 from metatuner.analysis.figures.drawing import FAINT, NOTE_HEIGHT, WIDTH, draw, note_lines, write_note
-from metatuner.analysis.names import Names, benchmark_title, describe_world
+from metatuner.analysis.names import Names, describe_world, title_in
 from metatuner.config import Config, Layout
 from metatuner.errors import UserError
 from metatuner.files import read_json, write_csv
@@ -52,7 +52,7 @@ def figure_budget(config: Config) -> list[Path]:
     ]
     table = layout.figure("figure_budget", "csv")
     written = write_csv(table, [["method", "benchmark", *(f"within budget {name}" for name in limited)], *lines])
-    titles = {name: benchmark_title(name, config.benchmarks[name].source) for name in benchmarks}
+    titles = {name: title_in(config, name) for name in benchmarks}
     world = describe_world(config, config.main)
     return [*draw(config, "figure_budget", lambda: _drawn(trials, titles, limits, names, world)), written]
 

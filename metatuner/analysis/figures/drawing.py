@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,21 @@ def whiskers(entries: Collection[Entry]) -> str:
     return f"whiskers: {100 * LEVEL:.0f} % interval over test queries{over}{limits}"
 
 
-def size(n: int, seeds: int) -> str:
-    """A panel's size: test rows and seeds."""
-    return f"n = {n}, {seeds} seed{'' if seeds == 1 else 's'}" if n else "no results"
+def size(n: int, seeds: int, *, floor: bool = False) -> str:
+    """A panel's size: test rows and seeds; and whether all methods are at the floor."""
+    told = f"n = {n}, {seeds} seed{'' if seeds == 1 else 's'}" if n else "no results"
+    return f"{told}; floor" if floor else told
+
+
+FLOOR = "Floor: all methods are at the floor (0 on every row), so no method is best there. "
+"""What a note says if a panel's size says "floor"."""
+
+
+def panel_title(title: str) -> str:
+    """A benchmark's name above a narrow panel: what its keys change stands on a second line."""
+    return title.replace(" (", "\n(", 1)
+
+
+def title_room(titles: Iterable[str]) -> float:
+    """Inches that panels need above them for second lines of their titles."""
+    return 0.15 if any("\n" in panel_title(title) for title in titles) else 0.0

@@ -46,7 +46,8 @@ def draw_families(left: Comparison, right: Comparison | None, world: str) -> "Fi
     shown = [method for method in left.methods if left.names.family(method[0]) in FAMILIES]
     note = note_lines(_note(left, right, world), 0.95 * WIDTH)
     rows = -(-max(len(shown), 1) // 4)
-    top, bottom = 0.32 + 0.15 * max(rows, 2), 0.5 + NOTE_HEIGHT * len(note)
+    lines = max((len(title.split()) for title in left.titles.values()), default=1)
+    top, bottom = 0.32 + 0.15 * max(rows, 2), 0.5 + 0.14 * max(lines - 2, 0) + NOTE_HEIGHT * len(note)
     height = top + HEIGHT + bottom
     figure = Figure(figsize=(WIDTH, height))
     widths = [1.45, 1] if right else [1]
@@ -125,7 +126,7 @@ def _draw_best(axes: "Axes", left: Comparison, right: Comparison) -> None:
     label: str | None = "highest prompt optimiser"
     for place, name in enumerate(right.benchmarks):
         best = best_prompt_optimiser(left, name)
-        if best and best.mean:
+        if best and best.mean and best.mark != "floor":
             level = 100 * best.mean.estimate
             ends = [place - 0.45, place + 0.45]
             axes.plot(ends, [level, level], "--", color=INK, linewidth=1.0, label=label)

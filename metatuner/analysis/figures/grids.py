@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metatuner.analysis.figures.drawing import COLOURS, NOTE_HEIGHT, WIDTH, draw, note_lines, size, whiskers, write_note
+from metatuner.analysis.figures.drawing import (
+    COLOURS,
+    FLOOR,
+    NOTE_HEIGHT,
+    WIDTH,
+    draw,
+    note_lines,
+    panel_title,
+    size,
+    title_room,
+    whiskers,
+    write_note,
+)
 from metatuner.analysis.names import METRICS, SETTINGS, Names, describe_world, value_title
 from metatuner.analysis.results.comparison import Comparison, Entry, compare, unequal_tuning
 from metatuner.analysis.results.published import STATED
@@ -245,7 +257,8 @@ def _panels(
     keys = [(each.generator, benchmark) for each in comparisons for benchmark in each.benchmarks]
     columns, width = _shape(comparisons)
     rows = -(-len(keys) // columns) + below
-    top, bottom, gap = 0.5 + 0.24 * legend, 0.38 + ticks + NOTE_HEIGHT * note, (0.2 if below else 0.62) + ticks
+    room = title_room(title for each in comparisons for title in each.titles.values())
+    top, bottom, gap = 0.5 + 0.24 * legend + room, 0.38 + ticks + NOTE_HEIGHT * note, (0.2 if below else 0.62) + ticks
     bottom += (0.15 - ticks) * below  # one line of tick labels, whatever is above
     height = top + rows * PANEL_HEIGHT + (rows - 1) * gap + bottom
     figure = Figure(figsize=(width, height))
@@ -323,9 +336,17 @@ def _finish(
         comparison = by_generator[generator]
         entries = comparison.of(benchmark)
         which = f"{generator}: " if len(comparisons) > 1 else ""
-        axes.set_title(comparison.titles[benchmark], loc="left", fontweight="bold", pad=13)
+        axes.set_title(panel_title(comparison.titles[benchmark]), loc="left", fontweight="bold", pad=13)
         n, seeds = max(entry.n for entry in entries), max(len(entry.seeds) for entry in entries)
-        axes.text(0, 1.01, which + size(n, seeds), transform=axes.transAxes, fontsize=7, color="#555555", va="bottom")
+        axes.text(
+            0,
+            1.01,
+            which + size(n, seeds, floor=benchmark in comparison.at_floor),
+            transform=axes.transAxes,
+            fontsize=7,
+            color="#555555",
+            va="bottom",
+        )
         metric = next((entry.metric for entry in entries if entry.metric), "score")
         axes.set_ylabel(f"{METRICS.get(metric, metric)} (%)")
     handles, labels = next(iter(panels.values())).get_legend_handles_labels()
@@ -361,6 +382,7 @@ def _note(
         [
             f"{'; '.join([*opening, whiskers(entries)])}.",
             *filter(None, [more]),
+            *([FLOOR.strip()] if any(each.at_floor for each in comparisons) else []),
             *([f"Generators: {models}."] if len(comparisons) > 1 else []),
             f"The points of a panel share their test queries: paired differences are in table_{experiment}.",
             *(["no result: see scores.csv for the reason."] if any(not entry.mean for entry in entries) else []),

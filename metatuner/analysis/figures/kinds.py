@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metatuner.analysis.figures.drawing import INK, NOTE_HEIGHT, WIDTH, draw, note_lines, printable, write_note
-from metatuner.analysis.names import Names, benchmark_title, describe_world
+from metatuner.analysis.figures.drawing import (
+    INK,
+    NOTE_HEIGHT,
+    WIDTH,
+    draw,
+    note_lines,
+    panel_title,
+    printable,
+    title_room,
+    write_note,
+)
+from metatuner.analysis.names import Names, describe_world, title_in
 from metatuner.analysis.results.kinds import ByKind, by_kind
 from metatuner.config import Config
 
@@ -23,7 +33,7 @@ MOST_KINDS = 8
 def figure_kinds(config: Config) -> list[Path]:
     """Draw `figures/figure_kinds.{png,pdf}`: a panel per benchmark, methods by kinds, each field with its mean."""
     found, names = by_kind(config), Names.of(config)
-    titles = {name: benchmark_title(name, config.benchmarks[name].source) for name in config.benchmarks}
+    titles = {name: title_in(config, name) for name in config.benchmarks}
     world = describe_world(config, config.main)
     return draw(config, "figure_kinds", lambda: draw_kinds(found, titles, names, world))
 
@@ -40,7 +50,8 @@ def draw_kinds(found: Sequence[ByKind], titles: Mapping[str, str], names: Names,
         "these n are wide: differences of ten points are often noise. " + world
     )
     left = 0.2 + 0.062 * max(len(names.title(method)) for method in methods)
-    body, top, bottom = 0.19 * len(methods), 0.3, 0.75 + NOTE_HEIGHT * len(note)
+    top = 0.3 + title_room(titles[name] for name in benchmarks)
+    body, bottom = 0.19 * len(methods), 0.75 + NOTE_HEIGHT * len(note)
     height = top + body + bottom
     figure = Figure(figsize=(WIDTH, height))
     panels = figure.subplots(
@@ -68,7 +79,7 @@ def draw_kinds(found: Sequence[ByKind], titles: Mapping[str, str], names: Names,
         sizes = [next(one.n for (_, each), one in own.items() if each == kind) for kind in kinds[benchmark]]
         labels = [f"{printable(kind, KIND_LENGTH)}\nn = {n}" for kind, n in zip(kinds[benchmark], sizes, strict=True)]
         axes.set_xticks(range(len(labels)), labels, fontsize=6.5, rotation=35, ha="right", rotation_mode="anchor")
-        axes.set_title(titles[benchmark], loc="left", fontweight="bold")
+        axes.set_title(panel_title(titles[benchmark]), loc="left", fontweight="bold")
         axes.spines["bottom"].set_visible(False)
     panels[0].set_yticks(range(len(methods)), [names.title(method) for method in methods])
     write_note(figure, note)

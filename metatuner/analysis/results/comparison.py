@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import comb
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from metatuner.analysis.statistics import Array, Difference, Interval
 from metatuner.config import Config, Layout
 from metatuner.errors import UserError, suggest
 
-Mark = Literal["best", "tied", "differs", "untested", ""]
+Mark = Literal["best", "tied", "differs", "untested", "floor", ""]
 MethodId = tuple[str, str]
 """Method and variant."""
 
@@ -63,7 +64,9 @@ class Entry:
     mark: Mark = ""
     """best: the highest mean, or equal to it. tied: not significantly below the highest mean. differs: significantly
     different from the reference, if there is one. untested: fewer than `MIN_SEEDS` seeds in common, which cannot show
-    how much seeds vary."""
+    how much seeds vary. floor: all methods score 0 on every row of the benchmark, so nothing ranks them."""
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """Means over the same seeds of the benchmark's other metrics, by name (HotpotQA: f1)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,11 @@ class Comparison:
     def of(self, benchmark: str) -> list[Entry]:
         """The benchmark's entries, in the order of `methods`."""
         return [self.entries[method, benchmark] for method in self.methods if (method, benchmark) in self.entries]
+
+    @property
+    def at_floor(self) -> tuple[str, ...]:
+        """The benchmarks on which all methods are at the floor."""
+        return tuple(name for name in self.benchmarks if any(entry.mark == "floor" for entry in self.of(name)))
 
 
 def compare(
@@ -198,7 +206,8 @@ def _compare_on(
                 answers = read_query_scores(root, line.cell)
                 groups = groups or {query: answers[query].group for query in sorted(answers)}
                 found[seed] = aligned(answers, groups, line, root)
-        entries.append(_measure(own[0], primary, found, list(groups.values()), _holes(by_seed.values())))
+        entry = _measure(own[0], primary, found, list(groups.values()), _holes(by_seed.values()))
+        entries.append(replace(entry, beside=_beside(own, primary)))
         arrays[method, variant] = found
     return _mark(entries, arrays, list(groups.values()), reference)
 
@@ -234,6 +243,15 @@ def _holes(lines: Iterable[Score]) -> str:
     return "; ".join(named)
 
 
+def _beside(lines: Iterable[Score], primary: str) -> dict[str, float]:
+    """Means over seeds of the metrics other than the primary one, each in 0..1."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        if line.status == "ok" and line.score is not None and line.metric != primary:
+            found.setdefault(line.metric, []).append(line.score / 100)
+    return {metric: fmean(scores) for metric, scores in found.items()}
+
+
 def _measure(line: Score, metric: str, found: Mapping[int, Array], groups: Sequence[str], hole: str) -> Entry:
     entry = Entry(line.method, line.variant, line.benchmark, metric, tuple(found), 0, 0, None, None, hole)
     if not found:
@@ -257,6 +275,8 @@ def _mark(
 ) -> list[Entry]:
     """Mark the entries, each tested against the reference (or else the best) on the seeds that both have."""
     means = {(entry.method, entry.variant): entry.mean.estimate for entry in entries if entry.mean}
+    if means and max(means.values()) <= statistics.TOLERANCE:
+        return [replace(entry, mark="floor") if entry.mean else entry for entry in entries]
     if len(means) < 2 or (reference and reference not in means):
         return list(entries)
     best = max(means, key=lambda key: means[key])

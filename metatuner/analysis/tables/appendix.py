@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metatuner.analysis.names import METRICS, Names, benchmark_rank, benchmark_title, describe_world, title_in
+from metatuner.analysis.names import METRICS, Names, benchmark_rank, describe_world, title_in
 from metatuner.analysis.results.published import read_test_sizes
 from metatuner.analysis.results.scores import RERUN, main_scores, read_settings
 from metatuner.analysis.results.stored import (
@@ -48,7 +48,7 @@ def table_6(config: Config) -> list[Path]:
         words = sum(len(row["query"].split()) for row in test) / len(test)
         rows.append(
             [
-                benchmark_title(name, used.source),
+                title_in(config, name),
                 SOURCES[used.source],
                 str(train),
                 str(used.sizes.dev),
@@ -102,7 +102,7 @@ def table_8(config: Config) -> list[Path]:
     rows = []
     for name in _benchmarks(config):
         used, benchmark = config.benchmarks[name], _benchmark(config, name)
-        title = benchmark_title(name, used.source)
+        title = title_in(config, name)
         rows.append([title, "initial prompt p~", used.initial_prompt or benchmark.initial_prompt])
         rows.append([title, "most new tokens", str(used.max_new_tokens or benchmark.max_new_tokens)])
         stops = f"those of {used.task}" if used.task else ", ".join(map(repr, benchmark.stops)) or "none"
@@ -142,7 +142,7 @@ def table_9(config: Config) -> list[Path]:
             if found is not None:
                 record = answers[found]
                 texts = [queries[found], record["prompt"], record["completion"], " or ".join(record["gold"])]
-                title = benchmark_title(name, config.benchmarks[name].source)
+                title = title_in(config, name)
                 rows.append([title, case, found, *texts, f"{100 * record['score']:.0f}"])
     header = ["benchmark", "case", "id", "query", "generated prompt", "completion", "reference", "score"]
     names = Names.of(config)
@@ -276,7 +276,4 @@ def _by_benchmark(config: Config, values: Mapping[str, Any]) -> str:
     shown: Sequence[str] = [_value(value) for value in values.values()]
     if len(set(shown)) == 1:
         return shown[0]
-    return "; ".join(
-        f"{benchmark_title(name, config.benchmarks[name].source)}: {value}"
-        for name, value in zip(values, shown, strict=True)
-    )
+    return "; ".join(f"{title_in(config, name)}: {value}" for name, value in zip(values, shown, strict=True))

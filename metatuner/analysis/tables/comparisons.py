@@ -20,7 +20,7 @@ REASON_LENGTH = 70
 
 CSV_COLUMNS = (
     "preset,world,family,method,variant,generator,tuned,benchmark,metric,mean,low,high,n,groups,seeds,seed_sd,mark,"
-    "difference,difference_low,difference_high,p_holm,hole,"
+    "difference,difference_low,difference_high,p_holm,hole,beside,"
     "published,published_low,published_high,published_difference,published_note"
 ).split(",")
 
@@ -88,6 +88,7 @@ def csv_rows(comparison: Comparison, paper: PaperTable, preset: str, world: str)
                     *(_points(behind.estimate, behind.low, behind.high) if behind else ["", "", ""]),
                     "" if entry.p_holm is None else f"{entry.p_holm:.2g}",
                     entry.hole,
+                    " ".join(f"{name} {100 * value:.2f}" for name, value in entry.beside.items()),
                     f"{published.score:.2f}" if published else "",
                     *([f"{sampling.low:.2f}", f"{sampling.high:.2f}"] if sampling else ["", ""]),
                     "" if fallen is None else f"{fallen:.2f}",
@@ -153,7 +154,8 @@ def _count(number: int, noun: str) -> str:
 def _heading(comparison: Comparison, benchmark: str) -> str:
     n, seeds = _usual(comparison, benchmark)
     size = f" (n = {n}, {_count(seeds, 'seed')})" if n else ""
-    return f"{comparison.titles[benchmark]}, {_metric(comparison, benchmark)} in %{size}"
+    floor = ": floor" if benchmark in comparison.at_floor else ""
+    return f"{comparison.titles[benchmark]}, {_metric(comparison, benchmark)} in %{size}{floor}"
 
 
 def _hole(entry: Entry) -> str:
@@ -179,6 +181,8 @@ def _cell(entry: Entry, comparison: Comparison) -> Text:
     if entry.mark == "tied":
         spans.append(Span("†", "mark"))
     spans.append(Span(f" [{100 * entry.mean.low:.1f}, {100 * entry.mean.high:.1f}]", "small"))
+    for metric, value in entry.beside.items():
+        spans.append(Span(f", {METRICS.get(metric, metric)} {100 * value:.1f}", "small"))
     if comparison.reference and entry.behind:
         spans.append(Span(f"; {_signed(entry.behind)}", "small"))
         if entry.mark == "differs":
@@ -227,6 +231,12 @@ def _legend(comparison: Comparison, paper: PaperTable) -> Iterator[Text]:
             about = few if all(mean.conditional for mean in means) else f"{about}; of fewer seeds: {few}"
         yield f"Measured: mean over seeds and test queries with its {100 * LEVEL:.0f} % interval ({about})."
         yield _marks(comparison)
+    if others := {METRICS.get(metric, metric) for entry in entries for metric in entry.beside}:
+        names = ", ".join(sorted(others))
+        yield f"{names}: mean over the same rows; intervals, marks and tests are the first metric's."
+    if comparison.at_floor:
+        where = " and ".join(comparison.titles[name] for name in comparison.at_floor)
+        yield f"Floor: all methods are at the floor on {where} (0 on every row), so no method is best there."
     if grouped := [text for benchmark in comparison.benchmarks if (text := _grouped(comparison, benchmark))]:
         yield f"Rows that share a context are drawn together: {', '.join(grouped)}."
     if detectable := [text for benchmark in comparison.benchmarks if (text := _detectable(comparison, benchmark))]:

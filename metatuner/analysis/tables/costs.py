@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from metatuner.analysis.names import Names, benchmark_title, describe_world, title_in
+from metatuner.analysis.names import Names, describe_world, title_in
 from metatuner.analysis.results.costs import fit_costs, read_timings
 from metatuner.analysis.results.stored import read_searches
 from metatuner.analysis.tables.table import Table, write_tables
@@ -51,9 +51,7 @@ def table_5(config: Config) -> list[Path]:
     header += ["writing, ms per query", "answering, ms per query", "writing / answering", "both / plain actor"]
     header.append("writing, largest memory, MB")
     devices = ", ".join(sorted({row["device"] for row in timings})) or "none"
-    titles = [
-        benchmark_title(name, config.benchmarks[name].source) for name in config.experiments[config.main].benchmarks
-    ]
+    titles = [title_in(config, name) for name in config.experiments[config.main].benchmarks]
     queries = (
         f"{timings[0]['queries']} tune rows per benchmark, {timings[0]['repeats']} rounds" if timings else "not timed"
     )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from metatuner.analysis.names import Names, benchmark_title, describe_world, name_world
+from metatuner.analysis.names import Names, describe_world, name_world, title_in
 from metatuner.analysis.results.kinds import by_kind
 from metatuner.analysis.statistics import Interval
 from metatuner.analysis.tables.table import Table, write_tables
@@ -13,7 +13,7 @@ def table_kinds(config: Config) -> list[Path]:
     """Write `tables/table_kinds.{csv,md,tex,json}`: a row per benchmark and kind, a column per method; a tidy CSV."""
     found, names = by_kind(config), Names.of(config)
     methods = sorted(dict.fromkeys(one.method for one in found), key=names.rank)
-    titles = {name: benchmark_title(name, config.benchmarks[name].source) for name in config.benchmarks}
+    titles = {name: title_in(config, name) for name in config.benchmarks}
     rows = []
     for benchmark, kind in dict.fromkeys((one.benchmark, one.kind) for one in found):
         own = {one.method: one for one in found if (one.benchmark, one.kind) == (benchmark, kind)}
