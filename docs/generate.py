@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from metatuner.config import Config
+from metatuner.harness.benchmarks import benchmark_ids, get_benchmark
 from metatuner.harness.describe import describe_method
 from metatuner.harness.registry import Registry
 
@@ -79,6 +80,14 @@ def of_config(model: type[BaseModel] = Config, place: str = "") -> Iterator[Choi
             yield from of_config(part, f"{key}.{several}")
 
 
+def of_benchmarks() -> Iterator[Choice]:
+    """The choices among the keys that one benchmark takes."""
+    for name in benchmark_ids():
+        for key, choice in get_benchmark(name).takes.items():
+            if (found := split(choice.meaning)) is not None:
+                yield f"benchmarks.{name}.{key}", choice.default, *found
+
+
 def parts(annotation: Any) -> list[type[BaseModel]]:
     """The models inside an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -91,7 +100,7 @@ def choices() -> list[str]:
     lines: list[str] = []
     for title, name, found in of_methods():
         lines += ["", f"## {title}", "", f"Keys of `methods.{name}.settings`:", "", *table(found)]
-    own = {choice[2:]: choice for choice in of_config()}  # the actor's keys are those of generators
+    own = {choice[2:]: choice for choice in (*of_config(), *of_benchmarks())}  # the actor's keys are a generator's
     return [*lines[1:], "", "## Models, data and experiments", "", *table(list(own.values()))]
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from metatuner import config as c
 from metatuner.cli import main
 from metatuner.errors import UserError
+from metatuner.harness.benchmarks import get_benchmark
 from metatuner.hashing import ROOT
 
 
@@ -102,6 +103,17 @@ def test_a_benchmark_in_a_file_of_the_users_declares_keys_of_its_own(tmp_path):
         c.load_config("nano", {**chosen, "benchmarks.cities": {**row, "case": "uper"}})
     with pytest.raises(UserError, match=r"unknown config key 'benchmarks\.cities\.cas'; did you mean case\?"):
         c.load_config("nano", {**chosen, "benchmarks.cities": {**row, "cas": "upper"}})
+
+
+def test_the_documented_override_leaves_the_form_of_answers_out_of_all_prompts():
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    (word,) = re.findall(r"'(benchmarks=\{.*?\}\})'", page, re.DOTALL)
+    config = c.load_config("paper", c.parse_overrides([word]))
+    for name, used in config.benchmarks.items():
+        stated = get_benchmark(name).initial_prompt
+        assert stated.startswith(used.initial_prompt)
+        assert len(stated) > len(used.initial_prompt) + 20
+        assert f"| `{name}` | `{stated}` |" in page
 
 
 def test_points_are_the_values_of_the_axis_by_method_and_variant():
