@@ -9,7 +9,7 @@ from typing import Any
 from metatuner.config import DEFAULT_VARIANT, Config, Layout
 from metatuner.errors import UserError
 from metatuner.files import read_json
-from metatuner.harness.benchmarks import get_benchmark
+from metatuner.harness.benchmarks import benchmark_ids, get_benchmark
 from metatuner.harness.registry import Registry
 
 FAMILIES = {
@@ -194,7 +194,8 @@ def title_in(config: Config, benchmark: str) -> str:
     title, used = benchmark_title(benchmark, config.benchmarks[benchmark].source), config.benchmarks[benchmark]
     if not used.choices:
         return title
-    remarks = get_benchmark(benchmark, config.extra_benchmarks).with_overrides(choices=used.choices).remarks
+    files = [] if benchmark in benchmark_ids() else config.extra_benchmarks
+    remarks = get_benchmark(benchmark, files).with_overrides(choices=used.choices).remarks
     return f"{title} ({', '.join(remarks)})" if remarks else title
 
 

@@ -19,7 +19,7 @@ from metatuner.config.reading import check_values, read_yaml
 from metatuner.config.types import Config
 from metatuner.errors import UserError, suggest
 from metatuner.files import read_json
-from metatuner.harness.benchmarks import Benchmark, get_benchmark
+from metatuner.harness.benchmarks import Benchmark, benchmark_ids, get_benchmark
 from metatuner.hashing import ROOT
 
 
@@ -110,7 +110,7 @@ def _check_benchmark_keys(values: Mapping[str, Any]) -> None:
         if not own:
             continue
         task = used.get("source") == "lm_eval"
-        found: Benchmark | None = None if task else get_benchmark(name, files)
+        found: Benchmark | None = None if task else get_benchmark(name, [] if name in benchmark_ids() else files)
         for key in own:
             takes = found.takes if found else {}
             if key not in takes:
