@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from metatuner import progress
@@ -32,3 +33,11 @@ def start_server(*, local: bool, deployed: bool) -> None:
         return
     atexit.register(server.stop)
     os.environ[ADDRESS] = str(server.address)
+
+
+def runs_group(words: Sequence[str]) -> bool:
+    """Whether a Snakemake with these arguments runs the steps of a group, inside a cluster's job.
+
+    The Snakemake that only passes the group on (to Slurm's `srun`) names an executor.
+    """
+    return "--local-groupid" in words and "--executor" not in words

@@ -77,3 +77,16 @@ def test_jobs_are_processes_of_their_own_where_forks_cannot_serve(
     assert started == []
     assert ADDRESS not in os.environ
     assert ("each job imports everything itself" in capfd.readouterr().err) == (why in ("broken", "full"))
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        ("--cores 2 --config preset=tiny", False),
+        ("--target-jobs scores: --local-groupid 1 --executor slurm-jobstep --jobs 1 --mode remote", False),
+        ("--target-jobs scores: --local-groupid 1 --cores all --mode remote", True),
+        ("--target-jobs fit:pack=sft-00 --cores 1 --force-use-threads --mode remote", False),
+    ],
+)
+def test_a_job_of_a_cluster_that_runs_a_group_has_a_server_of_its_own(words: str, runs: bool) -> None:
+    assert jobs.runs_group(words.split()) == runs

@@ -94,11 +94,11 @@ def start(folder: Path, *words: str, env: dict[str, str] | None = None, **option
     )
 
 
-def wait_until(true: Callable[[], object], what: str) -> None:
+def wait_until(true: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Poll until it is true; the test fails if it never is."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not true():
-        assert time.monotonic() < deadline, f"waited {PATIENCE:g} s for {what}"
+        assert time.monotonic() < deadline, f"waited {patience:g} s for {what}"
         time.sleep(0.02)
 
 

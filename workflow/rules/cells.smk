@@ -47,6 +47,8 @@ rule fit:
     wildcard_constraints:
         pack=FIRST_FITS,
     priority: 40
+    group:
+        "cells"
     conda:
         "../../envs/metatuner.yaml"
     resources:
@@ -76,6 +78,8 @@ rule evaluate:
     wildcard_constraints:
         pack=FIRST_EVALUATIONS,
     priority: 35
+    group:
+        "cells"
     conda:
         "../../envs/metatuner.yaml"
     resources:

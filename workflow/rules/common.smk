@@ -8,7 +8,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from metatuner.plan.dag import Dag
 from metatuner.errors import UserError
-from metatuner.run.jobs import start_server
+from metatuner.run.clusters import OPTIONS, check_slurm
+from metatuner.run.jobs import runs_group, start_server
 
 try:
     BENCH = Dag.from_snakemake(config)
@@ -16,9 +17,18 @@ except UserError as error:
     sys.exit(f"metatuner: {error}")
 
 
+if runs_group(sys.argv):  # no hooks are run there
+    start_server(local=True, deployed=bool(workflow.deployment_settings.deployment_method))
+
+
 onstart:
     # Not run in a dry run, which must not change the config of a live run.
     BENCH.write_config()
+    if workflow.executor_plugin.name == "slurm":
+        try:
+            check_slurm(cluster_jobs(workflow.dag))
+        except UserError as error:
+            sys.exit(f"metatuner: {error}")
     start_server(local=workflow.local_exec, deployed=bool(workflow.deployment_settings.deployment_method))
 
 
@@ -40,3 +50,12 @@ wildcard_constraints:
 def usage_log(step, name):
     """Where a job's log goes."""
     return f"{L.logs}/{step}/{name}.log"
+
+
+def cluster_jobs(dag):
+    """Names and resources of the jobs that are submitted to a cluster; grouped steps are one job."""
+    for step in dag.needrun_jobs():
+        if not step.is_local:
+            job = dag.get_job_group(step) or step
+            resources = {name: job.resources.get(name) for name in (*OPTIONS, "_cores")}
+            yield f"rule {step.rule.name}", {**resources, "cores": resources["_cores"]}

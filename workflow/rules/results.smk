@@ -13,6 +13,8 @@ rule scores:
         digests=L.digests,
     log:
         usage_log("results", "scores"),
+    group:
+        "results"
     conda:
         "../../envs/metatuner.yaml"
     params:
@@ -38,6 +40,8 @@ for name in BENCH.tables:
             json=L.table(name, "json"),
         log:
             usage_log("results", name),
+        group:
+            "results"
         conda:
             "../../envs/metatuner.yaml"
         params:
@@ -60,6 +64,8 @@ for name in BENCH.figures:
             pdf=L.figure(name, "pdf"),
         log:
             usage_log("results", name),
+        group:
+            "results"
         conda:
             "../../envs/metatuner.yaml"
         params:
@@ -79,6 +85,8 @@ if BENCH.draws_framework:
             pdf=L.figure("figure_2", "pdf"),
         log:
             usage_log("results", "figure_2"),
+        group:
+            "results"
         conda:
             "../../envs/metatuner.yaml"
         params:
@@ -98,6 +106,8 @@ rule efficiency:
     log:
         usage_log("results", "efficiency"),
     priority: 15
+    group:
+        "results"
     conda:
         "../../envs/metatuner.yaml"
     resources:
@@ -120,6 +130,8 @@ rule claims:
         md=report(L.claims("md"), caption="../captions/claims.rst", category="Claims"),
     log:
         usage_log("results", "claims"),
+    group:
+        "results"
     conda:
         "../../envs/metatuner.yaml"
     params:
@@ -137,6 +149,8 @@ rule html_report:
         L.report,
     log:
         usage_log("results", "report"),
+    group:
+        "results"
     conda:
         "../../envs/metatuner.yaml"
     params:
@@ -153,6 +167,8 @@ rule provenance:
         L.provenance,
     log:
         usage_log("results", "provenance"),
+    group:
+        "results"
     conda:
         "../../envs/metatuner.yaml"
     params:
@@ -164,12 +180,14 @@ rule provenance:
 
 rule verdict:
     # Runs last, after everything that can be made from the existing cells. Fails if any cell failed, and names it.
+    # On a cluster it runs where Snakemake does: a failure in a group would remove the group's files.
     input:
         RESULTS,
     output:
         L.verdict,
     log:
         usage_log("results", "verdict"),
+    localrule: True
     conda:
         "../../envs/metatuner.yaml"
     params:

@@ -1,4 +1,5 @@
 # What all other steps need: nano rows and models if the preset uses them, and the splits of every benchmark.
+# Groups are for clusters, where the connected steps of a group are one job. Local runs ignore them.
 
 if BENCH.uses_nano_rows:
 
@@ -7,6 +8,8 @@ if BENCH.uses_nano_rows:
             BENCH.world_files,
         log:
             usage_log("world", "rows"),
+        group:
+            "prepare"
         conda:
             "../../envs/metatuner.yaml"
         params:
@@ -26,6 +29,8 @@ if BENCH.uses_nano_rows:
         log:
             usage_log("world", "report"),
         priority: 25  # a minute or two in one process: not last, when nothing could run in parallel
+        group:
+            "prepare"
         conda:
             "../../envs/metatuner.yaml"
         params:
@@ -43,6 +48,8 @@ rule pretrain:
     log:
         str(L.cache / "logs" / "pretrain-{role}-{key}.log"),
     priority: 100
+    group:
+        "prepare"
     conda:
         "../../envs/metatuner.yaml"
     params:
@@ -65,6 +72,8 @@ rule data:
     log:
         usage_log("data", "{benchmark}"),
     priority: 90
+    group:
+        "prepare"
     conda:
         "../../envs/metatuner.yaml"
     params:
