@@ -134,13 +134,15 @@ def test_execution_profiles_name_rules_and_options_that_exist() -> None:
         own = f"{profile['executor']}-"  # options of the executor's plugin
         unknown = {key for key in profile if key not in options and not key.startswith(own)}
         assert not unknown, f"{file.relative_to(ROOT)}: snakemake has no option {sorted(unknown)}"
-        strangers = profile.get("set-resources", {}).keys() - rules
+        strangers = (profile.get("set-resources", {}).keys() | profile.get("groups", {}).keys()) - rules
         assert not strangers, f"{file.relative_to(ROOT)}: no rule {sorted(strangers)}"
-        if "set-resources" in profile:  # what loads models gets a GPU and memory; `use rule` takes them over
+        if "set-resources" in profile:  # says for all that loads models whether it gets a GPU; `use rule` inherits it
             blocks = [re.split(r"^\s*(?:use )?rule ", file.read_text(), flags=re.MULTILINE) for file in rule_files]
             loading = {block.split(":")[0].split()[0] for parts in blocks for block in parts[1:] if "gpu=1" in block}
             assert {"fit", "efficiency"} <= loading
             assert loading <= profile["set-resources"].keys(), file
+            gpus = {each["gpu"] for each in profile["set-resources"].values()}
+            assert gpus == {0 if file.parent.name.endswith("-cpu") else 1}, file
 
 
 def test_kubernetes_scripts_submit_a_job_and_report_its_state(tmp_path: Path) -> None:

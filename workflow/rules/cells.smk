@@ -18,6 +18,8 @@ rule warmup:
     wildcard_constraints:
         pack=FIRST_FITS,
     priority: 50
+    group:
+        "cells"
     conda:
         "../../envs/metatuner.yaml"
     resources:
