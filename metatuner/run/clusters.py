@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from metatuner import progress
 from metatuner.errors import UserError
 
 OPTIONS = {
@@ -21,8 +22,8 @@ OPTIONS = {
 """The option of sbatch for each resource of a profile."""
 PATIENCE = 120.0
 """Seconds to wait for Slurm's controller."""
-PASSING = ("not available (down", "are down", "temporarily")
-"""What sbatch says of nodes that are down now: the jobs would wait for them."""
+UNSURE = "not available"
+"""Part of what sbatch says if no node could ever take the job, and also if all nodes that could are down now."""
 
 
 def check_slurm(jobs: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
@@ -32,7 +33,7 @@ def check_slurm(jobs: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         jobs: names of jobs, with their resources by the names in `OPTIONS`; others are ignored.
 
     Raises:
-        UserError: there is no sbatch, or it refuses a job.
+        UserError: there is no sbatch, or it refuses a job. If nodes may only be down, this is said, not raised.
     """
     if shutil.which("sbatch") is None:
         raise UserError(
@@ -50,7 +51,10 @@ def check_slurm(jobs: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         if any(word.startswith("--gpus") for word in words):
             remedy += "; if the nodes have no GPU, use workflow/profiles/slurm-cpu"
         given = ", ".join(word.removeprefix("--").replace("=", " ") for word in words) or "no resources"
-        raise UserError(f"sbatch refuses {name} ({given}): {reason}; {remedy}")
+        if UNSURE in reason:
+            progress.say(f"sbatch may refuse {name} ({given}): {reason}, or not now; {remedy}")
+        else:
+            raise UserError(f"sbatch refuses {name} ({given}): {reason}; {remedy}")
 
 
 def _refusal(words: Iterable[str]) -> str | None:
@@ -67,4 +71,4 @@ def _refusal(words: Iterable[str]) -> str | None:
         return f"no answer within {PATIENCE:g} s"
     lines = [line.removeprefix("sbatch: error: ").strip() for line in done.stderr.splitlines() if line.strip()]
     said = "; ".join(lines) or f"exit status {done.returncode}"
-    return None if done.returncode == 0 or any(each in said.lower() for each in PASSING) else said
+    return said if done.returncode else None
