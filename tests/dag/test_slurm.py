@@ -9,7 +9,6 @@ from typing import IO
 
 import pytest
 
-from tests.dag.test_interrupted import resume
 from tests.toys.runs import contents, kill_tree, project, start, wait_until
 from tests.toys.slurm import Cluster, missing
 
@@ -99,7 +98,9 @@ def test_a_job_that_slurm_cancels_fails_alone_and_resume_ends_the_run(
     expected = contents(finished)
     found = contents(folder)
     assert {path: expected.get(path) for path in found} == found
-    resume(folder)
+    resumed = start(folder, "metatuner.cli", "resume", "--cores", "2", "preset=tiny", stderr=subprocess.PIPE)
+    _, errors = resumed.communicate(timeout=LIMIT)
+    assert resumed.returncode == 0, errors[-4000:]
     assert contents(folder) == expected
 
 
