@@ -214,7 +214,7 @@ class LMEngine(Engine):
             seeds=seeds,
             batch_tokens=self.batch_tokens,
         )
-        return [Reply(each.text, each.prompt_tokens, len(each.ids), each.truncated) for each in completions]
+        return [Reply(each.text, each.prompt_tokens, each.generated_tokens, each.truncated) for each in completions]
 
 
 class ServerEngine(Engine):

@@ -161,18 +161,26 @@ def provenance(config: "Config", arguments: argparse.Namespace) -> None:
     from metatuner.analysis.results.provenance import write_provenance
     from metatuner.harness.proposer import NOTE
     from metatuner.plan import Plan
+    from metatuner.server import ENGINE_NOTE
 
     plan, proposer = Plan(config), config.models.proposer
+    roles = ("actor", *config.models.generators)
+    engines = {role: engine for role in roles if (engine := plan.keys.model_config(role).engine)}
     used = {
         word: sorted({f"{row.method} on {row.benchmark}" for row in plan.grid.rows if row.tuned == word})
         for word in ("winner", "expired")
     }
     dependencies = {
-        "models": {role: plan.keys.model_key(role) for role in ("actor", *config.models.generators)},
+        "models": {role: plan.keys.model_key(role) for role in roles},
         **plan.keys.fetched_weights(),
         "data": {name: plan.keys.data_key(name) for name in config.benchmarks},
         "world": plan.keys.world_key,
         **({"proposer": {**proposer.identity, "note": NOTE}} if proposer else {}),
+        **(
+            {"engines": {role: {**each.identity, "note": ENGINE_NOTE} for role, each in engines.items()}}
+            if engines
+            else {}
+        ),
         "winners_used": used["winner"],
         "winners_expired": used["expired"],
     }

@@ -1,7 +1,7 @@
 """The keys of a preset about models and rows, and the names that a preset gives."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -31,6 +31,47 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class ServerConfig(Part):
+    """A model behind an OpenAI-compatible server, local or remote."""
+
+    model: str = Field(min_length=1, description="what the server calls it")
+    base_url: str = Field(description="of the server, up to and without /chat/completions or /completions")
+    key_variable: str | None = Field(
+        None, description="name of the environment variable that holds the key, never the key; null: none is sent"
+    )
+    timeout: float = Field(60.0, gt=0, description="seconds that the server may be silent")
+    retries: int = Field(2, ge=0, le=10, description="further tries where the server is busy or does not answer")
+
+    # An error must not repeat a key that stands in the wrong place.
+    @model_validator(mode="after")
+    def _holds_no_key(self) -> Self:
+        if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
+            raise ValueError(
+                "key_variable must be the name of an environment variable (letters, digits, underscores), not the key"
+            )
+        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", self.base_url):
+            raise ValueError(
+                "base_url must be http:// or https://, a host and a path, without user, password or query; a key goes "
+                "into the environment variable that key_variable names"
+            )
+        return self
+
+
+class EngineConfig(ServerConfig):
+    """A server that answers for a model as long as nothing needs the model's weights here."""
+
+    timeout: float = Field(600.0, gt=0, description="seconds that the server may be silent")
+    server: Literal["vllm", "sglang", "transformers"] = Field(
+        "vllm", description="which requests it takes: vllm and sglang token ids, `transformers serve` texts"
+    )
+    parallel: int = Field(32, ge=1, le=1024, description="most requests at a time")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What fits depend on; where and how the server is reached is left out."""
+        return {"model": self.model, "server": self.server}
+
+
 class ModelConfig(Part):
     """A language model: a local folder, a Hub id, or `nano:ROLE` (trained by a rule of the DAG)."""
 
@@ -56,6 +97,10 @@ class ModelConfig(Part):
         description="the user turn of a request to a generator; {prompt} and {query} are filled in. The paper does not "
         "say how it asks; the Qwen2.5 presets ask to rewrite the prompt so that the answer becomes right",
     )
+    engine: EngineConfig | None = Field(
+        None,
+        description="a server that runs this same model and answers for it where nothing needs its weights; null: none",
+    )
 
     @property
     def hub(self) -> str:
@@ -78,35 +123,13 @@ class ModelConfig(Part):
         return self
 
 
-class ProposerConfig(Part):
+class ProposerConfig(ServerConfig):
     """A model behind an OpenAI-compatible server, local or remote, that proposes prompts."""
-
-    model: str = Field(min_length=1, description="what the server calls it")
-    base_url: str = Field(description="of the server, up to and without /chat/completions")
-    key_variable: str | None = Field(
-        None, description="name of the environment variable that holds the key, never the key; null: none is sent"
-    )
-    timeout: float = Field(60.0, gt=0, description="seconds that the server may be silent")
-    retries: int = Field(2, ge=0, le=10, description="further tries where the server is busy or does not answer")
 
     @property
     def identity(self) -> dict[str, str]:
         """What fits depend on; how the server is reached is left out."""
         return {"model": self.model, "base_url": self.base_url}
-
-    # An error must not repeat a key that stands in the wrong place.
-    @model_validator(mode="after")
-    def _holds_no_key(self) -> "ProposerConfig":
-        if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
-            raise ValueError(
-                "key_variable must be the name of an environment variable (letters, digits, underscores), not the key"
-            )
-        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", self.base_url):
-            raise ValueError(
-                "base_url must be http:// or https://, a host and a path, without user, password or query; a key goes "
-                "into the environment variable that key_variable names"
-            )
-        return self
 
 
 class ModelsConfig(Part):

@@ -158,7 +158,10 @@ class Budget:
         import torch
 
         use = self.by_model.setdefault(role, ModelUse())
-        head = lm.model.get_output_embeddings().weight.numel()
+        head = lm.outline.get_output_embeddings().weight.numel()
+
+        def decoder() -> Any:
+            return lm.outline.get_decoder()
 
         def body(module: Any) -> int:
             embedding = module.get_input_embeddings().weight.numel()
@@ -170,14 +173,14 @@ class Budget:
             self.add(**counts)
 
         def tflop(read: float, written: float, trained: float) -> float:
-            weights = sum(weight.numel() for weight in lm.decoder.parameters() if weight.requires_grad)
-            forward = 2 * read * body(lm.decoder) + 2 * written * (body(lm.decoder) + head)
-            return (forward + trained * (4 * (body(lm.decoder) + head) + 2 * weights)) / 1e12
+            weights = sum(weight.numel() for weight in decoder().parameters() if weight.requires_grad)
+            forward = 2 * read * body(decoder()) + 2 * written * (body(decoder()) + head)
+            return (forward + trained * (4 * (body(decoder()) + head) + 2 * weights)) / 1e12
 
         self._tflop[role] = tflop
 
         def completions(prompt_tokens: int, generated_tokens: int, calls: int) -> None:
-            flops = 2 * (prompt_tokens + generated_tokens) * body(lm.decoder) + 2 * generated_tokens * head
+            flops = 2 * (prompt_tokens + generated_tokens) * body(decoder()) + 2 * generated_tokens * head
             self._dearest[role] = max(self._dearest.get(role, 0.0), flops / 1e12 / calls)
             count(flops, lm_calls=calls, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
 
@@ -204,9 +207,15 @@ class Budget:
             else:
                 count(2 * tokens * body(module), lm_calls=rows, prompt_tokens=tokens)
 
-        handle = lm.decoder.register_forward_pre_hook(forward, with_kwargs=True)
+        attached = [True]
+
+        def watch() -> None:
+            if attached:
+                self._detach.append(lm.decoder.register_forward_pre_hook(forward, with_kwargs=True).remove)
+
         lm.traffic.listeners.append(completions)
-        self._detach += [handle.remove, lambda: lm.traffic.listeners.remove(completions)]
+        self._detach += [attached.clear, lambda: lm.traffic.listeners.remove(completions)]
+        lm.when_loaded(watch)
 
     def detach(self) -> None:
         """Stop metering."""

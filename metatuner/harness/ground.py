@@ -1,7 +1,7 @@
 """What fit and evaluation share: the models, and how they answer a query under a prompt."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from metatuner.errors import UserError, suggest
@@ -25,7 +25,7 @@ class Ground:
     def __post_init__(self) -> None:
         for role in ("actor", "generator"):
             if (lm := getattr(self, role)) is not None:
-                setattr(self, role, replace(lm, batch_tokens=self.batch_tokens))
+                setattr(self, role, lm.within(self.batch_tokens))
 
     def benchmark(self, name: str) -> Benchmark:
         """A benchmark of this ground by id."""
@@ -85,7 +85,7 @@ class Ground:
                     prompt=prompts[i],
                     completion=completion.text,
                     prompt_tokens=completion.prompt_tokens,
-                    completion_tokens=len(completion.ids),
+                    completion_tokens=completion.generated_tokens,
                     truncated=completion.truncated,
                     cut_tokens=rendered.cut_tokens,
                     cut_demos=rendered.cut_demos,

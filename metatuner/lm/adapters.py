@@ -8,7 +8,6 @@ from typing import cast
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoRALinear
 from torch import nn
-from transformers import PreTrainedModel
 
 from metatuner.lm.model import LM
 
@@ -42,7 +41,7 @@ def merged(lm: LM) -> LM:
         linear.weight = nn.Parameter(total.to(linear.weight.dtype), requires_grad=False)
         view.model.set_submodule(name, linear)
     inner = view.model.base_model.model if isinstance(view.model, PeftModel) else view.model
-    return replace(view, model=cast(PreTrainedModel, inner))
+    return replace(view, model=inner)
 
 
 def lora_linears(lm: LM) -> dict[str, LoRALinear]:

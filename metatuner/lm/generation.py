@@ -4,18 +4,20 @@
 that follows the rows (per-query LoRA), one random stream per row, and finished rows that leave the batch.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from metatuner.errors import UserError
+from metatuner.lm.deferred import Answers
 from metatuner.lm.grouped_lora import grouped_adapter
 from metatuner.lm.model import LM
 from metatuner.lm.reading import reader
+from metatuner.server import Reply
 
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch once less than this share of it is unfinished. This costs one copy of the cache."""
@@ -43,10 +45,17 @@ class Completion:
     text: str
     """Without special tokens, cut before the first stop string."""
     ids: list[int]
-    """Every generated token, the end of turn included."""
+    """Every generated token, the end of turn included; from a server, the tokens of `text` and the end of turn."""
     prompt_tokens: int
     truncated: bool
     """Whether it reached `max_new_tokens` with neither an end of turn nor a stop string."""
+    counted: int | None = None
+    """The number of generated tokens as a server counted it."""
+
+    @property
+    def generated_tokens(self) -> int:
+        """Number of generated tokens, the end of turn included."""
+        return len(self.ids) if self.counted is None else self.counted
 
 
 def generate(
@@ -79,7 +88,11 @@ def generate(
     begin-of-text tokens are never generated. In fp32, results do not depend on the bounds of a batch, up to ties within
     rounding.
 
-    Raises `UserError` if a prompt and `max_new_tokens` do not fit the window, or if logits are NaN or infinite.
+    If a server answers for the model (`lm.engine`) and there is no `adapt`, all prompts are sent to it. Its results
+    are as reproducible as the server makes them.
+
+    Raises `UserError` if a prompt and `max_new_tokens` do not fit the window, if logits are NaN or infinite, or if a
+    server does not answer.
     """
     seeds = seeds or ()
     if temperature > 0 and len(seeds) != len(prompts):
@@ -93,9 +106,13 @@ def generate(
                 f"{lm.spec.path}, {lm.window}; render it with reserve={max_new_tokens}"
             )
     end = _End(lm, stops)
+    batches = batch_by_length(prompts, max_new_tokens, batch_tokens or lm.batch_tokens, max_rows)
+    if adapt is None and lm.engine is not None:
+        how = {"max_new_tokens": max_new_tokens, "stops": stops, "temperature": temperature, "top_p": top_p}
+        return _served(lm, lm.engine, end, prompts, batches, seeds=list(seeds), **how)
     done: dict[int, list[int]] = {}
     with torch.inference_mode():
-        for batch in batch_by_length(prompts, max_new_tokens, batch_tokens or lm.batch_tokens, max_rows):
+        for batch in batches:
             pick: _Greedy | _Sample = _Greedy()
             if temperature > 0:
                 pick = _Sample([seeds[i] for i in batch], max_new_tokens, temperature, top_p)
@@ -109,6 +126,32 @@ def generate(
                 listener(sum(len(prompts[i]) for i in batch), sum(map(len, decoded)), len(batch))
             done.update(zip(batch, decoded, strict=True))
     return [end.completion(done[index], len(prompt), max_new_tokens) for index, prompt in enumerate(prompts)]
+
+
+def _served(
+    lm: LM,
+    engine: Answers,
+    end: "_End",
+    prompts: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
+    *,
+    seeds: Sequence[int],
+    **how: Any,
+) -> list[Completion]:
+    """A server's completions. They are requested and counted in the order of the batches, so that limits act alike."""
+    order = [index for batch in batches for index in batch]
+    chosen = [seeds[index] for index in order] if how["temperature"] > 0 else None
+    asked = engine.answers(lm, [prompts[index] for index in order], seeds=chosen, **how)
+    done: dict[int, Completion] = {}
+    with closing(cast("Generator[Reply]", asked)) as replies:
+        for batch in batches:
+            told = [next(replies) for _ in batch]
+            for listener in lm.traffic.listeners:
+                listener(
+                    sum(each.prompt_tokens for each in told), sum(each.generated_tokens for each in told), len(told)
+                )
+            done.update(zip(batch, map(end.reply, told), strict=True))
+    return [done[index] for index in range(len(prompts))]
 
 
 def batch_by_length(
@@ -193,9 +236,30 @@ class _End:
 
     def completion(self, ids: list[int], prompt_tokens: int, limit: int) -> Completion:
         text = self.lm.decode(ids[:-1] if ids and ids[-1] in self.eos else ids)
-        cut = min((place for stop in self.stops if (place := text.find(stop)) >= 0), default=None)
+        cut = self._cut(text)
         ended = cut is not None or (bool(ids) and ids[-1] in self.eos)
         return Completion(text[:cut], ids, prompt_tokens, truncated=not ended and len(ids) == limit)
+
+    def reply(self, reply: Reply) -> Completion:
+        """The completion of a server, which may have left the stop string or the end of turn in the text."""
+        cut = self._cut(reply.text)
+        truncated = reply.truncated and cut is None
+        text = reply.text[:cut]
+        ids = self.lm.encode(text)
+        if cut is None and not truncated and ids and ids[-1] in self.eos:  # an end that is no special token
+            ids = ids[:-1]
+            text = self.lm.decode(ids)
+        return Completion(
+            text,
+            [*ids, *([] if truncated else [self.lm.end_of_turn])],
+            reply.prompt_tokens,
+            truncated,
+            reply.generated_tokens,
+        )
+
+    def _cut(self, text: str) -> int | None:
+        """Where the first stop string begins."""
+        return min((place for stop in self.stops if (place := text.find(stop)) >= 0), default=None)
 
     def _stopped(self, ids: list[int]) -> bool:
         text = self.lm.decode(ids)

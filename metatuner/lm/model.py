@@ -1,5 +1,6 @@
 """Loading causal language models and what the rest of the package needs to know about them."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from metatuner.errors import UserError
-from metatuner.integrity import is_finite
+from metatuner.lm.deferred import Answers, Deferred, deferrable
 from metatuner.lm.splitting import tokenizer_file, warn_if_replaced
+from metatuner.lm.weights import check_loaded, has_plain_head
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -62,12 +64,16 @@ class Traffic:
     """True inside `generate`, which reports its forward passes to the listeners as a whole."""
 
 
+@deferrable("model", "plain_head")
 @dataclass(frozen=True, eq=False)
 class LM:
     """A causal language model with its tokenizer.
 
     To run a changed model (merged, or wrapped by PEFT) in the same way: `dataclasses.replace(lm, model=changed)`.
     Models made in this way (views, copies to train) inherit all other fields.
+
+    If a server answers for the model (`engine`), reading `model` loads the weights. From then on they answer, because
+    they may have been changed.
     """
 
     model: PreTrainedModel
@@ -84,8 +90,36 @@ class LM:
     """The text around the contents, per chat template and sequence of roles (see `chat_text`)."""
 
     @property
+    def _deferred(self) -> Deferred | None:
+        """What stands for the weights; None if they are here."""
+        held = vars(self)["model"]
+        return held if isinstance(held, Deferred) and not held.is_loaded else None
+
+    @property
+    def engine(self) -> Answers | None:
+        """The server that answers for this model; None if its weights are here."""
+        return None if self._deferred is None else self._deferred.engine
+
+    @property
+    def outline(self) -> PreTrainedModel:
+        """The model; if its weights are not here, its config and shapes alone."""
+        return self.model if self._deferred is None else cast(PreTrainedModel, self._deferred.outline)
+
+    def when_loaded(self, act: Callable[[], Any]) -> None:
+        """Call `act` when the weights are here: now, or after something has needed them."""
+        act() if self._deferred is None else self._deferred.waiting.append(act)
+
+    def within(self, batch_tokens: int) -> "LM":
+        """The same model with another bound on the tokens of a batch."""
+        found = copy.copy(self)
+        vars(found)["batch_tokens"] = batch_tokens
+        return found
+
+    @property
     def device(self) -> torch.device:
         """The device that input ids must be on."""
+        if self._deferred is not None:
+            return _device(self.spec)
         return cast(nn.Embedding, self.model.get_input_embeddings()).weight.device
 
     @property
@@ -185,7 +219,7 @@ class LM:
 
     @cached_property
     def _eos_of_config(self) -> list[int]:
-        eos = self.model.generation_config.eos_token_id
+        eos = self.outline.generation_config.eos_token_id
         return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
     @cached_property
@@ -196,9 +230,10 @@ class LM:
     @cached_property
     def suppressed_ids(self) -> list[int]:
         """Tokens that are never generated: suppress_tokens, padding, begin of text, ids the tokenizer does not know."""
-        never = set(self.model.generation_config.suppress_tokens or ())
+        never = set(self.outline.generation_config.suppress_tokens or ())
         never.update(token for token in (self.tokenizer.pad_token_id, self.tokenizer.bos_token_id) if token is not None)
-        never.update(range(len(self.tokenizer), self.head.weight.shape[0]))
+        rows = cast(nn.Linear, self.outline.get_output_embeddings()).weight.shape[0]
+        never.update(range(len(self.tokenizer), rows))
         return sorted(never - self.eos_ids)
 
     @cached_property
@@ -240,6 +275,31 @@ def load_lm(spec: ModelSpec, *, instead: str = FROM_ELSEWHERE) -> LM:
     superfluous, of other shapes, NaN or infinite, a vocabulary larger than the embedding, a chat template that fails
     or drops the user's turn, an unknown dtype or device, and a window larger than the model's.
     """
+    device, where, config, tokenizer = open_model(spec, instead)
+    model, loading = attempt(
+        spec,
+        "safetensors weights",
+        lambda: AutoModelForCausalLM.from_pretrained(
+            config=config, dtype=DTYPES[spec.dtype], use_safetensors=True, output_loading_info=True, **where
+        ),
+        instead,
+    )
+    check_loaded(spec.path, spec.dtype, model, loading)
+    window = check_sizes(spec, model, config, tokenizer)
+    model.to(device).eval()
+    plain_head = attempt(spec, "its logits", lambda: has_plain_head(model))
+    lm = LM(model, tokenizer, window, spec, plain_head)
+    check_turns(lm)
+    return lm
+
+
+def open_model(
+    spec: ModelSpec, instead: str = FROM_ELSEWHERE
+) -> tuple[torch.device, dict[str, Any], Any, PreTrainedTokenizerBase]:
+    """What is known about a model without its weights.
+
+    Returns the device, the arguments of `from_pretrained` that say where the model comes from, config and tokenizer.
+    """
     if spec.dtype not in DTYPES:
         raise UserError(f"model {spec.path}: unknown dtype {spec.dtype!r}; known: {', '.join(DTYPES)}")
     device = _device(spec)
@@ -249,22 +309,21 @@ def load_lm(spec: ModelSpec, *, instead: str = FROM_ELSEWHERE) -> LM:
         _check_folder(folder)
     elif folder.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") > 1:
         raise UserError(f"model {spec.path}: no such folder; make it, or name a Hub id (owner/name)")
-    source = str(folder) if local else spec.path
-    where: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": False, "local_files_only": local}
+    where: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(folder) if local else spec.path,
+        "revision": spec.revision,
+        "trust_remote_code": False,
+        "local_files_only": local,
+    }
+    config = attempt(spec, "config.json", lambda: AutoConfig.from_pretrained(**where), instead)
+    tokenizer = attempt(spec, "the tokenizer", lambda: AutoTokenizer.from_pretrained(**where), instead)
+    warn_if_replaced(tokenizer, tokenizer_file(where["pretrained_model_name_or_path"], spec.revision), spec.path)
+    return device, where, config, tokenizer
 
-    config = _attempt(spec, "config.json", lambda: AutoConfig.from_pretrained(source, **where), instead)
-    tokenizer = _attempt(spec, "the tokenizer", lambda: AutoTokenizer.from_pretrained(source, **where), instead)
-    warn_if_replaced(tokenizer, tokenizer_file(source, spec.revision), spec.path)
-    model, loading = _attempt(
-        spec,
-        "safetensors weights",
-        lambda: AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=DTYPES[spec.dtype], use_safetensors=True, output_loading_info=True, **where
-        ),
-        instead,
-    )
-    _check_weights(spec, model, loading)
-    rows = model.get_input_embeddings().num_embeddings
+
+def check_sizes(spec: ModelSpec, model: PreTrainedModel, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The window; `UserError` if it, the vocabulary or the chat template does not go with the model."""
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise UserError(
             f"model {spec.path}: the tokenizer knows {len(tokenizer)} tokens, the embedding has {rows} rows; "
@@ -272,12 +331,7 @@ def load_lm(spec: ModelSpec, *, instead: str = FROM_ELSEWHERE) -> LM:
         )
     if spec.chat and tokenizer.chat_template is None:
         raise UserError(f"model {spec.path}: chat is set, but its tokenizer has no chat template; unset chat")
-    model.to(device).eval()
-    window = _window(spec, config, tokenizer)
-    plain_head = _attempt(spec, "its logits", lambda: _has_plain_head(model))
-    lm = LM(model, tokenizer, window, spec, plain_head)
-    _check_turns(lm)
-    return lm
+    return _window(spec, config, tokenizer)
 
 
 def _device(spec: ModelSpec) -> torch.device:
@@ -306,27 +360,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"model {folder}: no tokenizer ({TOKENIZER_FILES[0]} or alike); save the tokenizer there too")
 
 
-def _check_weights(spec: ModelSpec, model: PreTrainedModel, loading: dict[str, Any]) -> None:
-    """`UserError` if the weights are not those of the config, or hold NaN or infinite values."""
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise UserError(f"model {spec.path}: its weights lack {len(missing)} tensors ({missing[0]}); save it again")
-    # Old folders hold rotary frequencies, which are constants.
-    extra = sorted(name for name in loading["unexpected_keys"] if not name.endswith("rotary_emb.inv_freq"))
-    if extra:
-        raise UserError(
-            f"model {spec.path}: its weights hold {len(extra)} tensors that its config.json has no place for "
-            f"({extra[0]}); restore the config.json that belongs to them, or save the model again"
-        )
-    bad = next((name for name, parameter in model.named_parameters() if not is_finite(parameter)), None)
-    if bad is not None:
-        raise UserError(
-            f"model {spec.path}: {bad} holds NaN or infinite values as {spec.dtype}; restore the weights, or use a "
-            "wider dtype"
-        )
-
-
-def _check_turns(lm: LM) -> None:
+def check_turns(lm: LM) -> None:
     """`UserError` if the chat template fails or drops the user's turn, or if nothing ends a completion."""
     remedy = "restore chat_template.jinja (or chat_template in tokenizer_config.json), or set chat to false"
     if lm.is_chat:
@@ -344,7 +378,7 @@ def _check_turns(lm: LM) -> None:
     _ = lm.end_of_turn
 
 
-def _attempt(spec: ModelSpec, what: str, load: Callable[[], Any], instead: str = FROM_ELSEWHERE) -> Any:
+def attempt(spec: ModelSpec, what: str, load: Callable[[], Any], instead: str = FROM_ELSEWHERE) -> Any:
     """Run one loader; an error of the library, often many lines, becomes one line."""
     try:
         return load()
@@ -359,17 +393,6 @@ def _attempt(spec: ModelSpec, what: str, load: Callable[[], Any], instead: str =
             f"model {spec.path}: {what} cannot be fetched from the Hub: {reason} Check the name and the network, or "
             f"{instead}"
         ) from error
-
-
-@torch.no_grad()
-def _has_plain_head(model: PreTrainedModel) -> bool:
-    """Tries a few tokens (the embedding of id 0 may be all zeros): no config key says it for all architectures."""
-    ids = torch.arange(min(8, model.config.get_text_config(decoder=True).vocab_size), device=model.device)[None]
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    logits = model(input_ids=ids, use_cache=False).logits
-    if not is_finite(logits.amax(-1)):
-        raise ValueError("NaN or infinite logits")
-    return torch.equal(logits, model.get_output_embeddings()(hidden))
 
 
 def _window(spec: ModelSpec, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:

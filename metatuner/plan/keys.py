@@ -122,16 +122,18 @@ class Keys:
         It depends on a nano model's recipe, constants and given weights, a folder's content, or a Hub id and revision.
         """
         model = self.model_config(role)
-        used = model.model_dump(mode="json", exclude={"device", "fetched"})
+        used = model.model_dump(mode="json", exclude={"device", "engine", "fetched"})
+        if model.engine is not None:
+            used["engine"] = model.engine.identity
         recipe = self._nano_role(role)
         if recipe is not None:
             return hash_value([used, nano.model_identity(recipe, self.world), self.config.nano.trained])
         if is_local(model):
             remedy = self.how_to_fetch(role)
             if remedy is None:
-                return hash_value([used, folder_hash(self.model_path(role), self._model_place(role))])
+                return hash_value([used, folder_hash(self.model_path(role), f"{self.model_place(role)}.path")])
             used["path"] = ""  # the same files in another cache are the same model
-            return hash_value([used, folder_hash(self.model_path(role), self._model_place(role), remedy)])
+            return hash_value([used, folder_hash(self.model_path(role), f"{self.model_place(role)}.path", remedy)])
         return hash_value(used)
 
     @cache
@@ -140,15 +142,16 @@ class Keys:
         recipe = self._nano_role(role)
         return hash_value([self.model_identity(role), None if recipe is None else self.nano_key(recipe)])
 
-    def _model_place(self, role: str) -> str:
-        return "models.actor.path" if role == "actor" else f"models.generators.{role}.path"
+    def model_place(self, role: str) -> str:
+        """The config key of a role's model."""
+        return "models.actor" if role == "actor" else f"models.generators.{role}"
 
     def model_path(self, role: str) -> Path:
         """The folder of a nano or local model."""
         recipe = self._nano_role(role)
         if recipe is not None:
             return self.layout.model(recipe, self.nano_key(recipe))
-        return expand_path(self.model_config(role).path, self._model_place(role))
+        return expand_path(self.model_config(role).path, f"{self.model_place(role)}.path")
 
     def how_to_fetch(self, role: str) -> str | None:
         """What to do where a model is not at hand; None if `metatuner fetch-model` does not know it."""
@@ -164,7 +167,7 @@ class Keys:
                 continue
             found[role] = {"hub": model.hub, "revision": model.revision, "weights": "the Hub's"}
             if is_local(model):
-                digests = _digests(self.model_path(role), self._model_place(role))
+                digests = _digests(self.model_path(role), f"{self.model_place(role)}.path")
                 found[role] |= {
                     "weights": known(model.fetched).weights,
                     "sha256": digests.get(WEIGHTS, {}).get("sha256"),

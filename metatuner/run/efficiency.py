@@ -94,11 +94,17 @@ def measure(shop: Workshop, cells: Sequence[Cell], steps: Steps) -> list[dict[st
     - `overhead`: writing and answering time over the time of the plain actor's answers under p~.
     - `write_bytes`: the peak memory that writing for all queries allocates, in addition to the models.
 
-    A policy that cannot be timed has no line, and the log says why.
+    A policy that cannot be timed has no line, and the log says why. With a server as engine none can: its times depend
+    on the network and on what else the server does.
     """
     lines = []
     countdown = progress.Countdown(len(cells), "policies timed")
     for cell in cells:
+        if served := [role for role in ("actor", cell.fit.generator) if role in shop.models.engines]:
+            key = f"{shop.plan.keys.model_place(served[0])}.engine"
+            progress.say(f"{cell.fit.method} on {cell.benchmark} is not timed: {key} names a server")
+            countdown.step()
+            continue
         rows = read_rows(shop.layout.data(cell.benchmark) / "tune.jsonl")[:QUERIES]
         if not rows:
             raise UserError(f"benchmarks.{cell.benchmark}.sizes.tune: no tune rows to time policies on; set it above 0")

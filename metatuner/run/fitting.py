@@ -105,6 +105,9 @@ def build_lab(task: FitTask, models: ModelPool, *, share: bool, workdir: Path, l
         log_line=log_line,
         proposer=task.proposer,
     )
+    for role, lm in (("actor", actor), ("generator", generator)):
+        if lm is not None and lm.engine is not None:
+            lab.log(event="engine", role=role, **lm.engine.described)
     if lab.proposer is not None:
         lab.log(event="proposer", model=lab.proposer.model, server=lab.proposer.base_url, note=NOTE)
     return lab

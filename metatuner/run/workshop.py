@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +24,10 @@ from metatuner.harness.query import Response, to_query
 from metatuner.harness.rows import Row
 from metatuner.integrity import DIGESTS, altered, check_folder, check_weights, write_digests
 from metatuner.lm import ModelSpec
+from metatuner.lm.engine import Engine
 from metatuner.metering import measured
 from metatuner.plan import Cell, Fit, Plan
-from metatuner.plan.keys import is_local
+from metatuner.plan.keys import Keys, is_local
 from metatuner.run import guard
 from metatuner.run.data import SPLITS, check_splits, configured
 from metatuner.run.fitting import FitTask, Outcome, failure, run_fit
@@ -57,13 +58,14 @@ class Workshop:
         self.benchmarks = {name: configured(config, name) for name in config.benchmarks}
         roles = ("actor", *config.models.generators)
         instead = {role: how for role in roles if (how := self.plan.keys.how_to_fetch(role)) is not None}
-        self.models = ModelPool({role: self._spec(role) for role in roles}, instead)
+        specs = {role: self._spec(role) for role in roles}
+        self.models = ModelPool(specs, _engines(self.plan.keys, roles), instead)
 
     def _spec(self, role: str) -> ModelSpec:
         model = self.plan.keys.model_config(role)
         local = model.path.startswith("nano:") or is_local(model)
         path = str(self.plan.keys.model_path(role)) if local else model.path
-        return ModelSpec(**{**model.model_dump(exclude={"fetched"}), "path": path})
+        return ModelSpec(**{**model.model_dump(exclude={"engine", "fetched"}), "path": path})
 
     def check_splits(self, names: Iterable[str], splits: Sequence[str] = SPLITS) -> None:
         """UserError unless these split files are those drawn for this config."""
@@ -151,6 +153,7 @@ class Workshop:
             # With these a saved policy is used without its config.
             "models": {role: _without_device(self._spec(name)) for role, name in roles.items()},
             "benchmarks": {name: asked(each) for name, each in benchmarks.items()},
+            **_served(self.plan.keys, roles),
         }
         if fit.rows is not None:
             identity["rows"] = fit.rows
@@ -295,6 +298,22 @@ class Workshop:
             return failure(cell.key, error, self.failures(cell.key))
         self.failures(cell.key).unlink(missing_ok=True)
         return Outcome(cell.key, "ok")
+
+
+def _engines(keys: Keys, roles: Iterable[str]) -> dict[str, Engine]:
+    """The servers that answer for models, by role."""
+    configured = {role: keys.model_config(role).engine for role in roles}
+    return {
+        role: Engine(**engine.model_dump(), place=f"{keys.model_place(role)}.engine")
+        for role, engine in configured.items()
+        if engine is not None
+    }
+
+
+def _served(keys: Keys, roles: Mapping[str, str]) -> dict[str, Any]:
+    """What fit.json says about engines, if there are any."""
+    engines = {role: engine.identity for role, name in roles.items() if (engine := keys.model_config(name).engine)}
+    return {"engines": engines} if engines else {}
 
 
 def _without_device(spec: ModelSpec) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,6 +37,7 @@ from tests.baselines.test_dspy import scripted as scripted_for_dspy
 from tests.baselines.test_opro import GOOD, WORDS, scripted
 from tests.toys.baselines import sums, tiny_lm, toy_lab
 from tests.toys.plan import plan
+from tests.toys.serving import Server as ToyServer
 
 KEY = "sk-secret-4711"
 VARIABLE = "TOY_PROPOSER_KEY"
@@ -53,39 +53,8 @@ def completion(text: Any, **changes: Any) -> dict[str, Any]:
     return reply | changes
 
 
-class Server:
-    """A small server; `answer` gives status, body and headers of the n-th request."""
-
-    def __init__(self, answer: Callable[[int, dict[str, Any]], tuple[int, Any, dict[str, str]]]) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.paths: list[str] = []
-        self.keys: list[str | None] = []
-        self.headers: list[str] = []
-        lock, outer = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.requests.append(body)
-                    outer.paths.append(self.path)
-                    outer.keys.append(self.headers.get("Authorization"))
-                    outer.headers.append(str(self.headers))
-                    status, reply, headers = answer(len(outer.requests) - 1, body)
-                told = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(told)))
-                self.end_headers()
-                self.wfile.write(told)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+class Server(ToyServer):
+    """A server that proposes."""
 
     def proposer(self, **changes: Any) -> ProposerServer:
         return replace(ProposerServer("toy-8b", self.url), **changes)
@@ -104,8 +73,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
 
     yield start
     for each in started:
-        each.http.shutdown()
-        each.http.server_close()
+        each.stop()
 
 
 def improver(number: int, body: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
@@ -323,8 +291,7 @@ def test_silence_and_absence_are_told_apart(serve: Callable[..., Server]) -> Non
         server.proposer(timeout=0.1, retries=0).chat(MESSAGES, temperature=1.0, max_tokens=9, seed=0)
     release.set()
     gone = serve((200, b"", {}))
-    gone.http.shutdown()
-    gone.http.server_close()
+    gone.stop()
     with pytest.raises(UserError, match=r"proposer\.base_url.*no answer from .*refused.*asked up to 3 times; start"):
         gone.proposer().chat(MESSAGES, temperature=1.0, max_tokens=9, seed=0)
 

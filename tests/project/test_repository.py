@@ -195,11 +195,14 @@ def test_documented_commands_exist(page: Path) -> None:
 
 def test_documented_preset_resolves() -> None:
     page = (ROOT / "docs" / "adding_a_model.md").read_text(encoding="utf-8")
-    block, fetched, proposer = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL))
+    block, fetched, engine, proposer = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL))
     config = load_config(block.pop("extends"), block)
     assert config.models.actor.path == block["models"]["actor"]["path"]
     config = load_config("paper", fetched)
     assert config.models.actor.hub == fetched["models"]["actor"]["path"]
+    served = load_config("paper", engine).models.actor
+    assert served.engine is not None
+    assert served.engine.model == served.path
     config = load_config("paper", proposer)
     assert config.models.proposer is not None
     assert config.models.proposer.model == proposer["models"]["proposer"]["model"]
