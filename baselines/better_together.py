@@ -75,7 +75,7 @@ class BetterTogether(Method):
         searched = (s.candidates + 3) * rows.judging + s.candidates * max(AHEAD, s.shots / shares.right)
         answers = steps.count("p") * searched + steps.count("w") * (rows.train + rows.judging)
         counted = Sequences(answers=answers, actor_trained=s.epochs * shares.right * rows.train)
-        return Loop(counted, shots=s.shots, own_answers=True, actor_rank=s.rank)
+        return Loop(counted, shots=s.shots, own_answers=True, actor_rank=s.rank, batch=s.batch_size)
 
     def fit(self, lab: Lab) -> StaticPolicy:
         """Run the strategy on `lab.train`.

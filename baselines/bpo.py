@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from metatuner import progress
 from metatuner.harness.ground import Ground
 from metatuner.harness.lab import Lab
 from metatuner.harness.loop import Loop, Rows, Sequences, Shares
@@ -82,7 +83,7 @@ class BPO(Method):
         s: Settings = self.settings
         rollouts, trained = s.rollouts * rows.train, s.epochs * shares.mixed * rows.train
         counted = Sequences(answers=rollouts, rewrites=rollouts, generator_trained=trained)
-        return Loop(counted, writes_prompts=True, generator=s.trainable, generator_rank=s.rank)
+        return Loop(counted, writes_prompts=True, generator=s.trainable, generator_rank=s.rank, batch=s.batch_size)
 
     def fit(self, lab: Lab) -> "RewriterPolicy":
         """Find pairs on `lab.train` and train on them; if there are none, the generator stays as it is."""
@@ -121,7 +122,7 @@ class BPO(Method):
         samples, draws = lab.random("rollouts"), lab.random("ties")
         pairs: list[tuple[Row, str]] = []
         rewards: list[float] = []
-        for start in range(0, len(lab.train), CHUNK):
+        for start in progress.each(range(0, len(lab.train), CHUNK), "chunks of rollouts"):
             rows = [row for row in lab.train[start : start + CHUNK] for _ in range(settings.rollouts)]
             calls = len(rows)
             if not affordable(lab, answers=calls, proposals=calls, proposal_tokens=settings.prompt_tokens):

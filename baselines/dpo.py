@@ -54,7 +54,7 @@ class DPO(Method):
         s: Settings = self.settings
         pairs = shares.mixed * rows.train * min(s.pairs, s.rollouts // 2)
         counted = Sequences(answers=s.rollouts * rows.train, answers_read=2 * pairs, actor_trained=2 * s.epochs * pairs)
-        return Loop(counted, own_answers=True, keeps_required=True)
+        return Loop(counted, own_answers=True, keeps_required=True, batch=2 * s.batch_size)
 
     def fit(self, lab: Lab) -> StaticPolicy:
         """Sample answers to `lab.train` and train on pairs of them.

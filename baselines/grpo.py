@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from metatuner import progress
 from metatuner.harness.lab import Lab
 from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Method, NotNegative, Positive
@@ -69,9 +70,9 @@ class GRPO(Method):
     def loop(self, rows: Rows, shares: Shares) -> Loop:
         s: Settings = self.settings
         answers = s.steps * min(s.queries, rows.train) * s.group
-        used = shares.mixed * answers
+        used, batch = shares.mixed * answers, min(s.queries, rows.train) * s.group
         counted = Sequences(answers=answers, answers_read=2 * used, actor_trained=s.updates * used)
-        return Loop(counted, own_answers=True, keeps_required=True)
+        return Loop(counted, own_answers=True, keeps_required=True, batch=min(s.chunk or batch, batch))
 
     def fit(self, lab: Lab) -> StaticPolicy:
         """Sample and update in turns."""
@@ -97,7 +98,7 @@ class GRPO(Method):
         rates = [{"params": list(weights.values()), "lr": settings.learning_rate}]
         steps = settings.steps * settings.updates
         updates = Updates(rates, steps=steps, gradient_clip=settings.gradient_clip, what="grpo")
-        for step in range(1, settings.steps + 1):
+        for step in progress.each(range(1, settings.steps + 1), "steps"):
             drawn = random.sample(list(lab.train), min(settings.queries, len(lab.train)))
             group = settings.group
             if not covers(lab, policy, drawn, answers=group, scored=2 * group, trained=group * settings.updates):

@@ -1,5 +1,6 @@
 """MetaTuner as methods of the shared harness: MetaTuner-J, MetaTuner-I, and the warm-up that both build on."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -55,6 +56,7 @@ class MetaTunerWarmUp(Method):
             actor_rank=s.actor_rank,
             generator=s.trainable,
             generator_rank=s.generator_rank,
+            batch=math.ceil(s.batch_size / s.accumulation),
             merged_actor=True,
         )
 
@@ -119,6 +121,7 @@ class MetaTunerJ(Method):
             writes_prompts=s.prompt_branch,
             more_weights=partial(parameter_weights, s),
             keeps_required=True,
+            batch=math.ceil(s.batch_size / s.accumulation),
             merged_actor=True,
         )
 

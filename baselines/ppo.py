@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from metatuner import progress
 from metatuner.harness.lab import Lab
 from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Method, NotNegative, Positive, Share
@@ -87,7 +88,7 @@ class PPO(Method):
         s: Settings = self.settings
         answers = s.steps * min(s.batch, rows.train)
         counted = Sequences(answers=answers, answers_read=2 * answers, actor_trained=s.epochs * answers)
-        return Loop(counted, own_answers=True, keeps_required=True)
+        return Loop(counted, own_answers=True, keeps_required=True, batch=min(s.chunk or s.batch, s.minibatch))
 
     def fit(self, lab: Lab) -> StaticPolicy:
         """Sample a batch, learn from it, and repeat."""
@@ -125,7 +126,7 @@ class PPO(Method):
             what="ppo",
         )
         controller = KLController(settings.kl_coefficient, settings.kl_target, settings.kl_horizon)
-        for step in range(1, settings.steps + 1):
+        for step in progress.each(range(1, settings.steps + 1), "steps"):
             rows = random.sample(list(lab.train), size)
             if not covers(lab, policy, rows, answers=1, scored=2, trained=settings.epochs):
                 lab.log(event="budget", steps=step - 1)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from metatuner import progress
 from metatuner.errors import UserError
 from metatuner.harness.lab import Lab
 from metatuner.harness.loop import Loop, Rows, Sequences, Shares
@@ -106,7 +107,7 @@ class RLPrompt(Method):
         judges = lab.dev or lab.train
         judged: dict[str, float] = {}
         sampled: dict[str, float] = {}  # since the last evaluation
-        for step in range(1, settings.steps + 1):
+        for step in progress.each(range(1, settings.steps + 1), "steps"):
             # The remaining budget must also cover the evaluation that follows.
             answers, proposals = settings.samples * size + 2 * len(judges), settings.samples + 1
             if not affordable(lab, answers=answers, proposals=proposals, proposal_tokens=settings.prompt_tokens):

@@ -56,7 +56,7 @@ class SFT(Method):
 
     def loop(self, rows: Rows, shares: Shares) -> Loop:
         s: Settings = self.settings
-        return Loop(Sequences(actor_trained=s.epochs * rows.train), actor_rank=s.rank)
+        return Loop(Sequences(actor_trained=s.epochs * rows.train), actor_rank=s.rank, batch=s.batch_size)
 
     def fit(self, lab: Lab) -> StaticPolicy:
         """Train on `lab.train`; rows that do not fit the actor's window are left out and counted in the log."""

@@ -3,8 +3,12 @@
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
+
+T = TypeVar("T")
 
 _terminal: TextIO = sys.stderr
 _label = ""
@@ -35,6 +39,12 @@ def say(text: str) -> None:
         print(f"[{_label}] {text}", file=_terminal, flush=True)
 
 
+def left(start: float, last: float, done: int, total: int) -> str:
+    """How long the rest of a loop takes, if it goes on as between `start` and `last`, when the last item was done."""
+    seconds = max(0.0, (last - start) / done * (total - done) - (time.monotonic() - last))
+    return f"about {seconds:.0f} s left" if seconds < 600 else f"about {seconds / 60:.0f} min left"
+
+
 class Countdown:
     """Reports a loop's progress and approximate remaining time, at most once per `every` seconds."""
 
@@ -49,5 +59,86 @@ class Countdown:
         now = time.monotonic()
         if now - self._said >= self.every and self.done < self.total:
             self._said = now
-            left = (now - self._start) / self.done * (self.total - self.done)
-            say(f"{self.done}/{self.total} {self.what}, about {left:.0f} s left")
+            say(f"{self.done}/{self.total} {self.what}, {left(self._start, now, self.done, self.total)}")
+
+
+# ---- inside a fit or an evaluation ---------------------------------------------------------------------------------
+
+EVERY = 30.0
+"""Seconds between two lines about one fit or evaluation, at least. A shorter one has no line."""
+
+
+class _Work:
+    """A fit or an evaluation, with the loops that it is in, outermost first."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.said = name, time.monotonic()
+        self.loops: list[_Loop] = []
+        self.done: dict[str, int] = {}
+        """How much of each kind was done, in all its loops."""
+
+    def report(self, what: str) -> None:
+        """Say where it stands, unless it did less than `EVERY` seconds ago."""
+        now = time.monotonic()
+        if now - self.said < EVERY:
+            return
+        self.said = now
+        going = [loop.text() for loop in self.loops if loop.done < loop.total]
+        say(f"{self.name}: {'; '.join(going) if going else f'{self.done[what]} {what} so far'}")
+
+
+class _Loop:
+    def __init__(self, total: int, what: str) -> None:
+        self.total, self.what, self.done = total, what, 0
+        self.start = self.last = time.monotonic()
+
+    def text(self) -> str:
+        rest = f", {left(self.start, self.last, self.done, self.total)}" if self.done else ""
+        return f"{self.done}/{self.total} {self.what}{rest}"
+
+
+_work: _Work | None = None
+
+
+@contextmanager
+def at_work(name: str) -> Iterator[None]:
+    """While this context lasts, the loops in it (`loop`, `each`) report what is done of `name`, and about how long
+    the rest takes."""
+    global _work
+    before, _work = _work, _Work(name)
+    try:
+        yield
+    finally:
+        _work = before
+
+
+@contextmanager
+def loop(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A loop over `total` items (`what`, in the plural); call what it gives with the number of items just done.
+
+    Outside of `at_work` it reports nothing.
+    """
+    work, here = _work, _Loop(total, what)
+
+    def step(count: int) -> None:
+        here.done += count
+        here.last = time.monotonic()
+        if work is not None:
+            work.done[what] = work.done.get(what, 0) + count
+            work.report(what)
+
+    if work is not None:
+        work.loops.append(here)
+    try:
+        yield step
+    finally:
+        if work is not None:
+            work.loops.remove(here)
+
+
+def each(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items one by one; they are a `loop`."""
+    with loop(len(items), what) as step:
+        for item in items:
+            yield item
+            step(1)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from baselines.shared.budget import covers_step
 from baselines.shared.policy_gradient import Updates, adapter_weights, recomputed
+from metatuner import progress
 from metatuner.harness.lab import Lab
 from metatuner.lm import LM, completion_loss, grouped_adapter
 
@@ -43,7 +44,8 @@ def train(lab: Lab, lm: LM, turns: Sequence[Turn], settings: Settings) -> None:
         for epoch in range(1, settings.epochs + 1):
             losses = []
             shuffled = order.sample(list(turns), len(turns))
-            for batch in (shuffled[first : first + size] for first in range(0, len(turns), size)):
+            for first in progress.each(range(0, len(turns), size), f"steps of epoch {epoch}"):
+                batch = shuffled[first : first + size]
                 if not covers_step(lab, "actor", batch):
                     lab.log(event="budget", steps=updates.taken)
                     return

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from baselines.shared.budget import covers_step
+from metatuner import progress
 from metatuner.errors import UserError
 from metatuner.harness.lab import Lab
 from metatuner.lm import LM, completion_loss
@@ -54,7 +55,8 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
     steps = epochs * math.ceil(len(pairs) / batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps, warmup))
-    for step, batch in enumerate(_batches(pairs, epochs, batch_size, seed), start=1):
+    batches = list(_batches(pairs, epochs, batch_size, seed))
+    for step, batch in enumerate(progress.each(batches, "steps"), start=1):
         if not covers_step(lab, "generator", batch):
             lab.log(event="budget", steps=step - 1)
             break

@@ -14,6 +14,7 @@ from dspy.teleprompt import Teleprompter
 
 from baselines.shared.dspy_bridge import ActorProgram, VerbatimAdapter, user_errors
 from baselines.shared.opro_teleprompter import _in_brackets
+from metatuner import progress
 from metatuner.harness.lab import Lab
 from metatuner.harness.query import to_query
 
@@ -184,7 +185,7 @@ class CFPO(Teleprompter):
         seen = {candidate.text for candidate in starts}
         tried = [self._score(student, candidate, rows) for candidate in starts]
         self._report("start", tried)
-        for number in range(1, self.rounds + 1):
+        for number in progress.each(range(1, self.rounds + 1), "rounds"):
             parents = _best(tried, self.beam)
             content = number % 2 == 1
             children, edits = (len(parents) * count for count in self._growth(number))

@@ -12,6 +12,7 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from baselines.shared.dspy_bridge import ActorProgram, VerbatimAdapter, user_errors
+from metatuner import progress
 from metatuner.harness.lab import Lab
 from metatuner.harness.query import to_query
 
@@ -93,7 +94,7 @@ class OPRO(Teleprompter):
         tried: list[Scored] = []
         self._try(student, [student.instruction, *self.starts], scored_on, tried)
         self.report(event="start", tried=len(tried), best=round(_best(tried).score, 5))
-        for step in range(1, self.steps + 1):
+        for step in progress.each(range(1, self.steps + 1), "steps"):
             answers = self.samples * len(scored_on) + self.finalists * len(valset)
             if not self.affordable(answers, self.samples):
                 self.report(event="budget", steps=step - 1)

@@ -238,9 +238,9 @@ def _nano_world(config: Config, experiment: str) -> str:
 
 
 def _measured_on(config: Config, experiment: str, generator: str | None) -> tuple[str, str, str]:
-    """Paths of actor and generator, and a description of the rows."""
+    """Names of actor and generator, and a description of the rows."""
     design = config.experiments[experiment]
     sources = sorted({config.benchmarks[name].source for name in design.benchmarks})
     rows = " and ".join(ROWS[source] for source in sources)
-    models = config.models
-    return models.actor.title, models.generators[generator or design.generators[0]].title, rows
+    role = generator or design.generators[0]
+    return config.models.actor.title("actor"), config.models.generators[role].title(role), rows

@@ -54,6 +54,19 @@ def check_data(config: "Config", arguments: argparse.Namespace) -> None:
         print(line)
 
 
+@command("what of this machine a run would use, and whether a preset's models, rows and largest job are there and fit")
+def doctor(config: "Config", arguments: argparse.Namespace) -> int:
+    from metatuner.run.doctor import examine
+
+    missing = 0
+    for finding in examine(config):
+        print(f"{finding.status:<8} {finding.text}", flush=True)
+        missing += finding.status == "missing"
+    if missing:
+        print(f"{missing} missing: a run of preset {config.preset} cannot end here")
+    return int(missing > 0)
+
+
 @command(
     "predict what a preset will cost, from a finished run's meter or, on other models, from counts",
     option("--from", type=Path, default=Path("results/nano"), dest="metered", help="results folder of a finished run"),

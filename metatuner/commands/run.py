@@ -143,8 +143,11 @@ def winners(config: "Config", arguments: argparse.Namespace) -> int:
 
 @command("time what the main experiment's policies cost per query", supervised=True)
 def efficiency(config: "Config", arguments: argparse.Namespace) -> None:
+    from metatuner.errors import UserError
     from metatuner.run.efficiency import measure, write
 
+    if not config.timed_rows:
+        raise UserError("config key 'timed_rows' is 0, so no policy is timed; set the number of rows to time them on")
     shop = workshop(config, arguments)
     there = [cell for cell in shop.plan.grid.timed_cells if shop.plan.packs.has_cell(cell.key)]
     cells = [cell for cell in there if (shop.layout.fit(cell.fit.key) / "policy").is_dir()]

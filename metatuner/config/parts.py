@@ -1,5 +1,6 @@
 """The keys of a preset about models and rows, and the names that a preset gives."""
 
+import os
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -76,8 +77,8 @@ class ModelConfig(Part):
     """A language model: a local folder, a Hub id, or `nano:ROLE` (trained by a rule of the DAG)."""
 
     path: FilePath = Field(
-        description="a local folder, a Hub id, or nano:ROLE. The paper does not say base or Instruct; Instruct, as the "
-        "generator must follow a request to rewrite a prompt before it is trained"
+        description="a local folder ($VARIABLES and ~ expand), a Hub id, or nano:ROLE. The paper does not say base or "
+        "Instruct; Instruct, as the generator must follow a request to rewrite a prompt before it is trained"
     )
     revision: str | None = None
     fetched: str | None = Field(
@@ -107,12 +108,17 @@ class ModelConfig(Part):
         """The Hub id that a fetched model stands for; for any other model, its path."""
         return self.path if self.fetched is None else known(self.fetched).hub
 
-    @property
-    def title(self) -> str:
-        """What tables call the model; it says so if its weights are not the Hub's."""
-        if self.fetched is None or self.path == self.hub:
+    def title(self, role: str) -> str:
+        """The model in print: its Hub id, `nano:ROLE`, or the name of its folder; `role` if a $VARIABLE is not set.
+
+        It says so if its weights are not the Hub's.
+        """
+        if self.fetched is not None and self.path != self.hub:
+            return f"{self.hub} ({known(self.fetched).weights})"
+        if not self.path.startswith(("/", ".", "~", "$")):
             return self.path
-        return f"{self.hub} ({known(self.fetched).weights})"
+        folder = os.path.expanduser(os.path.expandvars(self.path))
+        return role if "$" in folder else os.path.basename(os.path.abspath(folder)) or role
 
     @model_validator(mode="after")
     def _asks_for_a_query(self) -> "ModelConfig":

@@ -231,3 +231,13 @@ def expand_path(text: str, key: str) -> Path:
         variable = expanded[expanded.index("$") :].split("/")[0]
         raise UserError(f"config key {key!r}: environment variable {variable} is not set; export it or write a folder")
     return Path(expanded)
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that a model's path names, with $VARIABLES and ~ expanded; None for a Hub id or a nano model."""
+    return expand_path(model, "models") if is_path(model) else None
+
+
+def is_path(model: str) -> bool:
+    """Whether a model is a path (it starts with a slash, a dot, ~ or $, or is a folder) rather than a Hub id."""
+    return model.startswith(("/", ".", "~", "$")) or Path(model).is_dir()

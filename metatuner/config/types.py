@@ -178,6 +178,12 @@ class Config(Part):
         description="first: when all cells are there, only policies that the main experiment uses stay on disk; "
         "others are fitted again if they are needed again",
     )
+    timed_rows: int = Field(
+        32,
+        ge=0,
+        description="tune rows of each benchmark that the main experiment's policies are timed on, six times each, for "
+        "Table 5 and claim 10; 0: they are not timed",
+    )
     nano: NanoConfig = NanoConfig()  # type: ignore[call-arg]
     models: ModelsConfig
     benchmarks: dict[BenchmarkId, BenchmarkConfig]

@@ -6,9 +6,10 @@ from pathlib import Path
 from metatuner.config import read_config
 from metatuner.cost.against import against, describe_check, read_costs
 from metatuner.cost.assumptions import Assumptions
+from metatuner.cost.jobs import jobs_of
 from metatuner.cost.metered import Work, forecast, read_metered
 from metatuner.cost.metered import describe as describe_metered
-from metatuner.cost.predicted import Line, Tokens, jobs_of
+from metatuner.cost.predicted import Line, Tokens
 from metatuner.cost.predicted import predict as predict_lines
 from metatuner.files import read_json
 from metatuner.plan import Plan
@@ -85,7 +86,7 @@ def describe(lines: Mapping[str, Line], assumed: Assumptions, downloads_gb: floa
     hungry, line = max(lines.items(), key=lambda each: each[1].memory_gb)
     short = f", more than one {gpu.name} has" if line.memory_gb > gpu.memory_gb else ""
     table += [
-        f"Assumed, not measured ({assumed.path}): lengths, weights, {gpu.name} at {gpu.flops / 1e12:.0f} TFLOP",
+        f"Assumed, not measured ({assumed.path}): lengths, weights, {gpu.name} at {gpu.flops / 1e12:.3g} TFLOP",
         f"per second. Reading reaches {gpu.reads:.0%} of that, writing {gpu.writes:.0%}, training {gpu.trains:.0%}. "
         f"{shares.right:.0%} of answers right, {shares.mixed:.0%} of rows with rollouts of different reward.",
         f"Memory: {line.memory_gb:.0f} GB for a fit of {hungry}, without activations{short}.",

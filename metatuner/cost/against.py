@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from metatuner.cost.assumptions import Lengths
+from metatuner.cost.jobs import Job
 from metatuner.cost.metered import AGAIN
-from metatuner.cost.predicted import Job, use_of
+from metatuner.cost.predicted import use_of
 from metatuner.files import NUMBER, read_json
 
 COUNTED = {"calls": "lm_calls", "read": "prompt_tokens", "written": "generated_tokens", "trained": "trained_tokens"}

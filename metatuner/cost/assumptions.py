@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from metatuner.config import read_yaml
+from metatuner.config import local_folder, read_yaml
+from metatuner.cost.shapes import shape_of
 from metatuner.errors import UserError, suggest
 from metatuner.harness.loop import Shape, Shares
 
@@ -89,10 +90,13 @@ class Assumptions:
             raise UserError(f"{path}: key {key!r}: {first['msg']}; give it the keys of {ASSUMED}") from None
 
     def shape(self, model: str) -> Shape:
-        """The shape of a model, by its path."""
-        if model not in self.models:
-            raise UserError(f"{self.path}: no shape of model {model!r} under `models`; {suggest(model, self.models)}")
-        return self.models[model]
+        """The shape of a model, by its path: from this file, or from the config.json of a local folder."""
+        if model in self.models:
+            return self.models[model]
+        folder = local_folder(model)
+        if folder is not None:
+            return shape_of(folder)
+        raise UserError(f"{self.path}: no shape of model {model!r} under `models`; {suggest(model, self.models)}")
 
     def split(self, benchmark: str) -> Split:
         """The published rows of a benchmark, for a preset that takes all rows."""

@@ -7,15 +7,13 @@ assumptions of `config/forecast.yaml`. FLOP are computed from tokens as in the m
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
 
 from metatuner.cost.assumptions import GPU, Assumptions, Lengths
-from metatuner.harness.loop import Counts, Loop, Rows, Sequences, Shape
+from metatuner.cost.jobs import Job, job_of
+from metatuner.cost.memory import cache_bytes, model_bytes, policy_bytes
+from metatuner.harness.loop import Counts, Loop, Sequences, Shape
 from metatuner.plan import Fit, Plan
 
-ADAPTER_BYTES, TRAINED_BYTES = 4, 16
-"""Bytes per trained weight: on disk, and in training with gradient and AdamW's moments."""
 RECORD_BYTES, TOKEN_BYTES = 250, 4.5
 """Bytes per line of predictions.jsonl without its texts, and bytes per token of a text."""
 
@@ -79,99 +77,10 @@ def hours(use: Tokens, shape: Shape, gpu: GPU, *, trained_weights: float = 0.0, 
     return sum(spent[kind] / (getattr(gpu, kind) * gpu.flops) for kind in spent) / 3600
 
 
-# ---- jobs ----------------------------------------------------------------------------------------------------------
+# ---- tokens of a job ------------------------------------------------------------------------------------------------
 
 LIMITED = {"lm_calls": "calls", "generated_tokens": "written", "trained_tokens": "trained"}
 """The limits of a budget, with the field of `Tokens` that each one limits."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A fit, a cell, or a trial of a search (a fit and its answers to the tune rows)."""
-
-    kind: str
-    """fit, cell or trial."""
-    method: str
-    settings: Any
-    """The method's typed settings."""
-    loop: Loop | None
-    """The loop of the fit, on the rows of all its benchmarks together; None: the method does not count it."""
-    benchmarks: tuple[str, ...]
-    """The benchmarks that a fit trains on, or the benchmark that a cell answers."""
-    generator: str
-    """Path of the generator's model; "" for a method that uses none."""
-    train: float
-    """Train rows per benchmark."""
-    asked: float = 0.0
-    """Number of test or tune rows to answer."""
-    key: str = ""
-    requires: tuple["Job", ...] = ()
-    """Fits that this job builds on; they are jobs of their own."""
-    limits: Mapping[str, float | None] = field(default_factory=dict)
-    """The limits of its budget; None, or missing: unlimited."""
-
-    @property
-    def parts(self) -> list[Loop]:
-        """The loops that trained weights of its policy: its own loop, and the loops of required fits that it keeps."""
-        own = self.loop or Loop()
-        return [own, *(part for needed in self.requires * own.keeps_required for part in needed.parts)]
-
-    @property
-    def full(self) -> bool:
-        """Whether all weights of the generator are trained."""
-        return any(part.generator == "full" for part in self.parts)
-
-    @property
-    def recomputed(self) -> bool:
-        """Whether activations are computed again in backward passes."""
-        names = ("gradient_checkpointing", "activation_checkpointing")
-        return any(getattr(each.settings, name, False) for each in (self, *self.requires) for name in names)
-
-
-def job_of(plan: Plan, assumed: Assumptions, fit: Fit) -> Job:
-    """A fit as a job, with the fits that it builds on."""
-    sizes = [plan.grid.fit_sizes(name, fit.rows) for name in fit.train]
-    train = sum(
-        assumed.split(name).train if rows is None else rows for name, (rows, _) in zip(fit.train, sizes, strict=True)
-    )
-    method = plan.registry[fit.method].cls(fit.settings)
-    rows = Rows(train, sum(dev for _, dev in sizes))
-    return Job(
-        "fit",
-        fit.method,
-        fit.settings,
-        method.loop(rows, assumed.shares),
-        fit.train,
-        plan.config.models.generators[fit.generator].hub if fit.generator else "",
-        train / len(sizes),
-        key=fit.key,
-        requires=tuple(job_of(plan, assumed, needed) for needed in fit.requires),
-        limits=plan.config.budgets[fit.budget].limits(fit.train),
-    )
-
-
-def jobs_of(plan: Plan, assumed: Assumptions) -> list[Job]:
-    """Every fit and cell of a preset, every trial of its searches, and the fits that these build on."""
-    config = plan.config
-
-    job = partial(job_of, plan, assumed)
-    found = {key: job(fit) for key, fit in plan.grid.fits.items()}
-    cells = []
-    for cell in plan.grid.cells.values():
-        test = config.benchmarks[cell.benchmark].sizes.test
-        asked = assumed.split(cell.benchmark).test if test is None else test
-        cells.append(replace(found[cell.fit.key], kind="cell", benchmarks=(cell.benchmark,), asked=asked, key=cell.key))
-    trials = []
-    for subject, benchmark in plan.searches.all:
-        drawn = plan.searches.trials(subject, benchmark)
-        tuning = config.tuning
-        again = min(tuning.finalists, len(drawn)) * len(tuning.more_seeds) if tuning.finalists > 1 else 0
-        for over in [*drawn, *[drawn[0]] * again]:  # finalists are not known before; they cost what the preset's do
-            tried = job(plan.searches.fit(subject, benchmark, over))
-            trials.append(replace(tried, kind="trial", asked=config.benchmarks[benchmark].sizes.tune, key=""))
-    built_on = {fit.key: fit for benchmark in config.benchmarks for fit in plan.searches.needs(benchmark)}
-    trials += [replace(job(fit), kind="trial", key="") for fit in built_on.values()]
-    return [*found.values(), *cells, *trials]
 
 
 def use_of(job: Job, at: Callable[[str], Lengths], *, window: float = float("inf")) -> Use:
@@ -279,7 +188,7 @@ def predict(
             at = assumed.lengths(job.benchmarks[0])
             line.disk += job.asked * (RECORD_BYTES + TOKEN_BYTES * (at.rewrite + at.answer))
         else:
-            line.memory_gb = max(line.memory_gb, memory(job, shapes, batch_tokens, dtype_bytes) / 1e9)
+            line.memory_gb = max(line.memory_gb, _memory(job, shapes, batch_tokens, dtype_bytes) / 1e9)
         if job.kind == "fit":
             line.disk += policy_bytes(job, shapes, dtype_bytes)
     return dict(lines)
@@ -297,38 +206,6 @@ def _spent(job: Job, actor: str, assumed: Assumptions, window: float) -> tuple[d
     return own, {**of(_with_needed(job)), "tflop": predicted_tflop(job, actor, assumed, window)}
 
 
-def policy_bytes(job: Job, shapes: Mapping[str, Shape], dtype_bytes: int) -> float:
-    """Bytes that a fit leaves on disk: its own trained weights, and trained weights that it keeps from other fits."""
-    actor, generator, total = shapes["actor"], shapes.get("generator"), 0.0
-    for part in job.parts:
-        total += ADAPTER_BYTES * actor.lora(part.actor_rank)
-        if generator is not None:
-            full = part.generator == "full"
-            total += dtype_bytes * generator.weights * full + ADAPTER_BYTES * generator.lora(
-                0 if full else part.generator_rank
-            )
-            total += ADAPTER_BYTES * part.more_weights(actor, generator) if part.more_weights else 0.0
-    return total
-
-
-def memory(job: Job, shapes: Mapping[str, Shape], batch_tokens: int, dtype_bytes: int) -> float:
-    """Bytes of memory that a fit needs, without its activations.
-
-    They hold the models and their copies, trained weights with gradient and AdamW's moments, and the cache of a
-    generation batch.
-    """
-    actor, generator = shapes["actor"], shapes.get("generator")
-    held = dtype_bytes * (actor.weights + (generator.weights if generator else 0.0))
-    trained, loop = 0.0, job.loop or Loop()
-    for part in job.parts if loop.sequences.train else ():
-        trained += TRAINED_BYTES * actor.lora(part.actor_rank)
-        if generator is not None:
-            # If the generator is trained in full, the original generator is held too.
-            full = part.generator == "full"
-            trained += (
-                4 * dtype_bytes * generator.weights if full else TRAINED_BYTES * generator.lora(part.generator_rank)
-            )
-            trained += TRAINED_BYTES * part.more_weights(actor, generator) if part.more_weights else 0.0
-    held += dtype_bytes * actor.body * loop.merged_actor
-    cache = max(2 * model.layers * model.keys for model in shapes.values()) * batch_tokens * dtype_bytes
-    return held + trained + cache
+def _memory(job: Job, shapes: Mapping[str, Shape], batch_tokens: int, dtype_bytes: int) -> float:
+    """Bytes of memory that a fit needs, without its activations."""
+    return model_bytes(job, shapes, dtype_bytes) + cache_bytes(shapes.values(), batch_tokens, dtype_bytes)

@@ -184,7 +184,12 @@ class Budget:
             self._dearest[role] = max(self._dearest.get(role, 0.0), flops / 1e12 / calls)
             count(flops, lm_calls=calls, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
 
-        pad = lm.filler
+        pad, ends = lm.filler, lm.filler in lm.eos_ids
+
+        def unpadded(ids: Any) -> int:
+            """Tokens of [rows, length] that no mask describes. If `pad` ends turns, only pads behind a row are none."""
+            real = ids != pad
+            return int((real.flip(1).cumsum(1) > 0).sum() if ends else real.sum())
 
         # A plain function, so that a deepcopy of a hooked model still reports to this meter.
         def forward(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -197,7 +202,7 @@ class Budget:
             if mask is not None and mask.dim() == 2:
                 tokens = int(mask[:, -length:].sum())
             else:
-                tokens = int((ids != pad).sum()) if ids is not None and pad is not None else rows * length
+                tokens = rows * length if ids is None else unpadded(ids)
             cache = kwargs.get("past_key_values")
             if torch.is_grad_enabled():
                 trained = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)

@@ -120,5 +120,7 @@ class Loop:
     """Number of weights trained in addition to LoRAs, from the shapes of actor and generator."""
     keeps_required: bool = False
     """Whether the policy keeps the weights that required fits trained. If this fit trains, it trains them further."""
+    batch: float = 0.0
+    """Sequences that pass a model at once with gradient: what a training step holds activations of."""
     merged_actor: bool = False
     """Whether the actor is held in memory twice, once with its LoRA merged."""

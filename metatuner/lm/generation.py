@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from metatuner import progress
 from metatuner.errors import UserError
 from metatuner.lm.deferred import Answers
 from metatuner.lm.grouped_lora import grouped_adapter
@@ -111,7 +112,7 @@ def generate(
         how = {"max_new_tokens": max_new_tokens, "stops": stops, "temperature": temperature, "top_p": top_p}
         return _served(lm, lm.engine, end, prompts, batches, seeds=list(seeds), **how)
     done: dict[int, list[int]] = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), progress.loop(len(prompts), "texts") as count:
         for batch in batches:
             pick: _Greedy | _Sample = _Greedy()
             if temperature > 0:
@@ -125,6 +126,7 @@ def generate(
             for listener in lm.traffic.listeners:
                 listener(sum(len(prompts[i]) for i in batch), sum(map(len, decoded)), len(batch))
             done.update(zip(batch, decoded, strict=True))
+            count(len(batch))
     return [end.completion(done[index], len(prompt), max_new_tokens) for index, prompt in enumerate(prompts)]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint
 
+from metatuner import progress
 from metatuner.errors import UserError
 from metatuner.hashing import hash_value
 from metatuner.lm import PerQueryLoRA, grouped_adapter
@@ -142,7 +143,7 @@ def optimise(
         start = _resume(phase, optimizer, saved)
         if start:
             log(event="resumed", phase=name, step=start)
-    for step in range(start, phase.steps):
+    for step in progress.each(range(start, phase.steps), f"steps ({name})"):
         if not covered():
             log(event="budget", phase=name, steps=step, of=phase.steps)
             break

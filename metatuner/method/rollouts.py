@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from metatuner import progress
 from metatuner.lm import LM
 from metatuner.method.config import WarmUpConfig
 from metatuner.method.data import Example, Rewrite, draw_seeds
@@ -51,7 +52,7 @@ def collect_rewrites(
     draw_seed, *sample_seeds = draw_seeds(seed, 1 + config.rollouts)
     samples = [
         sample_prompts(generator, examples, config, temperature=config.rollout_temperature, seed=sample_seed)
-        for sample_seed in sample_seeds
+        for sample_seed in progress.each(sample_seeds, "rollouts of each query")
     ]
     rollouts = list(zip(*samples, strict=True))
     rewards = score_rollouts(rollouts, reward)

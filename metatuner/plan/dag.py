@@ -143,11 +143,17 @@ class Dag:
     def efficiency_key(self) -> str:
         """What timings depend on."""
         keys = [cell.fit.key for cell in self.plan.grid.timed_cells]
-        return hash_value([keys, hash_code(ROOT / "metatuner" / "run" / "efficiency.py")])
+        code = hash_code(ROOT / "metatuner" / "run" / "efficiency.py")
+        return hash_value([keys, self.plan.config.timed_rows, code])
+
+    @property
+    def timings(self) -> list[Path]:
+        """The file of timings; none if the preset times no policies."""
+        return [self.layout.efficiency] if self.plan.config.timed_rows else []
 
     def table_inputs(self, name: str) -> list[Path]:
         """What a table is made from, in addition to cells and logs."""
-        return [self.layout.scores, *([self.layout.efficiency] if name == "table_5" else [])]
+        return [self.layout.scores, *(self.timings if name == "table_5" else [])]
 
     def evaluate_inputs(self, name: str) -> list[Path]:
         """Splits of the benchmarks a pack is tested on, and the fit packs that hold its policies."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metatuner import nano
-from metatuner.config import BenchmarkConfig, Config, Layout, ModelConfig, expand_path
+from metatuner.config import BenchmarkConfig, Config, Layout, ModelConfig, expand_path, is_path
 from metatuner.errors import UserError
 from metatuner.fetch.known import how, known
 from metatuner.files import read_json
@@ -84,8 +84,8 @@ def _digests(folder: Path, key: str) -> dict[str, dict[str, str]]:
 
 
 def is_local(model: ModelConfig) -> bool:
-    """Whether a model is a path (it starts with a slash, a dot, ~ or $, or is a folder) rather than a Hub id."""
-    return model.path.startswith(("/", ".", "~", "$")) or Path(model.path).is_dir()
+    """Whether a model is a path rather than a Hub id."""
+    return is_path(model.path)
 
 
 class Keys:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from metatuner.lm import Adapt
 
-QUERIES = 32
-"""Number of tune rows that a policy is timed on: the first ones, as a batch."""
 REPEATS = 3
 """Rounds; plain actor and policy take turns."""
 COLUMNS = (
@@ -88,7 +86,8 @@ def _times(policy: Policy, queries: Sequence[Query]) -> tuple[float, float]:
 
 
 def measure(shop: Workshop, cells: Sequence[Cell], steps: Steps) -> list[dict[str, Any]]:
-    """One line per cell: median times of its policy on tune rows of its benchmark, in milliseconds per query.
+    """One line per cell: median times of its policy on the first tune rows of its benchmark, as a batch, in
+    milliseconds per query. The preset's `timed_rows` says how many rows.
 
     - `write_share`: writing time over answering time, with its quartiles over rounds.
     - `overhead`: writing and answering time over the time of the plain actor's answers under p~.
@@ -105,7 +104,7 @@ def measure(shop: Workshop, cells: Sequence[Cell], steps: Steps) -> list[dict[st
             progress.say(f"{cell.fit.method} on {cell.benchmark} is not timed: {key} names a server")
             countdown.step()
             continue
-        rows = read_rows(shop.layout.data(cell.benchmark) / "tune.jsonl")[:QUERIES]
+        rows = read_rows(shop.layout.data(cell.benchmark) / "tune.jsonl")[: shop.config.timed_rows]
         if not rows:
             raise UserError(f"benchmarks.{cell.benchmark}.sizes.tune: no tune rows to time policies on; set it above 0")
         queries = [to_query(row) for row in rows]

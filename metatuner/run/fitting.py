@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from metatuner import progress
 from metatuner.errors import UserError
 from metatuner.files import complete_folder, write_json
 from metatuner.harness.benchmarks import Benchmark
@@ -139,7 +140,8 @@ def run_fit(task: FitTask, models: ModelPool, folder: Path, failures: Path, *, s
                     for needed in task.prerequisites.values():
                         lab.budget.add_cost(json.loads((needed / "cost.json").read_text(encoding="utf-8")))
                     seed_everything(lab.stream("global"))
-                    with measured() as meter, time_limit(task.seconds, task.budget.name):
+                    named = f"{task.method.name} on {'+'.join(task.pools)}, seed {task.seed}"
+                    with progress.at_work(named), measured() as meter, time_limit(task.seconds, task.budget.name):
                         policy = task.method.fit(lab)
                     if not isinstance(policy, Policy):
                         raise UserError(

@@ -3,16 +3,14 @@
 import atexit
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from metatuner import progress
+from metatuner.cost.declared import Memory
 from metatuner.errors import UserError
 from metatuner.forkserver import ADDRESS, ForkServer
-
-GPUS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
-"""There if the machine has a GPU of NVIDIA, AMD, or a virtual one of Windows. Drivers do not bear forks, so jobs are
-then processes of their own."""
+from metatuner.plan.dag import Dag
+from metatuner.run.machine import has_gpu
 
 
 def start_server(*, local: bool, deployed: bool) -> None:
@@ -24,7 +22,8 @@ def start_server(*, local: bool, deployed: bool) -> None:
         local: whether jobs run on this machine.
         deployed: whether jobs run in environments of their own (conda, containers).
     """
-    if not local or deployed or ADDRESS in os.environ or sys.platform != "linux" or any(gpu.exists() for gpu in GPUS):
+    # Drivers of GPUs do not bear forks, so jobs are then processes of their own.
+    if not local or deployed or ADDRESS in os.environ or sys.platform != "linux" or has_gpu():
         return
     try:
         server = ForkServer()
@@ -41,3 +40,24 @@ def runs_group(words: Sequence[str]) -> bool:
     The Snakemake that only passes the group on (to Slurm's `srun`) names an executor.
     """
     return "--local-groupid" in words and "--executor" not in words
+
+
+def memory_of(dag: Dag, *, local: bool) -> dict[str, dict[str, Callable[..., int]]]:
+    """The predicted memory of each rule's jobs, as Snakemake's resource `mem_mb`.
+
+    Nothing is declared where jobs run elsewhere (profiles say what they get) or on a GPU.
+    """
+    rules = ("fit", "evaluate", "efficiency", "tune_warmup", "tune_one")
+    models = dag.plan.config.models
+    devices = {model.device for model in (models.actor, *models.generators.values())}
+    if not local or devices - {"auto", "cpu"} or ("auto" in devices and has_gpu()):
+        return {rule: {} for rule in rules}
+    memory = Memory(dag.plan)
+    found: list[Callable[..., int]] = [
+        lambda wildcards: memory.of_fits(wildcards.pack),
+        lambda wildcards: memory.of_evaluations(wildcards.pack),
+        lambda wildcards: memory.of_timings,
+        lambda wildcards: memory.of_warm_ups(wildcards.benchmark),
+        lambda wildcards: memory.of_search(wildcards.method, wildcards.benchmark),
+    ]
+    return {rule: {"mem_mb": each} for rule, each in zip(rules, found, strict=True)}

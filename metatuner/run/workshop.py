@@ -231,7 +231,9 @@ class Workshop:
         def scored() -> Outcome:
             nonlocal score
             try:
-                score = self.score(self.open_policy(fit, share=False).respond([to_query(row) for row in rows]), rows)
+                with progress.at_work(_named(fit, rows[0].benchmark)):
+                    policy = self.open_policy(fit, share=False)
+                    score = self.score(policy.respond([to_query(row) for row in rows]), rows)
             except Exception as error:  # a method's policy may raise anything; the error is this trial's outcome
                 return failure(fit.key, error, failures)
             return outcome
@@ -278,7 +280,7 @@ class Workshop:
         try:
             with complete_folder(folder) as temporary:
                 budget = Budget()
-                with measured() as meter:
+                with progress.at_work(_named(cell.fit, cell.benchmark)), measured() as meter:
                     test = self.layout.data(cell.benchmark).absolute() / "test.jsonl"
                     policy = self.open_policy(cell.fit, share=share, budget=budget)
                     evaluate_policy(policy, self.benchmarks[cell.benchmark], test, temporary)
@@ -314,6 +316,11 @@ def _served(keys: Keys, roles: Mapping[str, str]) -> dict[str, Any]:
     """What fit.json says about engines, if there are any."""
     engines = {role: engine.identity for role, name in roles.items() if (engine := keys.model_config(name).engine)}
     return {"engines": engines} if engines else {}
+
+
+def _named(fit: Fit, benchmark: str) -> str:
+    """An evaluation's name in lines about its progress."""
+    return f"answers of {fit.method} to {benchmark}, seed {fit.seed}"
 
 
 def _without_device(spec: ModelSpec) -> dict[str, Any]:

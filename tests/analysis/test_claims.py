@@ -493,6 +493,9 @@ def test_the_time_of_writing_is_judged_by_its_quartiles_on_every_benchmark(
     lines = [f"metatuner_j,{name},0.1,{low},{high}\n" for name, (low, high) in shares.items()]
     (tmp_path / "efficiency.csv").write_text(head + "".join(lines) + "metatuner_i,math,0.7,0.65,0.75\n")
     assert judged(config)[10, "measured"]["verdict"] == verdict
+    untimed = judged(config.model_copy(update={"timed_rows": 0}))[10, "measured"]
+    assert untimed["verdict"] == "not evaluable"
+    assert "not measured, as the preset times no policies" in " ".join(untimed.values())
     (tmp_path / "efficiency.csv").write_text("method,benchmark\nmetatuner_j,math\n")
     with pytest.raises(UserError, match=r"efficiency.csv: .*write_share_low"):
         claims(config)

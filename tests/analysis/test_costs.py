@@ -120,6 +120,16 @@ def test_without_timings_the_target_that_makes_them_is_named(tmp_path: Path) -> 
         table_5(config)
 
 
+def test_a_preset_that_times_no_policies_says_so_and_ignores_older_timings(tmp_path: Path) -> None:
+    config = run(tmp_path).model_copy(update={"timed_rows": 0})
+    csv_file, page, *_ = table_5(config)
+    with open(csv_file, encoding="utf-8", newline="") as file:
+        assert {row["writing, ms per query"] for row in csv.DictReader(file)} == {""}
+    assert "Queries: not measured, as the preset times no policies." in page.read_text()
+    (tmp_path / "efficiency.csv").unlink()
+    assert table_5(config)[1].read_text() == page.read_text()
+
+
 def test_the_front_holds_whatever_no_cheaper_method_matches() -> None:
     points = [Point("a", 0, 30), Point("b", 1, 25), Point("c", 2, 50), Point("d", 2, 60), Point("e", 3, 60)]
     assert [point.method for point in pareto(points)] == ["a", "d"]

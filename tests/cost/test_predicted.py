@@ -19,20 +19,9 @@ from metatuner.config import load_config
 from metatuner.cost import describe
 from metatuner.cost.against import against, describe_check, measured_lengths
 from metatuner.cost.assumptions import ASSUMED, Assumptions, Lengths
-from metatuner.cost.predicted import (
-    ADAPTER_BYTES,
-    RECORD_BYTES,
-    TOKEN_BYTES,
-    Job,
-    Line,
-    Tokens,
-    flops,
-    hours,
-    jobs_of,
-    memory,
-    predict,
-    use_of,
-)
+from metatuner.cost.jobs import Job, jobs_of
+from metatuner.cost.memory import ADAPTER_BYTES, cache_bytes, model_bytes
+from metatuner.cost.predicted import RECORD_BYTES, TOKEN_BYTES, Line, Tokens, flops, hours, predict, use_of
 from metatuner.errors import UserError
 from metatuner.harness.budget import Budget
 from metatuner.harness.loop import Rows, Sequences, Shape, Shares
@@ -201,10 +190,10 @@ def test_hours_are_flop_over_what_the_machine_reaches() -> None:
 def test_memory_is_models_copies_what_is_trained_and_the_cache() -> None:
     actor, generator = PAPER.shape(ACTOR), PAPER.shape(GENERATOR)
     shapes = {"actor": actor, "generator": generator}
-    cache = 2 * 28 * 512 * 65536 * 2
-    assert memory(job("fit", "opro", {}), shapes, 65536, 2) == pytest.approx(2 * (7.62e9 + 3.081e9) + cache)
+    assert cache_bytes(shapes.values(), 65536, 2) == 2 * 28 * 512 * 65536 * 2
+    assert model_bytes(job("fit", "opro", {}), shapes, 2) == pytest.approx(2 * (7.62e9 + 3.081e9))
     warm, full = (job("fit", "metatuner_warmup", {"trainable": kind}) for kind in ("lora", "full"))
-    gap = memory(full, shapes, 65536, 2) - memory(warm, shapes, 65536, 2)
+    gap = model_bytes(full, shapes, 2) - model_bytes(warm, shapes, 2)
     assert gap == pytest.approx(4 * 2 * 7.62e9 - 16 * generator.lora(16))
     # What a joint fit trains of the generator stands in the settings of the warm-up that it builds on.
     assert job("fit", "metatuner_j", {}, requires=(full,)).full

@@ -69,6 +69,17 @@ def test_policies_of_the_main_experiment_are_timed(finished: Path) -> None:
     assert share["zero_shot"] < share["metatuner_j"]  # one writes nothing, the other a prompt and a LoRA
 
 
+def test_without_rows_to_time_policies_on_everything_else_is_made(finished: Path, tiny: Runs, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    results = folder / "results" / "tiny"
+    (results / "efficiency.csv").unlink()
+    done = tiny.snakemake(folder, config=("timed_rows=0",))
+    assert "rule efficiency:" not in done.stdout + done.stderr
+    assert not (results / "efficiency.csv").exists()
+    for page in (results / "tables" / "table_5.md", results / "report.html"):
+        assert "not measured" in page.read_text(), page
+
+
 def test_every_log_begins_with_the_command_that_repeats_its_step(finished: Path, tiny: Runs, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "copy")
     logs = folder / "results" / "tiny" / "logs"

@@ -1,6 +1,7 @@
 """A run on one machine starts a fork server for its jobs, and no run does where forks cannot compute."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 
 from metatuner.errors import UserError
 from metatuner.forkserver import ADDRESS
-from metatuner.run import jobs
-from tests.toys.runs import project, with_path
+from metatuner.plan.dag import Dag
+from metatuner.run import jobs, machine
+from tests.toys.plan import plan
+from tests.toys.runs import Runs, project, with_path
 
 
 def test_the_jobs_of_a_run_get_a_server_that_ends_with_the_run(tmp_path: Path) -> None:
@@ -49,7 +52,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
 
     monkeypatch.setattr(jobs, "ForkServer", start)
     monkeypatch.setattr(jobs.atexit, "register", lambda stop: None)
-    monkeypatch.setattr(jobs, "GPUS", (Path("/nowhere"),))
+    monkeypatch.setattr(machine, "GPUS", (Path("/nowhere"),))
     monkeypatch.delenv(ADDRESS, raising=False)
     return found
 
@@ -70,7 +73,7 @@ def test_jobs_are_processes_of_their_own_where_forks_cannot_serve(
         raise {"broken": UserError, "full": OSError}[why]("the fork server does not start: no memory")
 
     if why == "gpu":
-        monkeypatch.setattr(jobs, "GPUS", (Path("/nowhere"), tmp_path))
+        monkeypatch.setattr(machine, "GPUS", (Path("/nowhere"), tmp_path))
     if why in ("broken", "full"):
         monkeypatch.setattr(jobs, "ForkServer", broken)
     jobs.start_server(local=why != "cluster", deployed=why == "conda")
@@ -90,3 +93,24 @@ def test_jobs_are_processes_of_their_own_where_forks_cannot_serve(
 )
 def test_a_job_of_a_cluster_that_runs_a_group_has_a_server_of_its_own(words: str, runs: bool) -> None:
     assert jobs.runs_group(words.split()) == runs
+
+
+def test_jobs_declare_their_predicted_memory_and_none_more_than_a_given_limit(tiny: Runs, tmp_path: Path) -> None:
+    folder = project(tmp_path / "mine")
+    plain, limited = tiny.snakemake(folder, "-n"), tiny.snakemake(folder, "-n", "--resources", "mem_mb=500")
+    declared = [int(found) for found in re.findall(r"mem_mb=(\d+)", plain.stdout + plain.stderr)]
+    assert min(declared) > 650  # a process with its libraries
+    assert len(set(declared)) > 1
+    assert set(re.findall(r"mem_mb=(\d+)", limited.stdout + limited.stderr)) == {"500"}
+
+
+@pytest.mark.parametrize("why", ["cluster", "gpu", "cuda"])
+def test_nothing_is_declared_elsewhere_or_on_a_gpu(
+    why: str, started: list[Started], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if why == "gpu":
+        monkeypatch.setattr(machine, "GPUS", (tmp_path,))
+    dag = Dag(plan({"models.actor.device": "cuda"} if why == "cuda" else {}).config)
+    assert not any(jobs.memory_of(dag, local=why != "cluster").values())
+    if why == "cluster":
+        assert all(jobs.memory_of(dag, local=True).values())

@@ -8,7 +8,7 @@ import pytest
 from metatuner.config import read_config
 from metatuner.cost.against import against, read_costs
 from metatuner.cost.assumptions import ASSUMED, Assumptions
-from metatuner.cost.predicted import jobs_of
+from metatuner.cost.jobs import jobs_of
 from metatuner.forkserver import ForkServer
 from metatuner.hashing import ROOT
 from metatuner.plan import Plan

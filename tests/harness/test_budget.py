@@ -57,6 +57,26 @@ def test_a_forward_without_a_mask_is_counted_without_what_is_padding_by_its_ids(
     assert budget.used == Usage(lm_calls=4, prompt_tokens=5 + 8)
 
 
+def test_a_pad_that_also_ends_turns_is_counted_where_it_ends_one():
+    lm, budget = tiny_lm(), Budget()
+    tokenizer = lm.tokenizer
+    tokenizer.pad_token = tokenizer.eos_token
+    end = tokenizer.eos_token_id
+    assert lm.filler == end
+    assert end in lm.eos_ids
+    budget.attach(lm)
+    turns = [([7, 8, end, 9, end, 10], [11, end]), ([7], [12, end])]
+    completion_loss(lm, turns).backward()
+    # Each row is read without its last token; the second is padded by five.
+    assert budget.used.trained_tokens == (8 - 1) + (3 - 1)
+    with torch.no_grad():
+        lm.model(input_ids=torch.tensor([[7, end, 8, end, end], [9, 10, 11, end, 12]]))
+    assert budget.used.prompt_tokens == 3 + 5
+    done = generate(lm, [[7, end, 8], [9]], max_new_tokens=3)
+    assert budget.used.prompt_tokens == 3 + 5 + 4
+    assert budget.used.generated_tokens == sum(len(completion.ids) for completion in done)
+
+
 def test_copies_and_peft_wrappings_report_to_the_same_meter(metered):
     from peft import LoraConfig, get_peft_model
 

@@ -23,6 +23,7 @@ rule warmup:
     conda:
         "../../envs/metatuner.yaml"
     resources:
+        **MEMORY["fit"],
         gpu=1,  # counts only if it is limited: --resources gpu=1
     params:
         config=CONFIG,
@@ -54,6 +55,7 @@ rule fit:
     conda:
         "../../envs/metatuner.yaml"
     resources:
+        **MEMORY["fit"],
         gpu=1,  # counts only if it is limited: --resources gpu=1
     params:
         config=CONFIG,
@@ -85,6 +87,7 @@ rule evaluate:
     conda:
         "../../envs/metatuner.yaml"
     resources:
+        **MEMORY["evaluate"],
         gpu=1,  # counts only if it is limited: --resources gpu=1
     params:
         config=CONFIG,

@@ -9,12 +9,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from metatuner.plan.dag import Dag
 from metatuner.errors import UserError
 from metatuner.run.clusters import OPTIONS, check_slurm
-from metatuner.run.jobs import runs_group, start_server
+from metatuner.run.jobs import memory_of, runs_group, start_server
+from metatuner.run.machine import memory_bytes
 
 try:
     BENCH = Dag.from_snakemake(config)
 except UserError as error:
     sys.exit(f"metatuner: {error}")
+
+MEMORY = memory_of(BENCH, local=workflow.local_exec)
+if workflow.local_exec and "mem_mb" not in workflow.global_resources:
+    # No more jobs run side by side than the machine has memory for; a larger one runs alone.
+    workflow.register_resource("mem_mb", memory_bytes() // 10**6)
 
 
 if runs_group(sys.argv):  # no hooks are run there

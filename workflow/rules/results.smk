@@ -96,34 +96,37 @@ if BENCH.draws_framework:
             "metatuner figure --config {params.config:q} --name figure_2 --log {log:q}"
 
 
-rule efficiency:
-    # Times on this machine, as ratios within one process. Only Table 5, a claim and the report depend on them.
-    input:
-        BENCH.model_marks,
-        BENCH.efficiency_inputs,
-    output:
-        L.efficiency,
-    log:
-        usage_log("results", "efficiency"),
-    priority: 15
-    group:
-        "results"
-    conda:
-        "../../envs/metatuner.yaml"
-    resources:
-        gpu=1,  # counts only if it is limited: --resources gpu=1
-    params:
-        config=CONFIG,
-        key=BENCH.efficiency_key,
-    shell:
-        "metatuner efficiency --config {params.config:q} --log {log:q}"
+if BENCH.timings:
+
+    rule efficiency:
+        # Times on this machine, as ratios within one process. Only Table 5, a claim and the report depend on them.
+        input:
+            BENCH.model_marks,
+            BENCH.efficiency_inputs,
+        output:
+            L.efficiency,
+        log:
+            usage_log("results", "efficiency"),
+        priority: 15
+        group:
+            "results"
+        conda:
+            "../../envs/metatuner.yaml"
+        resources:
+            **MEMORY["efficiency"],
+            gpu=1,  # counts only if it is limited: --resources gpu=1
+        params:
+            config=CONFIG,
+            key=BENCH.efficiency_key,
+        shell:
+            "metatuner efficiency --config {params.config:q} --log {log:q}"
 
 
 rule claims:
     input:
         scores=L.scores,
         searches=L.searches,
-        efficiency=L.efficiency,
+        efficiency=BENCH.timings,
     output:
         csv=L.claims("csv"),
         parts=L.claims("parts.csv"),

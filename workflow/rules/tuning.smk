@@ -13,6 +13,7 @@ rule tune_warmup:
     conda:
         "../../envs/metatuner.yaml"
     resources:
+        **MEMORY["tune_warmup"],
         gpu=1,  # counts only if it is limited: --resources gpu=1
     params:
         config=CONFIG,
@@ -32,6 +33,7 @@ rule tune_one:
     conda:
         "../../envs/metatuner.yaml"
     resources:
+        **MEMORY["tune_one"],
         gpu=1,  # counts only if it is limited: --resources gpu=1
     params:
         config=CONFIG,

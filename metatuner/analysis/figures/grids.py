@@ -377,7 +377,9 @@ def _note(
     warnings = dict.fromkeys(filter(None, map(unequal_tuning, comparisons)))
     worlds = dict.fromkeys(describe_world(config, experiment, each.generator) for each in comparisons)
     stated = STATED.get(experiment, "")
-    models = ", ".join(f"{each.generator} ({config.models.generators[each.generator].title})" for each in comparisons)
+    models = ", ".join(
+        f"{each.generator} ({config.models.generators[each.generator].title(each.generator)})" for each in comparisons
+    )
     text = " ".join(
         [
             f"{'; '.join([*opening, whiskers(entries)])}.",

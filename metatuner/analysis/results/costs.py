@@ -24,7 +24,9 @@ def fit_costs(config: Config) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_timings(config: Config) -> list[dict[str, str]]:
-    """The rows of efficiency.csv, one per timed policy."""
+    """The rows of efficiency.csv, one per timed policy; none if the preset times no policies (`timed_rows`)."""
+    if not config.timed_rows:
+        return []
     path = Layout(config).efficiency
     if not path.is_file():
         raise UserError(f"no file {path}; {TIME_AGAIN}")

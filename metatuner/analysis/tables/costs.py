@@ -55,14 +55,17 @@ def table_5(config: Config) -> list[Path]:
     queries = (
         f"{timings[0]['queries']} tune rows per benchmark, {timings[0]['repeats']} rounds" if timings else "not timed"
     )
+    timed = [
+        f"Queries: one seed, {queries}, on {devices}; writing is a query's prompt and parameters, the plain actor "
+        "answers under p~. Ratios are means over benchmarks of medians over rounds, not ratios of these columns. Other "
+        "work on the machine blurs times, less their ratios. Memory is what writing for these "
+        "rows at once holds beyond the models."
+    ]
     notes = [
         f"Fits: means over seeds and {', '.join(titles)}, with what a method builds on, but for seconds. FLOP are "
         "estimated from tokens and weights. The share of the budget is that of the limit that a method comes closest "
         "to.",
-        f"Queries: one seed, {queries}, on {devices}; writing is a query's prompt and parameters, the plain actor "
-        "answers under p~. Ratios are means over benchmarks of medians over rounds, not ratios of these columns. Other "
-        "work on the machine blurs times, less their ratios. Memory is what writing for these "
-        "rows at once holds beyond the models.",
+        *(timed if config.timed_rows else ["Queries: not measured, as the preset times no policies."]),
         *_unused(config, names, {row[0]: row[3] for row in rows}),
         *_shares(timings, config, names),
         "Paper (secondary sources): 0.03 to 0.53 s per query for prompt and parameters, on A100 GPUs with its 7B and "
