@@ -69,6 +69,7 @@ class CFPO(Proposing):
         "Cases for a diagnosis are those of the rows that candidates are scored on, not of a batch of their own.",
         "The meta-prompts are worded anew and put to the generator (or to the server that the config names) instead of "
         "a commercial model.",
+        "Replies without the square brackets that are asked for, and instructions that are repeated, are refused.",
         "Dev rows choose between the best candidates; the source returns the best on the rows they are scored on.",
         "With `proposer: rewrite` no meta-prompt is read: a diagnosis is a rewrite for a query that was answered "
         "wrongly, a paraphrase one for any train query.",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from baselines.shared.proposing import DEVIATIONS, ELSEWHERE, Proposing, prompts_with
+from baselines.shared.proposing import DEVIATIONS, ELSEWHERE, Proposing, prompts_with, proposed
 from metatuner.harness.lab import Lab
 from metatuner.harness.loop import Loop, Rows, Sequences, Shares
 from metatuner.harness.method import Count, Positive
@@ -84,8 +84,12 @@ class GEPA(Proposing):
         def propose(candidate: dict[str, str], components_to_update: list[str], **context: Any) -> dict[str, str]:
             """New texts for the components."""
             if settings.proposer == "rewrite":
-                asked = {name: candidate[name] for name in components_to_update}
-                return {name: str(client(text)[0]).strip() or text for name, text in asked.items()}
+                found = {}
+                for name in components_to_update:
+                    proposal = proposed(str(client(candidate[name])[0]))
+                    book.note(proposal)
+                    found[name] = candidate[name] if proposal.refused else proposal.text
+                return found
             return dict(reflect(candidate=candidate, components_to_update=components_to_update, **context))
 
         def scored(

@@ -33,7 +33,7 @@ class Settings:
     scored_rows: Count = 256
     """Train rows that each candidate is scored on (3.5 % of GSM8K's); all train rows if there are fewer."""
     max_characters: Count = 500
-    """Maximum length of a proposal in characters; longer ones are dropped."""
+    """Maximum length of a proposal in characters; longer ones are refused."""
     proposal_tokens: Count = 128
     """Maximum length of a proposal in tokens; 128 tokens are about 500 characters of English."""
     finalists: Count = 5
@@ -50,8 +50,8 @@ class OPRO(Proposing):
         "The meta-prompt is worded anew and put to the generator (or to the server that the config names) instead of "
         "a commercial model.",
         "Dev rows choose between the best candidates; OPRO reports the best on train rows.",
-        "Instructions that are repeated or too long are dropped; the source also drops those with digits on GSM8K, and "
-        "those with its own tags.",
+        "Replies without the square brackets that are asked for, and instructions that are repeated or too long, are "
+        "refused; the source also drops those with digits on GSM8K, and those with its own tags.",
         "With `proposer: rewrite` no meta-prompt is read: proposals are rewrites of the best instruction and of p~.",
         *ELSEWHERE,
     )

@@ -13,7 +13,7 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from baselines.shared.dspy_bridge import ActorProgram, VerbatimAdapter, user_errors
-from baselines.shared.opro_teleprompter import _in_brackets
+from baselines.shared.proposing import Proposal, bracketed, proposed
 from metatuner import progress
 from metatuner.harness.lab import Lab
 from metatuner.harness.query import to_query
@@ -73,6 +73,10 @@ class Scored:
     right: Sequence[Case] = ()
 
 
+Child = tuple[Scored, Candidate, str | None]
+"""A scored prompt, a candidate made from it, and why the candidate is refused (None: it is not)."""
+
+
 @dataclass(frozen=True)
 class Edit:
     """An instruction to improve based on cases, or to paraphrase if there are no cases."""
@@ -85,7 +89,7 @@ class Edit:
 class Editor(Protocol):
     """Writes a new instruction for each edit."""
 
-    def __call__(self, edits: Sequence[Edit], *, temperature: float) -> list[str]: ...
+    def __call__(self, edits: Sequence[Edit], *, temperature: float) -> list[Proposal]: ...
 
 
 class Formats:
@@ -158,7 +162,8 @@ class CFPO(Teleprompter):
             starts: instructions to begin with, besides the program's own.
             affordable: whether the remaining budget covers a number of answers and a number of edits. The search stops
                 before a round that it does not cover.
-            report: called with the fields of each log event.
+            report: called with the fields of each log event. What the editor writes for an edit is one: the text, and
+                why it is no candidate (None if it is one). Every round counts the refused ones.
         """
         super().__init__()
         self.metric, self.editor, self.random = metric, editor, random
@@ -192,13 +197,17 @@ class CFPO(Teleprompter):
             if not self.affordable(children * len(rows) + self.finalists * len(valset), edits):
                 self.report(event="budget", rounds=number - 1)
                 break
-            for parent, child in self._edited(parents, number) if content else self._formatted(parents, number):
-                if not child.instruction or child.text in seen:
-                    continue
-                seen.add(child.text)
-                tried.append(self._score(student, child, rows))
-                self._credit(parent.candidate, tried[-1])
-            self._report("round", tried, round=number)
+            refused = 0
+            for parent, child, why in self._edited(parents, number) if content else self._formatted(parents, number):
+                why = why or ("repeated" if child.text in seen else None)
+                if content:
+                    self.report(event="proposal", text=child.instruction, refused=why)
+                    refused += why is not None
+                if why is None:
+                    seen.add(child.text)
+                    tried.append(self._score(student, child, rows))
+                    self._credit(parent.candidate, tried[-1])
+            self._report("round", tried, round=number, refused=refused)
         return student.with_instruction(self._choose(student, tried, valset).text)
 
     def _growth(self, number: int) -> tuple[int, int]:
@@ -211,7 +220,7 @@ class CFPO(Teleprompter):
             return len(RENDERERS) * len(QUERY_FORMATS) - 1, 0
         return len(RENDERERS) + len(QUERY_FORMATS) - 2, 0
 
-    def _edited(self, parents: Sequence[Scored], number: int) -> list[tuple[Scored, Candidate]]:
+    def _edited(self, parents: Sequence[Scored], number: int) -> list[Child]:
         """Children with another instruction in the format of their parent."""
         first, last = self.temperatures
         asked: list[tuple[Scored, Edit]] = []
@@ -225,13 +234,13 @@ class CFPO(Teleprompter):
             asked += [(parent, Edit(text))] * self.variations
         written = self.editor([edit for _, edit in asked], temperature=first - (first - last) * number / self.rounds)
         return [
-            (parent, replace(parent.candidate, instruction=text.strip()))
-            for (parent, _), text in zip(asked, written, strict=True)
+            (parent, replace(parent.candidate, instruction=proposal.text), proposal.refused)
+            for (parent, _), proposal in zip(asked, written, strict=True)
         ]
 
-    def _formatted(self, parents: Sequence[Scored], number: int) -> list[tuple[Scored, Candidate]]:
+    def _formatted(self, parents: Sequence[Scored], number: int) -> list[Child]:
         """Children with the instruction of their parent in another format."""
-        found = []
+        found: list[Child] = []
         for parent in parents:
             old = parent.candidate
             if number == 2 and self.all_pairs:
@@ -240,7 +249,7 @@ class CFPO(Teleprompter):
                 count = len(RENDERERS) + len(QUERY_FORMATS) if number == 2 else self.formats
                 pairs = [(name, old.query_format) for name in self.renderers.best(count, old.renderer)]
                 pairs += [(old.renderer, name) for name in self.query_formats.best(count, old.query_format)]
-            found += [(parent, Candidate(old.instruction, *pair)) for pair in pairs]
+            found += [(parent, Candidate(old.instruction, *pair), None) for pair in pairs]
         return found
 
     def _credit(self, parent: Candidate, child: Scored) -> None:
@@ -279,32 +288,42 @@ def _best(tried: Sequence[Scored], count: int) -> list[Scored]:
     return sorted(tried, key=lambda each: -each.score)[:count]
 
 
+# Each request comes last: a model that reads an example last goes on with examples.
 class Diagnose(dspy.Signature):
     """You improve the instruction that a language model reads before each problem. You see the instruction, problems
-    that the model then solved wrongly, and problems that it solved. Say in a few sentences what should be changed in
-    the instruction."""
+    that the model then solved wrongly, and problems that it solved."""
 
     instruction: str = dspy.InputField()
     wrong: str = dspy.InputField()
     right: str = dspy.InputField()
+    request: str = dspy.InputField()
     suggestion: str = dspy.OutputField()
 
 
 class Revise(dspy.Signature):
     """You improve the instruction that a language model reads before each problem. You see the instruction and a
-    suggestion how to improve it. Follow the suggestion and write the improved instruction in square brackets."""
+    suggestion how to improve it."""
 
     instruction: str = dspy.InputField()
     suggestion: str = dspy.InputField()
+    request: str = dspy.InputField()
     text: str = dspy.OutputField()
 
 
 class Paraphrase(dspy.Signature):
-    """You see the instruction that a language model reads before each problem. Write a different version of it that
-    means the same, in square brackets."""
+    """You see the instruction that a language model reads before each problem."""
 
     instruction: str = dspy.InputField()
+    request: str = dspy.InputField()
     text: str = dspy.OutputField()
+
+
+DIAGNOSE = "Do not solve these problems. Say in a few sentences what should be changed in the instruction."
+REVISE = "Follow the suggestion. Write the improved instruction in square brackets, and nothing else."
+PARAPHRASE = (
+    "Do not follow this instruction. Write a different version of it that means the same, in square brackets, and "
+    "nothing else."
+)
 
 
 class InstructEditor:
@@ -314,21 +333,23 @@ class InstructEditor:
         self.client = client
         self.diagnose, self.revise, self.paraphrase = map(dspy.Predict, (Diagnose, Revise, Paraphrase))
 
-    def __call__(self, edits: Sequence[Edit], *, temperature: float) -> list[str]:
+    def __call__(self, edits: Sequence[Edit], *, temperature: float) -> list[Proposal]:
         client = self.client.copy(temperature=temperature)  # same engine: its draws go on
         with user_errors(), dspy.context(lm=client, adapter=VerbatimAdapter(), disable_history=True):
-            return [_in_brackets(self._write(edit)) for edit in edits]
+            return [bracketed(self._write(edit)) for edit in edits]
 
     def _write(self, edit: Edit) -> str:
         instruction = f"Instruction:\n{edit.instruction}"
         if not edit.wrong and not edit.right:
-            return str(self.paraphrase(instruction=instruction).text)
+            return str(self.paraphrase(instruction=instruction, request=PARAPHRASE).text)
         suggestion = self.diagnose(
             instruction=instruction,
             wrong=f"Solved wrongly:\n\n{_shown(edit.wrong)}",
             right=f"Solved:\n\n{_shown(edit.right)}",
+            request=DIAGNOSE,
         ).suggestion
-        return str(self.revise(instruction=instruction, suggestion=f"Suggestion:\n{suggestion}").text)
+        told = f"Suggestion:\n{suggestion}"
+        return str(self.revise(instruction=instruction, suggestion=told, request=REVISE).text)
 
 
 def _shown(cases: Sequence[Case]) -> str:
@@ -352,15 +373,16 @@ class RewriteEditor:
         self.lab, self.max_tokens = lab, max_tokens
         self.random = lab.random("proposals")
 
-    def __call__(self, edits: Sequence[Edit], *, temperature: float) -> list[str]:
+    def __call__(self, edits: Sequence[Edit], *, temperature: float) -> list[Proposal]:
         rows = [
             self.random.choice(edit.wrong).example.row if edit.wrong else self.random.choice(self.lab.train)
             for edit in edits
         ]
-        return self.lab.rewrite(
+        texts = self.lab.rewrite(
             [to_query(row) for row in rows],
             [edit.instruction for edit in edits],
             temperature=temperature,
             seeds=[self.random.getrandbits(63) for _ in rows],
             max_new_tokens=self.max_tokens,
         )
+        return [proposed(text) for text in texts]

@@ -15,6 +15,7 @@ from typing import Any
 import dspy
 
 from baselines.shared.budget import AHEAD, affordable
+from baselines.shared.proposing import Proposal
 from metatuner.errors import UserError
 from metatuner.harness.lab import Lab
 from metatuner.harness.query import Demo, to_query
@@ -91,6 +92,7 @@ class AnswerBook:
         self.train = places(lab.train)
         self.together = [places(lab.dev)]
         self.error: Exception | None = None
+        self.proposals_made = self.proposals_refused = 0
         self._told: dict[Before, dict[Place, tuple[str, float]]] = {}
 
     def answer(self, program: "DemonstratedActor", place: Place) -> tuple[str, float]:
@@ -113,6 +115,12 @@ class AnswerBook:
             return None
         _, instruction, demos = max(scored, key=lambda each: each[0])[1]
         return None if instruction is None else Prompt(instruction, list(demos))
+
+    def note(self, proposal: Proposal) -> None:
+        """Log and count a proposal."""
+        self.proposals_made += 1
+        self.proposals_refused += proposal.refused is not None
+        self.lab.log(event="proposal", text=proposal.text, refused=proposal.refused)
 
     @contextlib.contextmanager
     def kept_error(self) -> Iterator[None]:
@@ -245,6 +253,8 @@ def search(
             found = compile(program)
         except Exception as error:
             failure = error
+    if book.proposals_made:
+        lab.log(event="proposals", made=book.proposals_made, refused=book.proposals_refused)
     if isinstance(book.error, OutOfBudget):
         kept = book.best(rows) if instructed else None
         lab.log(event="budget", found=kept is not None)

@@ -1,7 +1,7 @@
 """Who proposes instructions to DSPy's optimizers. Imported within a fit, because DSPy is slow to import."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, Literal
 
@@ -11,11 +11,14 @@ from dspy.utils.exceptions import AdapterParseError
 
 from baselines.shared.dspy_bridge import Engine, proposer_engine
 from baselines.shared.dspy_program import AnswerBook, OutOfBudget
+from baselines.shared.proposing import Proposal, proposed
 from metatuner.harness.lab import Lab
 from metatuner.harness.proposer import Reply
 from metatuner.harness.query import Demo, to_query
 
 Proposes = Literal["instruct", "rewrite"]
+INSTRUCTIONS = ("proposed_instruction", "new_instruction")
+"""Output fields that become candidates, in COPRO and MIPROv2, and in GEPA. Others describe the data to a proposer."""
 
 
 def proposer(
@@ -25,7 +28,7 @@ def proposer(
 
     Args:
         book: the generator or server of its lab proposes. The book keeps the first error, because DSPy's optimizers go
-            on after errors. It ends the search if the budget does not cover another proposal.
+            on after errors. It ends the search if the budget does not cover another proposal. It notes each proposal.
         proposes: `instruct`: a model reads what DSPy writes to it. `rewrite`: the generator, which was trained to
             rewrite prompts, rewrites one.
         temperature: sampling temperature of the proposals.
@@ -38,7 +41,7 @@ def proposer(
     else:
         engine = proposer_engine(lab, fan_out=fan_out)
     client = BookedEngine(engine, book).client(temperature=temperature, max_tokens=max_tokens)
-    return client, RewriteAdapter() if proposes == "rewrite" else InstructionAdapter()
+    return client, (RewriteAdapter if proposes == "rewrite" else InstructionAdapter)(book.note)
 
 
 class BookedEngine(Engine):
@@ -59,15 +62,17 @@ class BookedEngine(Engine):
 
 
 class InstructionAdapter(dspy.ChatAdapter):
-    """DSPy's own format, which also accepts a reply that does not follow it.
+    """DSPy's own format, in which the request for the output fields comes last.
 
-    Such a reply becomes the first output field, without the parts that it marks as other fields. An empty proposal is
-    replaced by the instruction that was to be improved.
+    A reply that does not mark the instruction, or leaves it empty, is refused: the instruction that was to be improved
+    takes its place, so that no candidate comes of it. A reply that marks it may lack other fields. Other requests, for
+    descriptions of the data, take any reply.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[Proposal], None] = lambda proposal: None) -> None:
+        """`note` is called with each proposal of an instruction."""
         super().__init__(use_json_adapter_fallback=False)
-        self.improved = ""
+        self.note, self.improved = note, ""
 
     def format(
         self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
@@ -82,8 +87,16 @@ class InstructionAdapter(dspy.ChatAdapter):
         except AdapterParseError:
             before, *fields = re.split(r"\[\[ ## (\w+) ## \]\]", completion)
             marked = dict(zip(fields[::2], fields[1::2], strict=True))
+            if first in INSTRUCTIONS and first not in marked:
+                return self._taken(first, Proposal(completion.strip(), "no marker")) | dict.fromkeys(others, "")
             parsed = {first: marked.get(first, before or completion)} | dict.fromkeys(others, "")
-        return parsed | {first: str(parsed[first]).strip() or self.improved}
+        return parsed | self._taken(first, proposed(str(parsed[first])))
+
+    def _taken(self, field: str, proposal: Proposal) -> dict[str, str]:
+        """The field with the proposal, or with the instruction that was to be improved if it is refused."""
+        if field in INSTRUCTIONS:
+            self.note(proposal)
+        return {field: proposal.text if proposal.refused is None else self.improved}
 
 
 class RewriteAdapter(InstructionAdapter):
@@ -97,7 +110,7 @@ class RewriteAdapter(InstructionAdapter):
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         first, *others = signature.output_fields
-        return {first: completion.strip() or self.improved} | dict.fromkeys(others, "")
+        return self._taken(first, proposed(completion)) | dict.fromkeys(others, "")
 
 
 class RewriteEngine(Engine):

@@ -1,8 +1,7 @@
 """OPRO's loop as a DSPy teleprompter. Imported by `baselines.opro` within a fit, because DSPy is slow to import."""
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import cleandoc
 from random import Random
 from statistics import fmean
@@ -12,6 +11,7 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from baselines.shared.dspy_bridge import ActorProgram, VerbatimAdapter, user_errors
+from baselines.shared.proposing import Proposal, bracketed, proposed
 from metatuner import progress
 from metatuner.harness.lab import Lab
 from metatuner.harness.query import to_query
@@ -28,7 +28,7 @@ class Scored:
 class Proposer(Protocol):
     """Writes new instructions, given those tried so far (in the order tried) and a few train examples."""
 
-    def __call__(self, tried: Sequence[Scored], exemplars: Sequence[dspy.Example], count: int) -> list[str]: ...
+    def __call__(self, tried: Sequence[Scored], exemplars: Sequence[dspy.Example], count: int) -> list[Proposal]: ...
 
 
 def render_history(tried: Sequence[Scored], shown: int) -> str:
@@ -66,12 +66,13 @@ class OPRO(Teleprompter):
             steps: maximum number of steps.
             exemplars: train examples shown to the proposer, drawn anew each step.
             scored_rows: train examples that every candidate is scored on, drawn once.
-            max_characters: longer proposals are dropped.
+            max_characters: longer proposals are refused.
             finalists: number of best candidates by that score; the validation set chooses between them.
             starts: instructions to score first, besides the program's own.
             affordable: whether the remaining budget covers a number of answers and a number of proposals. The search
                 stops before a step that it does not cover.
-            report: called with the fields of each log event.
+            report: called with the fields of each log event. Each proposal is one: its text, and why it is no candidate
+                (None if it is one). Every step counts its refused proposals.
         """
         super().__init__()
         self.metric, self.proposer, self.random = metric, proposer, random
@@ -92,7 +93,8 @@ class OPRO(Teleprompter):
         scored_on = self.random.sample(trainset, min(self.scored_rows, len(trainset)))
         valset = valset or []
         tried: list[Scored] = []
-        self._try(student, [student.instruction, *self.starts], scored_on, tried)
+        for start in dict.fromkeys((student.instruction, *self.starts)):
+            tried.append(Scored(start, self._score(student, start, scored_on)))
         self.report(event="start", tried=len(tried), best=round(_best(tried).score, 5))
         for step in progress.each(range(1, self.steps + 1), "steps"):
             answers = self.samples * len(scored_on) + self.finalists * len(valset)
@@ -100,20 +102,28 @@ class OPRO(Teleprompter):
                 self.report(event="budget", steps=step - 1)
                 break
             exemplars = self.random.sample(trainset, min(self.exemplars, len(trainset)))
-            self._try(student, self.proposer(tuple(tried), exemplars, self.samples), scored_on, tried)
-            self.report(event="step", step=step, tried=len(tried), best=round(_best(tried).score, 5))
+            proposals = self.proposer(tuple(tried), exemplars, self.samples)
+            checked = [self._try(student, proposal, scored_on, tried) for proposal in proposals]
+            for proposal in checked:
+                self.report(event="proposal", text=proposal.text, refused=proposal.refused)
+            refused = sum(proposal.refused is not None for proposal in checked)
+            best = round(_best(tried).score, 5)
+            self.report(event="step", step=step, tried=len(tried), refused=refused, best=best)
         return student.with_instruction(self._choose(student, tried, valset).instruction)
 
     def _try(
-        self, student: ActorProgram, instructions: Sequence[str], scored_on: Sequence[dspy.Example], tried: list[Scored]
-    ) -> None:
-        """Score the instructions that are new and short enough, and append them to `tried`."""
-        known = {each.instruction for each in tried}
-        for text in instructions:
-            instruction = cleandoc(text).strip()  # as a DSPy signature keeps it
-            if instruction and instruction not in known and len(instruction) <= self.max_characters:
-                known.add(instruction)
-                tried.append(Scored(instruction, self._score(student, instruction, scored_on)))
+        self, student: ActorProgram, proposal: Proposal, scored_on: Sequence[dspy.Example], tried: list[Scored]
+    ) -> Proposal:
+        """Score a proposal and append it to `tried`, unless it is refused; returns it, with the reason if it is."""
+        if proposal.refused is not None:
+            return proposal
+        instruction = cleandoc(proposal.text).strip()  # as a DSPy signature keeps it
+        if any(instruction == each.instruction for each in tried):
+            return replace(proposal, refused="repeated")
+        if len(instruction) > self.max_characters:
+            return replace(proposal, refused="too long")
+        tried.append(Scored(instruction, self._score(student, instruction, scored_on)))
+        return proposal
 
     def _score(self, student: ActorProgram, instruction: str, rows: Sequence[dspy.Example]) -> float:
         predictions = student.with_instruction(instruction).batch(rows)
@@ -137,12 +147,19 @@ def _best(tried: Sequence[Scored]) -> Scored:
 class WriteInstruction(dspy.Signature):
     """You improve the text that a language model reads before each problem. You see earlier texts with their scores,
     from the worst to the best, and a few problems. A score, 0 to 100, is the share of problems that the model then
-    solves. Write a new text that differs from all earlier ones and scores as high as possible. Write it in square
-    brackets."""
+    solves."""
 
     history: str = dspy.InputField()
     problems: str = dspy.InputField()
+    request: str = dspy.InputField()
     text: str = dspy.OutputField()
+
+
+REQUEST = (
+    "Do not solve these problems. Write a new text in place of <text>. It must differ from all earlier texts and score "
+    "as high as possible. Write the new text in square brackets, and nothing else."
+)
+"""The end of the meta-prompt. A model that reads the output of an example last goes on with outputs."""
 
 
 class InstructProposer:
@@ -152,21 +169,16 @@ class InstructProposer:
         self.client, self.shown = client, shown
         self.predict = dspy.Predict(WriteInstruction)
 
-    def __call__(self, tried: Sequence[Scored], exemplars: Sequence[dspy.Example], count: int) -> list[str]:
+    def __call__(self, tried: Sequence[Scored], exemplars: Sequence[dspy.Example], count: int) -> list[Proposal]:
         problems = "\n\n".join(f"input:\n<text>\n{each.query}\noutput:\n{each.row.gold[0]}" for each in exemplars)
         with user_errors(), dspy.context(lm=self.client, adapter=VerbatimAdapter(), disable_history=True):
             written = self.predict(
                 history=f"Earlier texts and their scores:\n\n{render_history(tried, self.shown)}",
                 problems=f"Problems, where <text> stands for your text:\n\n{problems}",
+                request=REQUEST,
                 config={"n": count},
             )
-        return [_in_brackets(text) for text in written.completions.text]
-
-
-def _in_brackets(reply: str) -> str:
-    """The text between the outermost square brackets; the whole reply if there are none."""
-    found = re.search(r"\[(.*)\]", reply, re.DOTALL)
-    return (found[1] if found else reply).strip()
+        return [bracketed(text) for text in written.completions.text]
 
 
 class RewriteProposer:
@@ -179,13 +191,14 @@ class RewriteProposer:
         self.lab, self.temperature, self.max_tokens = lab, temperature, max_tokens
         self.random = lab.random("proposals")
 
-    def __call__(self, tried: Sequence[Scored], exemplars: Sequence[dspy.Example], count: int) -> list[str]:
+    def __call__(self, tried: Sequence[Scored], exemplars: Sequence[dspy.Example], count: int) -> list[Proposal]:
         best = _best(tried).instruction
         rows = self.random.choices(self.lab.train, k=count)
-        return self.lab.rewrite(
+        texts = self.lab.rewrite(
             [to_query(row) for row in rows],
             [self.lab.initial_prompt(row) if index % 2 else best for index, row in enumerate(rows)],
             temperature=self.temperature,
             seeds=[self.random.getrandbits(63) for _ in rows],
             max_new_tokens=self.max_tokens,
         )
+        return [proposed(text) for text in texts]

@@ -95,8 +95,10 @@ class ModelConfig(Part):
     )
     rewrite_user: str = Field(
         "{query}",
-        description="the user turn of a request to a generator; {prompt} and {query} are filled in. The paper does not "
-        "say how it asks; the Qwen2.5 presets ask to rewrite the prompt so that the answer becomes right",
+        description="the user turn of a request to a generator; {prompt} and {query} are filled in. Put the query "
+        "before the request: a model that reads the query last tends to answer it. The default is for generators that "
+        "are trained to write prompts. The paper does not say how it asks; the Qwen2.5 presets ask for a better "
+        "prompt, an instruction that says how to find the answer",
     )
     engine: EngineConfig | None = Field(
         None,

@@ -44,7 +44,9 @@ class ModelSpec:
     rewrite_system: str = "{prompt}"
     """The system turn that a generator reads to write a prompt; {prompt} is the one to rewrite, {query} its query."""
     rewrite_user: str = "{query}"
-    """The user turn that it reads."""
+    """The user turn that it reads. A request in words must follow the query: models tend to answer what they read last.
+    The default holds no request. It suits generators that are trained to write prompts.
+    """
 
     def __post_init__(self) -> None:
         if (self.rewrite_system + self.rewrite_user).count("{query}") != 1:

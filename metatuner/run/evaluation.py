@@ -17,6 +17,7 @@ from metatuner.files import write_json, write_lines
 from metatuner.harness.benchmarks import Benchmark
 from metatuner.harness.policy import Policy
 from metatuner.harness.query import Query, Response
+from metatuner.harness.rows import Row
 from metatuner.harness.tasks.functions import STOPPED, offer
 from metatuner.hashing import ROOT
 
@@ -71,9 +72,10 @@ def evaluate_policy(
     Returns:
         The records, one per row, in the order of the test file: id, kind, group (a hash of the row's group), prompt,
         completion, extracted, gold, score (the primary metric), metrics, stopped (why scoring stopped early, or None),
-        prompt_tokens, completion_tokens, truncated, cut_tokens, cut_demos. And the summary: task, version, n, primary,
-        metrics (means, 0 to 1), and how many rows were truncated, cut, without some demonstrations, unextracted,
-        stopped (by reason).
+        prompt_tokens, completion_tokens, truncated, cut_tokens, cut_demos, leaks (`Benchmark.leaks` of the prompt; None
+        if all queries have the same prompt, so that none was written for a query). And the summary: task, version, n,
+        primary, metrics (means, 0 to 1), and how many rows were truncated, cut, without some demonstrations,
+        unextracted, stopped (by reason), and have a prompt that leaks (or None).
     """
     model = PolicyLM(policy)
     offer(benchmark)
@@ -81,7 +83,8 @@ def evaluate_policy(
     (name,) = tasks["tasks"]
     results = lm_eval.evaluate(lm=model, task_dict=tasks, bootstrap_iters=0)
     samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
-    records = [_record(sample, model.responses[sample["doc"]["id"]], benchmark) for sample in samples]
+    written = len({response.prompt for response in model.responses.values()}) > 1
+    records = [_record(sample, model.responses[sample["doc"]["id"]], benchmark, written) for sample in samples]
     summary = {
         "task": name,
         "version": benchmark.version,
@@ -92,6 +95,7 @@ def evaluate_policy(
         "cut": sum(record["cut_tokens"] > 0 for record in records),
         "cut_demos": sum(record["cut_demos"] > 0 for record in records),
         "unextracted": sum(record["extracted"] is None for record in records),
+        "leaks": sum(record["leaks"] for record in records) if written else None,
         STOPPED: dict(Counter(record[STOPPED] for record in records if record[STOPPED] is not None)),
     }
     write_lines(out / "predictions.jsonl", records, sort_keys=True)
@@ -119,7 +123,7 @@ def _load_task(benchmark: Benchmark, test_file: Path) -> dict[str, Any]:
         return manager.load(str(path))
 
 
-def _record(sample: dict[str, Any], response: Response, benchmark: Benchmark) -> dict[str, Any]:
+def _record(sample: dict[str, Any], response: Response, benchmark: Benchmark, written: bool) -> dict[str, Any]:
     row = sample["doc"]
     return {
         "id": row["id"],
@@ -137,4 +141,5 @@ def _record(sample: dict[str, Any], response: Response, benchmark: Benchmark) ->
         "truncated": response.truncated,
         "cut_tokens": response.cut_tokens,
         "cut_demos": response.cut_demos,
+        "leaks": benchmark.leaks(response.prompt, Row.from_json(row)) if written else None,
     }

@@ -232,6 +232,26 @@ def test_cases_are_of_the_first_seed_and_the_first_generator_and_half_a_score_so
     assert (cases["won"]["score"], cases["won"]["reference"]) == ("50", "7 or 8")
 
 
+def test_prompts_that_state_an_answer_are_marked_and_their_share_is_told(tmp_path: Path) -> None:
+    config = run(tmp_path, metatuner_j_gsm8k=[0.0, 1.0] * 3, zero_shot_gsm8k=[0.0] * N)
+    counts = {"metatuner_j": {"gsm8k": 4, "math": 0}, "zero_shot": {"gsm8k": None}}
+    for row in plan_rows(config):
+        folder = tmp_path / "cells" / row["cell"]
+        if row["method"] == "metatuner_j" and row["benchmark"] == "gsm8k":
+            rewrite(folder / "predictions.jsonl", lambda index, _: {"leaks": index % 2 == 1})
+        metrics = json.loads((folder / "metrics.json").read_text())
+        known = counts[row["method"]]
+        if row["benchmark"] in known:
+            metrics |= {"leaks": known[row["benchmark"]], "n": N}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    rows = made(config, "table_9")
+    told = {row["id"]: row["states an answer"] for row in rows if row["benchmark"] == "nano GSM8K"}
+    assert told == {"gsm8k-0": "no", "gsm8k-1": "yes"}
+    assert {row["states an answer"] for row in rows if row["benchmark"] == "nano MATH"} == {""}  # an older cell
+    note = (tmp_path / "tables" / "table_9.md").read_text().rstrip().split("\n")[-1]
+    assert note.endswith("how to find it: MetaTuner-J: nano MATH 0.0 %, nano GSM8K 66.7 %.")
+
+
 def test_a_models_text_is_inert_in_every_format(tmp_path: Path) -> None:
     config = run(tmp_path, metatuner_j_gsm8k=[0.0] * N, zero_shot_gsm8k=[0.0] * N)
     rows = made(config, "table_9")

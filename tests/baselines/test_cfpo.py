@@ -26,6 +26,7 @@ from baselines.shared.cfpo_teleprompter import (
     RewriteEditor,
 )
 from baselines.shared.dspy_bridge import ActorProgram, LMEngine, RewardMetric, examples
+from baselines.shared.proposing import Proposal, bracketed, proposed
 from metatuner.harness.budget import Budget
 from metatuner.harness.lab import Lab
 from metatuner.harness.policy import load_policy
@@ -72,7 +73,8 @@ def searched(
 ) -> tuple[str, list[dict[str, Any]], Lab]:
     events: list[dict[str, Any]] = []
     lab = scripted(workdir, events, seed=seed, **limits)
-    return CFPO(settings).fit(lab).prompts["gsm8k"], events, lab
+    prompt = CFPO(settings).fit(lab).prompts["gsm8k"]
+    return prompt, [event for event in events if event["event"] != "proposal"], lab
 
 
 @pytest.mark.parametrize("all_pairs", [True, False])
@@ -112,7 +114,7 @@ def optimizer(lab: Lab, edits: Sequence[Sequence[str]], **changes: Any) -> Telep
     rounds = iter(edits)
     settings: dict[str, Any] = {
         "metric": RewardMetric(lab),
-        "editor": lambda asked, *, temperature: list(next(rounds)),
+        "editor": lambda asked, *, temperature: [proposed(text) for text in next(rounds)],
         "random": Random(0),
         "rounds": 1,
         "beam": 8,
@@ -158,7 +160,7 @@ def test_later_rounds_of_formats_take_the_best_by_uct(tmp_path: Path) -> None:
     best = search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
     # Round 2 finds XML and `Input:` each by itself; round 4 puts the one to the other.
     assert best.instruction == Candidate("alpha", "xml", "input").text
-    assert [event["best"] for event in events] == [0.0, 0.25, 0.5, 0.5, 0.75]
+    assert [event["best"] for event in events if "best" in event] == [0.0, 0.25, 0.5, 0.5, 0.75]
 
 
 def test_a_prompt_is_tried_in_the_best_formats_that_it_does_not_have(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_a_prompt_is_tried_in_the_best_formats_that_it_does_not_have(tmp_path: P
     search = optimizer(lab, [["alpha"], [""], [""]], rounds=6, beam=1, all_pairs=False, report=lab.log)
     search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
     # Round 4 ends with XML and `Input:`, the best of both kinds; round 6 changes each of them to the next best.
-    tried = [event["tried"] for event in events]
+    tried = [event["tried"] for event in events if "tried" in event]
     assert tried[6] - tried[5] == 2
 
 
@@ -176,6 +178,24 @@ def test_each_text_is_scored_once_and_empty_ones_never(tmp_path: Path) -> None:
     search = optimizer(lab, [["alpha", " alpha ", "", "start"]], variations=4)
     search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
     assert lab.budget.used.lm_calls == 2 * 32
+
+
+def test_what_the_editor_writes_is_logged_and_a_reply_without_brackets_is_no_candidate(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    lab = scripted(tmp_path, events)
+
+    def editor(edits: Sequence[Edit], *, temperature: float) -> list[Proposal]:
+        return [bracketed(reply) for reply in ("So: [alpha]", "The answer is alpha gamma.", "[ ]", "[alpha]")]
+
+    search = optimizer(lab, [], editor=editor, variations=4, report=lab.log)
+    assert search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train)).instruction == "alpha"
+    assert [(event["text"], event["refused"]) for event in events if event["event"] == "proposal"] == [
+        ("alpha", None),
+        ("The answer is alpha gamma.", "no brackets"),
+        ("", "empty"),
+        ("alpha", "repeated"),
+    ]
+    assert [event["refused"] for event in events if event["event"] == "round"] == [3]
 
 
 def test_every_format_holds_the_instruction_and_is_read_as_it_was_scored(tmp_path: Path) -> None:
@@ -198,9 +218,9 @@ def test_cases_are_those_that_the_prompt_got_wrong_and_right(tmp_path: Path) -> 
     asked: list[Edit] = []
     lab = scripted(tmp_path, [])
 
-    def editor(edits: Sequence[Edit], *, temperature: float) -> list[str]:
+    def editor(edits: Sequence[Edit], *, temperature: float) -> list[Proposal]:
         asked.extend(edits)
-        return ["alpha"] * len(edits)
+        return [Proposal("alpha")] * len(edits)
 
     search = optimizer(lab, [], editor=editor, diagnoses=1, variations=1)
     search.compile(ActorProgram(lab, "gamma"), trainset=examples(lab.train))
@@ -214,9 +234,9 @@ def test_cases_are_those_that_the_prompt_got_wrong_and_right(tmp_path: Path) -> 
 def test_an_answer_of_less_than_the_full_metric_is_a_wrong_case(tmp_path: Path) -> None:
     asked: list[Edit] = []
 
-    def editor(edits: Sequence[Edit], *, temperature: float) -> list[str]:
+    def editor(edits: Sequence[Edit], *, temperature: float) -> list[Proposal]:
         asked.extend(edits)
-        return [""] * len(edits)
+        return [proposed("")] * len(edits)
 
     def metric(example: dspy.Example, prediction: dspy.Prediction) -> float:
         return (0.0, 0.5, 1.0)[int(example.id.split("-")[1]) % 3]
@@ -255,9 +275,9 @@ def test_the_beam_is_the_best_of_all_that_were_tried(tmp_path: Path) -> None:
     edited: list[list[str]] = []
     scores = {"start": 0.5, "worse": 0.1, "better": 0.9, "good": 0.7}
 
-    def editor(edits: Sequence[Edit], *, temperature: float) -> list[str]:
+    def editor(edits: Sequence[Edit], *, temperature: float) -> list[Proposal]:
         edited.append([edit.instruction for edit in edits])
-        return ["worse", "better", "good"][: len(edits)] + [""] * (len(edits) - 3)
+        return [proposed(text) for text in ["worse", "better", "good", *[""] * len(edits)][: len(edits)]]
 
     class Echo(ActorProgram):
         def with_instruction(self, instruction: str) -> "Echo":
@@ -285,9 +305,9 @@ def test_temperature_falls_in_a_line(tmp_path: Path) -> None:
     temperatures: list[float] = []
     lab = scripted(tmp_path, [])
 
-    def editor(edits: Sequence[Edit], *, temperature: float) -> list[str]:
+    def editor(edits: Sequence[Edit], *, temperature: float) -> list[Proposal]:
         temperatures.append(temperature)
-        return [f"{len(temperatures)}"] * len(edits)
+        return [Proposal(f"{len(temperatures)}")] * len(edits)
 
     search = optimizer(lab, [], editor=editor, rounds=5, beam=1, all_pairs=False)
     search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
@@ -356,7 +376,7 @@ def test_answers_and_edits_count_as_long_as_they_may_get(
         lab = scripted(tmp_path, events, generated_tokens=16 * 2 + round_one - short)
         lab.generator = tiny_lm(window=1024)
         CFPO(settings).fit(lab)
-        assert events[1]["event"] == event
+        assert next(each["event"] for each in events[1:] if each["event"] != "proposal") == event
 
 
 def test_same_seed_same_search(tmp_path: Path) -> None:
@@ -377,13 +397,19 @@ def test_instruct_editor_diagnoses_revises_and_paraphrases() -> None:
 
     wrong, right = (Case(example, answer) for example, answer in zip(examples(sums(2)), ("none", "12"), strict=True))
     editor = InstructEditor(Recorder(tiny_lm(), seed=0).client(temperature=1.0, max_tokens=9))
-    assert editor([Edit("add", [wrong], [right]), Edit("add")], temperature=0.8) == ["add slowly", "sum them"]
+    assert editor([Edit("add", [wrong], [right]), Edit("add")], temperature=0.8) == [
+        Proposal("add slowly"),
+        Proposal("sum them"),
+    ]
     asked = ["".join(part.text for part in request.messages[-1].parts) for request in Recorder.requests]
     assert len(asked) == 3
     assert all("Instruction:\nadd" in text for text in asked)
     assert asked[0].index(wrong.example.query) < asked[0].index("Solved:\n") < asked[0].index(right.example.query)
     assert f"right answer:\n{wrong.example.row.gold[0]}\nthe model's answer:\nnone" in asked[0]
     assert "Suggestion:\nbe exact" in asked[1]
+    # Each ends in what is asked for.
+    ends = ("what should be changed in the instruction.", "and nothing else.", "and nothing else.")
+    assert all(text.endswith(end) for text, end in zip(asked, ends, strict=True))
     assert {(each.config.temperature, each.config.max_tokens) for each in Recorder.requests} == {(0.8, 9)}
 
 
@@ -401,7 +427,8 @@ def test_rewrite_editor_rewrites_for_a_query_that_was_answered_wrongly(tmp_path:
     cases = [Case(example, "no idea") for example in examples(lab.train[3:5])]
     editor = RewriteEditor(lab, max_tokens=9)
     written = editor([Edit("add", cases), Edit("sum")] * 20, temperature=0.9)
-    assert all(text.split()[0] in ("add", "sum") and text.split()[1] in WORDS for text in written)
+    words = [each.text.split() for each in written]
+    assert all(start in ("add", "sum") and added in WORDS for start, added in words)
     assert {name for name, prompt in lab.asked if prompt == "add"} == {row.id for row in lab.train[3:5]}
     assert len({name for name, prompt in lab.asked if prompt == "sum"}) > 5
 

@@ -20,6 +20,7 @@ from baselines.miprov2 import MIPROv2
 from baselines.miprov2 import Settings as MIPROSettings
 from baselines.shared.dspy_program import BASE, AnswerBook, DemonstratedActor, places
 from baselines.shared.dspy_proposals import InstructionAdapter, RewriteAdapter, RewriteEngine
+from baselines.shared.proposing import Proposal
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks import get_benchmark
 from metatuner.harness.budget import Budget
@@ -27,6 +28,7 @@ from metatuner.harness.lab import Lab
 from metatuner.harness.method import Method
 from metatuner.harness.policies import StaticPolicy
 from metatuner.harness.policy import load_policy
+from metatuner.harness.proposer import Reply
 from metatuner.harness.query import Demo, Query, Response, to_query
 from metatuner.harness.rows import Row
 from tests.toys.baselines import NEW_TOKENS, PAIR, lab_settings, like, mixed_rows, sums, tiny_lm, toy_lab
@@ -463,13 +465,63 @@ def test_a_rewriter_is_asked_for_the_best_instruction_with_new_rows_and_seeds(tm
     assert basic.proposed_instruction.startswith("c d ")
 
 
-def test_a_reply_out_of_form_is_the_instruction_without_what_it_marks_as_other_fields() -> None:
+def test_a_reply_that_does_not_mark_its_instruction_is_refused_and_the_one_to_improve_stays() -> None:
     signature = dspy.Signature("basic_instruction -> proposed_instruction, prefix")
-    adapter = InstructionAdapter()
+    noted: list[Proposal] = []
+    adapter = InstructionAdapter(noted.append)
+    turns = adapter.format(signature, [], {"basic_instruction": "be brief"})
+    assert turns[-1]["content"].rindex("be brief") < turns[-1]["content"].index("[[ ## proposed_instruction ## ]]")
     marked = "[[ ## proposed_instruction ## ]]\nthink\n\n[[ ## prefix ## ]]\nso\n\n[[ ## completed ## ]]"
     assert adapter.parse(signature, marked) == {"proposed_instruction": "think", "prefix": "so"}
     assert adapter.parse(signature, marked.replace("prefix", "suffix")) == {
         "proposed_instruction": "think",
         "prefix": "",
     }
-    assert adapter.parse(signature, " think hard ") == {"proposed_instruction": "think hard", "prefix": ""}
+    kept = {"proposed_instruction": "be brief", "prefix": ""}
+    assert adapter.parse(signature, " The answer is 7. ") == kept
+    assert adapter.parse(signature, marked.replace("think", " ")) == kept | {"prefix": "so"}
+    assert noted == [
+        Proposal("think"),
+        Proposal("think"),
+        Proposal("The answer is 7.", "no marker"),
+        Proposal("", "empty"),
+    ]
+
+
+def test_a_description_of_the_data_may_come_in_any_form_and_is_no_proposal() -> None:
+    noted: list[Proposal] = []
+    signature = dspy.Signature("examples -> observations")
+    assert InstructionAdapter(noted.append).parse(signature, " short sums ") == {"observations": "short sums"}
+    assert noted == []
+
+
+@pytest.mark.parametrize("name", ["copro", "miprov2", "gepa"])
+def test_a_proposer_that_answers_its_examples_makes_no_candidate_and_is_counted(name: str, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    prompts: set[str] = set()
+
+    class Listening(ScriptedLab):
+        def answer(self, queries: Sequence[Query], asked: str | Sequence[str], **options: Any) -> list[Response]:
+            prompts.update([asked] if isinstance(asked, str) else asked)
+            return super().answer(queries, asked, **options)
+
+    class Answers:
+        """A server whose model ignores the request."""
+
+        calls = 0
+
+        def chat(self, *args: Any, **options: Any) -> Reply:
+            self.calls += 1
+            return Reply("The answer is 7.", 5, 4, False)
+
+    server = Answers()
+    lab = like(scripted(tmp_path, events), Listening, proposer=server)
+    settings = replace(SHORT[name].settings, proposer="instruct")
+    policy = type(SHORT[name])(settings).fit(lab)
+    assert isinstance(policy, StaticPolicy)
+    assert prompts == {lab.initial_prompt("gsm8k")}
+    refused = [event["text"] for event in events if event["event"] == "proposal" and event["refused"] == "no marker"]
+    (told,) = [event for event in events if event["event"] == "proposals"]
+    assert set(refused) == {"The answer is 7."}
+    assert told == {"event": "proposals", "made": len(refused), "refused": len(refused)}
+    assert lab.budget.by_model["proposer"].usage.lm_calls == server.calls >= len(refused) > 0

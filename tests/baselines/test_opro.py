@@ -14,6 +14,7 @@ from baselines.opro import OPRO, Settings
 from baselines.shared.dspy_bridge import ActorProgram, Engine, LMEngine, RewardMetric, VerbatimAdapter, examples
 from baselines.shared.opro_teleprompter import OPRO as Teleprompter
 from baselines.shared.opro_teleprompter import InstructProposer, Scored, render_history
+from baselines.shared.proposing import Proposal, proposed
 from metatuner.errors import UserError
 from metatuner.harness.budget import Budget
 from metatuner.harness.lab import Lab
@@ -60,7 +61,7 @@ def searched(workdir: Path, *, seed: int = 0, steps: int = 12, **limits: int) ->
     events: list[dict[str, Any]] = []
     lab = scripted(workdir, events, seed=seed, **limits)
     policy = OPRO(Settings(proposer="rewrite", steps=steps, scored_rows=15)).fit(lab)
-    return policy.prompts["gsm8k"], events, lab
+    return policy.prompts["gsm8k"], [event for event in events if event["event"] != "proposal"], lab
 
 
 def test_finds_the_instruction_that_solves_every_row(tmp_path: Path) -> None:
@@ -198,13 +199,13 @@ def test_the_longest_answers_of_all_benchmarks_are_planned_for(tmp_path: Path) -
     for tokens, event in ((needed, "step"), (needed - 1, "budget")):
         events: list[dict[str, Any]] = []
         OPRO(settings).fit(two_benchmarks(tmp_path, events=events, generated_tokens=tokens))
-        assert events[1]["event"] == event
+        assert next(each["event"] for each in events[1:] if each["event"] != "proposal") == event
 
 
 def test_each_step_shows_other_exemplars_of_all_train_rows(tmp_path: Path) -> None:
     shown: list[tuple[str, ...]] = []
 
-    def recite(tried: Sequence[Scored], exemplars: Sequence[dspy.Example], count: int) -> list[str]:
+    def recite(tried: Sequence[Scored], exemplars: Sequence[dspy.Example], count: int) -> list[Proposal]:
         shown.append(tuple(each.id for each in exemplars))
         return []
 
@@ -220,7 +221,7 @@ def optimizer(lab: Lab, proposals: Sequence[Sequence[str]], **changes: Any) -> T
     steps = iter(proposals)
     settings: dict[str, Any] = {
         "metric": RewardMetric(lab),
-        "proposer": lambda tried, exemplars, count: list(next(steps)),
+        "proposer": lambda tried, exemplars, count: [proposed(text) for text in next(steps)],
         "random": Random(0),
         "steps": len(proposals),
         "samples": 8,
@@ -238,8 +239,46 @@ def test_duplicates_empty_and_long_proposals_are_not_scored(tmp_path: Path) -> N
     proposals = [["alpha", " alpha ", "start", "", "x" * 21], ["alpha", "x" * 20]]
     search = optimizer(lab, proposals, report=lab.log)
     search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
-    assert [event["tried"] for event in events] == [1, 2, 3]
+    assert [event["tried"] for event in events if event["event"] != "proposal"] == [1, 2, 3]
     assert lab.budget.used.lm_calls == 3 * 30
+
+
+def test_every_proposal_is_logged_with_the_reason_for_which_it_is_no_candidate(tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    lab = scripted(tmp_path, events)
+    search = optimizer(lab, [["alpha", " alpha ", "start", "", "x" * 21], ["beta"]], report=lab.log)
+    search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
+    told = [(event["text"], event["refused"]) for event in events if event["event"] == "proposal"]
+    one = [("alpha", None), ("alpha", "repeated"), ("start", "repeated"), ("", "empty"), ("x" * 21, "too long")]
+    assert told == [*one, ("beta", None)]
+    assert [event["refused"] for event in events if event["event"] == "step"] == [4, 0]
+
+
+def test_a_reply_without_brackets_is_no_candidate_but_costs_its_call(tmp_path: Path) -> None:
+    class Mute(LMEngine):
+        """Goes on with the examples, as a small model does."""
+
+        def sample(self, *args: Any, **options: Any) -> list[Reply]:
+            super().sample(*args, **options)
+            return [Reply("output:\n7", 1, 1, False) for _ in options["seeds"]]
+
+    events: list[dict[str, Any]] = []
+    lab = toy_lab(tmp_path, sums(4), actor=tiny_lm(), generator=tiny_lm(seed=1, window=512), events=events)
+    lab.budget.attach(lab.need_generator(), "generator")
+    client = Mute(lab.need_generator(), seed=0, fan_out=3).client(temperature=1.0, max_tokens=6)
+    search = optimizer(lab, [[]] * 2, proposer=InstructProposer(client, shown=20), samples=3, report=lab.log)
+    best = search.compile(ActorProgram(lab, "start"), trainset=examples(lab.train))
+    assert best.instruction == "start"
+    proposals = [event for event in events if event["event"] == "proposal"]
+    assert proposals == [{"event": "proposal", "text": "output:\n7", "refused": "no brackets"}] * 6
+    assert [event["refused"] for event in events if event["event"] == "step"] == [3, 3]
+    assert lab.budget.by_model["generator"].usage.lm_calls == 6
+
+
+def test_an_initial_prompt_of_any_length_is_a_candidate(tmp_path: Path) -> None:
+    lab = scripted(tmp_path, [])
+    search = optimizer(lab, [["alpha"]], max_characters=5)
+    assert search.compile(ActorProgram(lab, "gamma sigma"), trainset=examples(lab.train)).instruction == "gamma sigma"
 
 
 def test_all_starting_points_are_scored_first(tmp_path: Path) -> None:
@@ -287,13 +326,17 @@ def test_instruct_proposer_shows_history_and_exemplars_and_reads_brackets() -> N
     engine = Recorder(tiny_lm(), seed=0)
     propose = InstructProposer(engine.client(temperature=1.0, max_tokens=9), shown=20)
     rows = sums(2)
-    assert propose([Scored("try hard", 0.25)], examples(rows), 2) == ["think [hard] first", "plain reply"]
+    expected = [Proposal("think [hard] first"), Proposal("plain reply", "no brackets")]
+    assert propose([Scored("try hard", 0.25)], examples(rows), 2) == expected
     first, second = engine.requests
     assert first == second
     assert (first.config.temperature, first.config.max_tokens) == (1.0, 9)
     asked = "".join(part.text for part in first.messages[-1].parts)
     assert "text:\ntry hard\nscore:\n25" in asked
     assert all(row.query in asked and f"output:\n{row.gold[0]}" in asked for row in rows)
+    # What is asked for stands after all examples, or a model goes on with an output.
+    assert asked.rindex("output:\n") < asked.index("Write the new text in square brackets")
+    assert asked.endswith("in square brackets, and nothing else.")
 
 
 def test_the_engines_seed_the_request_and_its_count_decide_what_is_sampled() -> None:

@@ -134,7 +134,14 @@ def test_cfpo_asks_the_server_too_at_a_temperature_that_falls(serve: Callable[..
     assert set(server.keys) == {None}
 
 
-@pytest.mark.parametrize("reply", ["alpha gamma", "[[ ## {} ## ]]\nalpha gamma\n\n[[ ## completed ## ]]"])
+MARKED = "[[ ## {} ## ]]\nalpha gamma"
+
+
+@pytest.mark.parametrize(
+    ("reply", "taken"),
+    [("alpha gamma", False), (MARKED, True), (f"{MARKED}\n\n[[ ## completed ## ]]", True)],
+    ids=["without the marker", "cut off", "whole"],
+)
 @pytest.mark.parametrize(
     "method",
     [
@@ -144,8 +151,8 @@ def test_cfpo_asks_the_server_too_at_a_temperature_that_falls(serve: Callable[..
     ],
     ids=lambda method: method.name,
 )
-def test_dspys_own_optimizers_ask_the_server_too(
-    method: Method, reply: str, serve: Callable[..., Server], tmp_path: Path
+def test_dspys_own_optimizers_ask_the_server_too_and_take_what_it_marks_as_the_instruction(
+    method: Method, reply: str, taken: bool, serve: Callable[..., Server], tmp_path: Path
 ) -> None:
     field = "new_instruction" if method.name == "gepa" else "proposed_instruction"
     server = serve((200, completion(reply.format(field)), {}))
@@ -153,7 +160,7 @@ def test_dspys_own_optimizers_ask_the_server_too(
     lab.proposer = server.proposer()
     policy = method.fit(lab)
     assert isinstance(policy, StaticPolicy)
-    assert policy.prompts == {"gsm8k": "alpha gamma"}
+    assert policy.prompts == {"gsm8k": "alpha gamma" if taken else lab.initial_prompt("gsm8k")}
     assert lab.budget.by_model["proposer"].usage.lm_calls == len(server.requests) > 0
     p = lab.initial_prompt("gsm8k")
     assert any(p in turn["content"] for body in server.requests for turn in body["messages"])

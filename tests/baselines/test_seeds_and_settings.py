@@ -5,6 +5,7 @@ are paired. A setting that changes nothing is one that a preset or a search sets
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cache
@@ -85,7 +86,7 @@ class Chancy(Right):
 
 
 class Talking:
-    """A server that proposes by what it is asked."""
+    """A server that proposes by what it is asked, in the form that is asked for."""
 
     def __init__(self, asked: list[Any]) -> None:
         self.asked = asked
@@ -93,7 +94,8 @@ class Talking:
     def chat(self, messages: Sequence[dict[str, str]], **options: Any) -> Reply:
         self.asked.append((messages, options))
         text = f"think {crc32(repr(messages).encode()) % 1000} {Random(options['seed']).choice('abc')}"
-        return Reply(text, 1, 1, False)
+        fields = re.findall(r"`\[\[ ## (\w+_instruction) ## \]\]`", messages[-1]["content"])
+        return Reply(f"[[ ## {fields[0]} ## ]]\n{text}" if fields else f"[{text}]", 1, 1, False)
 
 
 METHODS: dict[str, tuple[Method, set[str]]] = {

@@ -204,6 +204,18 @@ def test_what_is_wrong_is_said_in_one_line_with_its_key(overrides, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", c.preset_names())
+def test_a_generator_that_is_asked_in_words_reads_the_query_before_the_request(name):
+    for model in c.load_config(name).models.generators.values():
+        before, _, after = model.rewrite_user.partition("{query}")
+        if model.path.startswith("nano:"):
+            assert (before, after) == ("", "")
+        else:
+            assert "rewrite" not in before.lower()
+            assert "write a better prompt" in after.lower()
+            assert after.endswith("only.")
+
+
 def test_an_unknown_preset_names_the_near_miss_and_all():
     with pytest.raises(
         UserError,

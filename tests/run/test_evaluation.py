@@ -41,6 +41,7 @@ def test_records_and_means_say_what_the_policy_answered(tmp_path: Path) -> None:
         "truncated": True,
         "cut_tokens": 0,
         "cut_demos": 0,
+        "leaks": False,
     }
     assert summary == {
         "task": "metatuner_gsm8k",
@@ -52,8 +53,34 @@ def test_records_and_means_say_what_the_policy_answered(tmp_path: Path) -> None:
         "cut": 1,
         "cut_demos": 2,
         "unextracted": 1,
+        "leaks": 0,
         "stopped": {},
     }
+
+
+class Prompts(Scripted):
+    """Gives each query the prompt that it is given."""
+
+    def __init__(self, prompts: dict[str, str]) -> None:
+        super().__init__(ANSWERS)
+        self.prompts = prompts
+
+    def prepare(self, queries: Sequence[Query]) -> Prepared:
+        return Prepared([self.prompts[query.id] for query in queries])
+
+
+def test_prompts_that_state_an_answer_are_marked_and_counted(tmp_path: Path) -> None:
+    prompts = {"a": "add , then answer", "b": "the answer is 2", "c": "3", "d": "the answer is 5"}
+    records, summary = evaluate_policy(Prompts(prompts), get_benchmark("gsm8k"), split_file(tmp_path), tmp_path)
+    assert {record["id"]: record["leaks"] for record in records} == {"a": False, "b": True, "c": True, "d": False}
+    assert summary["leaks"] == 2
+
+
+def test_one_prompt_for_all_queries_was_written_for_none_so_whether_it_leaks_is_not_asked(tmp_path: Path) -> None:
+    policy = Prompts(dict.fromkeys("abcd", "the answer is 2"))
+    records, summary = evaluate_policy(policy, get_benchmark("gsm8k"), split_file(tmp_path), tmp_path)
+    assert [record["leaks"] for record in records] == [None] * 4
+    assert summary["leaks"] is None
 
 
 def test_the_files_hold_the_records_and_are_the_same_bytes_each_time(tmp_path: Path) -> None:

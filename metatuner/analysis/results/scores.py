@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from metatuner.analysis.escaping import from_csv, inert
@@ -51,17 +52,20 @@ CELL_KEY = re.compile("[0-9a-f]{16}")
 IDENTITY = ("experiment", "method", "variant", "benchmark", "trained_on", "generator", "seed", "metric")
 
 
+_METRICS = {"metrics": {"*": NUMBER}, "primary": str, "n": int, "leaks?": (int, NoneType)}
+
+
 def cell_folder(root: Path, cell: str) -> Path:
     """The folder of a cell in a results folder."""
     return root / "cells" / cell
 
 
 def read_metrics(root: Path, cell: str) -> dict[str, Any]:
-    """A cell's metrics.json: `metrics` (means in 0..1), `primary`, `n`."""
+    """A cell's metrics.json: `metrics` (means in 0..1), `primary`, `n`, `leaks` (missing in older cells)."""
     path = cell_folder(root, cell) / "metrics.json"
     there = path.parent.is_dir()
     remedy = f"remove the cell's folder and {RERUN}" if there else f"restore cells/ beside scores.csv, or {RERUN}"
-    found = dict(read_json(path, remedy, {"metrics": {"*": NUMBER}, "primary": str, "n": int}))
+    found = dict(read_json(path, remedy, _METRICS))
     if found["primary"] not in found["metrics"]:
         raise UserError(f"{path}: no metric {found['primary']!r}, the primary one; {remedy}")
     return found

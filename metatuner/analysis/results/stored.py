@@ -35,7 +35,13 @@ _SEARCH = {
     "dearest?": (int, float, NoneType),
 }
 _ROW = {"id": str, "query": str, "kind": str, "group": str, "gold": [str]}
-_ANSWER = {"id": str, "score": NUMBER, "prompt": str, "completion": str, "gold?": [str], "extracted?": _TEXT}
+_ANSWER = {
+    **dict.fromkeys(("id", "prompt", "completion"), str),
+    "score": NUMBER,
+    "gold?": [str],
+    "extracted?": _TEXT,
+    "leaks?": object,
+}
 _BAR = {
     "benchmark": str,
     "name": str,

@@ -8,7 +8,7 @@ from typing import Any
 
 from metatuner.analysis.names import METRICS, Names, benchmark_rank, describe_world, title_in
 from metatuner.analysis.results.published import read_test_sizes
-from metatuner.analysis.results.scores import RERUN, main_scores, read_settings
+from metatuner.analysis.results.scores import RERUN, main_scores, read_metrics, read_settings
 from metatuner.analysis.results.stored import (
     read_answers,
     read_methods,
@@ -29,6 +29,8 @@ BESIDE = "zero_shot"
 SOURCES = {"hub": "the Hub", "local": "local files", "nano": "the nano world", "lm_eval": "lm-eval's task"}
 CASES = {"won": (True, False), "lost": (False, True), "both": (True, True), "neither": (False, False)}
 """Cases of Table 9: whether `SHOWN` and `BESIDE` solve the row."""
+LEAKS = "states an answer"
+"""Column of Table 9: whether the prompt leaks (`Benchmark.leaks`)."""
 
 
 def table_6(config: Config) -> list[Path]:
@@ -141,16 +143,18 @@ def table_9(config: Config) -> list[Path]:
             found = next((key for key in answers if (_solves(answers[key]), _solves(others[key])) == solved), None)
             if found is not None:
                 record = answers[found]
-                texts = [queries[found], record["prompt"], record["completion"], " or ".join(record["gold"])]
+                leaks = "yes" if record.get("leaks") is True else "no" if record.get("leaks") is False else ""
+                texts = [queries[found], record["prompt"], leaks, record["completion"], " or ".join(record["gold"])]
                 title = title_in(config, name)
                 rows.append([title, case, found, *texts, f"{100 * record['score']:.0f}"])
-    header = ["benchmark", "case", "id", "query", "generated prompt", "completion", "reference", "score"]
+    header = ["benchmark", "case", "id", "query", "generated prompt", LEAKS, "completion", "reference", "score"]
     names = Names.of(config)
     notes = [
         f"{names.title(SHOWN)}, first seed, against {names.title(BESIDE)}: won, it alone scores at least half; lost, "
         "the other alone does; both; neither. Always the first such test row.",
+        *_leaks(config),
     ]
-    widths = (0.08, 0.06, 0.07, 0.25, 0.2, 0.15, 0.08, 0.05)
+    widths = (0.08, 0.06, 0.07, 0.23, 0.2, 0.05, 0.13, 0.07, 0.05)
     table = Table("Table 9: generated prompts", _world(config), header, rows, notes, widths=widths)
     return write_tables(config, "table_9", [table])
 
@@ -246,6 +250,31 @@ def _main_settings(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
         if row["experiment"] == config.main and row["variant"] == DEFAULT_VARIANT:
             found.setdefault(row["method"], {}).setdefault(row["benchmark"], json.loads(row["settings"]))
     return {method: found[method] for method in sorted(found, key=Names.of(config).rank)}
+
+
+def _leaks(config: Config) -> list[str]:
+    """A note with the share of leaking prompts, by method and benchmark, over the seeds of the main experiment.
+
+    Methods with one prompt for all queries are left out. There is no note if all methods are.
+    """
+    counts: dict[str, dict[str, list[int]]] = {}
+    for score in main_scores(config):
+        metrics = read_metrics(Layout(config).root, score.cell)
+        if metrics.get("leaks") is not None:
+            found = counts.setdefault(score.method, {}).setdefault(score.benchmark, [0, 0])
+            found[0] += metrics["leaks"]
+            found[1] += metrics["n"]
+    names = Names.of(config)
+    shares = [
+        f"{names.title(method)}: "
+        + ", ".join(
+            f"{title_in(config, name)} {100 * leaks / n:.1f} %"
+            for name, (leaks, n) in sorted(counts[method].items(), key=lambda each: benchmark_rank(each[0]))
+        )
+        for method in sorted(counts, key=names.rank)
+    ]
+    told = f"Test queries with a prompt that states an answer instead of how to find it: {'; '.join(shares)}."
+    return [told] if shares else []
 
 
 def _solves(record: Mapping[str, Any]) -> bool:

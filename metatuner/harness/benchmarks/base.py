@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from metatuner.errors import UserError, suggest
+from metatuner.harness.metrics.leaks import holds_text
 from metatuner.harness.rows import Row
 
 
@@ -133,6 +134,18 @@ class Benchmark(ABC):
     def score_all(self, extracted: Sequence[str | None], rows: Sequence[Row]) -> list[Scored]:
         """The metrics of a batch of answers: one `Scored` per row, in order."""
         return [Scored(self.score(answer, row)) for answer, row in zip(extracted, rows, strict=True)]
+
+    def leaks(self, prompt: str, row: Row) -> bool:
+        """Whether a prompt that was written for the row's query states an answer instead of saying how to find it.
+
+        It is a diagnostic, no part of a score. The default: the prompt holds a reference answer as whole words, and
+        neither the query nor the initial prompt does.
+        """
+        return any(holds_text(prompt, gold, self._given(row)) for gold in row.gold)
+
+    def _given(self, row: Row) -> str:
+        """What a prompt may repeat: the query and the initial prompt."""
+        return f"{row.query}\n{self.initial_prompt}"
 
 
 def text_field(raw: dict[str, Any], name: str) -> str:

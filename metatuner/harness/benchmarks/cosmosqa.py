@@ -85,6 +85,15 @@ _LISTING = re.compile(r"\b(?:each option|the options|options one by one)\b", re.
 _UNFINISHED = re.compile(r"[\w,;:]$")
 _NEXT_LETTER = re.compile(r"\(?\b([A-D]) ?\)")
 _REASON = re.compile(r",? (?:because|since|as)\b.*")
+# In a prompt: a letter that shows the form of an answer, the turns of a pattern ("Q: ... A:"), all letters.
+_EXAMPLE = re.compile(
+    r"\b(?:for example|for instance|such as|e\.g\.|like|in the form|in the format|format:)[^.;\n]{0,40}?"
+    r"[(\"'\u201c]?\b[A-D]\b[)\"'\u201d]?"
+    r"|^A: ?(?=\n|$)|\bA ?(?:-|\u2013|to|through) ?D\b|\bA\b(?:\W{1,4}(?:and |or )?[B-D]\b){2,3}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_INLINE = re.compile(r"(?:^|[.!?;:\n] )([A-D])[.:)](?= )")
+_EVERYWHERE = "none of above"  # the beginning of an option that thousands of rows have
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s?\{([^{}]*)\}|\\[()\[\]]|(?<!\\)\$")
 
 
@@ -163,6 +172,24 @@ class CosmosQA(Benchmark):
         """Accuracy: whether the letter names the right option."""
         return {"accuracy": float(extracted in row.gold)}
 
+    def leaks(self, prompt: str, row: Row) -> bool:
+        """Whether the prompt states a letter as the answer, or quotes the text of one option and of no other.
+
+        The option may be right or wrong. A prompt that lists options, or shows the form of an answer ("such as (B)"),
+        singles out none.
+        """
+        options = _options(row.query)
+        text = _EXAMPLE.sub("", statements.without_emphasis(statements.narrow(statements.tidy(prompt))))
+        text = _without_list(text, options)
+        parts = statements.segments(_REJECTED.sub("", _WRAPPER.sub(r"\1", text)))
+        readers = [_boxed, _stated]
+        if len(_named(text)) < 2:
+            readers += [_line, _parenthesised, _alone]
+        chosen = statements.first_of(parts, *(lambda part, read=read: read(part, options) for read in readers))
+        asked = row.query.rpartition("\nOptions:")[0]
+        given = _normalised(f"{asked} {self.initial_prompt}")
+        return bool(chosen) or len(_quoted(text, options, given)) == 1
+
 
 def _options(query: str) -> dict[str, str]:
     """The letter of each option's text, normalised, from a query that `CosmosQA.row` rendered in either form."""
@@ -188,6 +215,39 @@ def _copied(text: str, query: str) -> str | None:
         return None
     option = statements.narrow(statements.tidy(lines[_LETTERS.index(copy[1]) + 1]))
     return copy[1] if _normalised(copy[2]) == _normalised(option) else None
+
+
+def _named(text: str) -> set[str]:
+    """The letters of a prompt that stand in parentheses or begin a line or sentence."""
+    led = [_letter(match) for line in text.split("\n") if (match := _LED.match(line))]
+    return {letter.upper() for letter in (*_IN_PARENTHESES.findall(text), *_INLINE.findall(text), *led)}
+
+
+def _without_list(text: str, options: dict[str, str]) -> str:
+    """The text without the letters in parentheses beside their own options, if it has several such options."""
+    texts = {letter: f" {option} " for option, letter in options.items()}
+    pairs = []
+    for match in _IN_PARENTHESES.finditer(text):
+        own = texts.get(match[1].upper())
+        before = f" {_normalised(text[max(0, match.start() - 1000) : match.start()])} "
+        after = f" {_normalised(text[match.end() : match.end() + 1000])} "
+        if own and (before.endswith(own) or after.startswith(own)):
+            pairs.append(match)
+    if len({match[1].upper() for match in pairs}) > 1:
+        for match in reversed(pairs):
+            text = text[: match.start()] + text[match.end() :]
+    return text
+
+
+def _quoted(text: str, options: dict[str, str], given: str) -> set[str]:
+    """The letters of the options of three words or more that a prompt quotes and that the given text does not hold."""
+    rest, found = f" {_normalised(text)} ", set()
+    for option in sorted(options, key=len, reverse=True):  # an option may be a part of a longer one
+        if f" {option} " in rest and len(option.split()) >= 3 and not option.startswith(_EVERYWHERE):
+            rest = rest.replace(f" {option} ", " | ")
+            if f" {option} " not in f" {given} ":
+                found.add(options[option])
+    return found
 
 
 def _normalised(text: str) -> str:

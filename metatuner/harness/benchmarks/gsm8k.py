@@ -6,6 +6,7 @@ from typing import Any
 from metatuner.errors import UserError
 from metatuner.harness.benchmarks.base import Benchmark, HubSource, after_last, kind_of, text_field
 from metatuner.harness.metrics import statements
+from metatuner.harness.metrics.leaks import holds_number
 from metatuner.harness.metrics.numeric import (
     find_numbers,
     number_in_words,
@@ -119,6 +120,10 @@ class GSM8K(Benchmark):
         """Accuracy: whether the numbers are equal, however they are written."""
         right = extracted is not None and any(numbers_equal(extracted, gold) for gold in row.gold)
         return {"accuracy": float(right)}
+
+    def leaks(self, prompt: str, row: Row) -> bool:
+        """Whether the prompt has a number that equals the reference and stands neither in the query nor in p~."""
+        return any(holds_number(prompt, gold, self._given(row)) for gold in row.gold)
 
 
 def _stated(text: str) -> str | None:

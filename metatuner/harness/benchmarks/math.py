@@ -8,6 +8,7 @@ from metatuner.errors import UserError
 from metatuner.harness.benchmarks.base import Benchmark, HubSource, Scored, kind_of, text_field
 from metatuner.harness.metrics import statements
 from metatuner.harness.metrics.equivalence import equivalent
+from metatuner.harness.metrics.leaks import holds_expression
 from metatuner.harness.metrics.numeric import find_numbers, plain_numbers
 from metatuner.harness.rows import Row, normalise_text
 
@@ -103,6 +104,10 @@ class MATH(Benchmark):
         for (i, _), verdict in zip(answered, verdicts, strict=True):
             scores[i] = Scored({"accuracy": float(verdict.equal)}, verdict.stopped)
         return scores
+
+    def leaks(self, prompt: str, row: Row) -> bool:
+        """Whether the prompt has the reference, as a number or as written, and neither the query nor p~ has it."""
+        return any(holds_expression(prompt, gold, self._given(row)) for gold in row.gold)
 
 
 def _boxed(text: str) -> str | None:
