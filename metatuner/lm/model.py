@@ -1,7 +1,6 @@
 """Loading causal language models and what the rest of the package needs to know about them."""
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,12 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from metatuner.errors import UserError
 from metatuner.lm.deferred import Answers, Deferred, deferrable
 from metatuner.lm.splitting import tokenizer_file, warn_if_replaced
-from metatuner.lm.weights import check_loaded, has_plain_head
+from metatuner.lm.weights import check_files, check_loaded, has_plain_head
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
-"""Files of a model folder that hold one JSON object. transformers reads on without a broken generation config."""
 MARK = "\ue000\ue001"
 """A placeholder (private-use characters) that shows where a template puts a text."""
 
@@ -308,7 +304,7 @@ def open_model(
     folder = Path(spec.path).expanduser()
     local = folder.is_dir()
     if local:
-        _check_folder(folder)
+        check_files(folder)
     elif folder.is_absolute() or spec.path.startswith((".", "~")) or spec.path.count("/") > 1:
         raise UserError(f"model {spec.path}: no such folder; make it, or name a Hub id (owner/name)")
     where: dict[str, Any] = {
@@ -346,20 +342,6 @@ def _device(spec: ModelSpec) -> torch.device:
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"model {spec.path}: device {spec.device} asked, but torch sees no such GPU; use auto or cpu")
     return device
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model {folder}: no config.json, so this is not a model folder; name the one that holds it")
-    for path in filter(Path.is_file, (folder / name for name in JSON_FILES)):
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: no JSON in UTF-8 ({error}); restore it, or save the model again") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{path}: no JSON object but a {type(value).__name__}; restore it, or save the model again")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"model {folder}: no tokenizer ({TOKENIZER_FILES[0]} or alike); save the tokenizer there too")
 
 
 def check_turns(lm: LM) -> None:

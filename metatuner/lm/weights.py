@@ -1,5 +1,7 @@
-"""Checks of a model's weights when they have been loaded."""
+"""Checks of a model's files before they are loaded, and of its weights afterwards."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +9,25 @@ from transformers import PreTrainedModel
 
 from metatuner.errors import UserError
 from metatuner.integrity import is_finite
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+"""Files of a model folder that hold one JSON object. transformers reads on without a broken generation config."""
+
+
+def check_files(folder: Path) -> None:
+    """`UserError` if a model folder lacks its config or tokenizer, or holds a broken JSON file."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model {folder}: no config.json, so this is not a model folder; name the one that holds it")
+    for path in filter(Path.is_file, (folder / name for name in JSON_FILES)):
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: no JSON in UTF-8 ({error}); restore it, or save the model again") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: no JSON object but a {type(value).__name__}; restore it, or save the model again")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"model {folder}: no tokenizer ({TOKENIZER_FILES[0]} or alike); save the tokenizer there too")
 
 
 def check_loaded(path: str, dtype: str, model: PreTrainedModel, loading: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from metatuner.lm.adapters import frozen_view, merged
 from metatuner.method.config import MetaTunerConfig
 from metatuner.method.encoder import captured, decoder_layers, first_layers, meta_encoder, pooled, right_padded
 from metatuner.method.gumbel import prompt_embedding
-from metatuner.method.parameter_decoder import LayerSharedDecoder, ParameterDecoder, StateNorm, StaticFactors
+from metatuner.method.parameter_decoder import parameter_branch
 from metatuner.method.prompt_decoder import read_rewrite, write_prompts
 from metatuner.method.tuned import lora_parameters, save_tensors, trainable
 
@@ -88,34 +88,12 @@ class TunedModel:
         named = {} if self.meta_encoder is None else dict(self.meta_encoder.named_parameters())
         self.private = {name: p for name, p in named.items() if p.requires_grad and id(p) not in own}
         """Trainable parameters of the meta encoder that the generator does not have, by name."""
-        self.parameter_decoder = self._parameter_decoder(seed)
-        self.state_norm: StateNorm | None = None
-        if config.parameter_branch == "query" and config.state_scaling == "standard":
-            self.state_norm = StateNorm(self._hidden_size, dtype=self._decoder_dtype, device=generator.device)
+        self.parameter_decoder, self.state_norm = parameter_branch(config, generator, self.lora.sites, seed)
         upper = {name for name, parameter in trainable(generator).items() if id(parameter) not in shared}
         self.upper = upper
         """Names of the generator's trainable parameters above the shared layers."""
         self.frozen_generator = frozen_view(generator, own=upper.__contains__)
         """The current phi_s with phi_p', the copy of phi_p from the last `sync`. It gets no gradient."""
-
-    @property
-    def _hidden_size(self) -> int:
-        return cast(nn.Embedding, self.generator.model.get_input_embeddings()).embedding_dim
-
-    @property
-    def _decoder_dtype(self) -> torch.dtype:
-        """Half precision would lose small steps; `lora.applied` casts the decoder's output."""
-        return torch.float64 if self.generator.model.dtype == torch.float64 else torch.float32
-
-    def _parameter_decoder(self, seed: int) -> ParameterDecoder | LayerSharedDecoder | StaticFactors | None:
-        config, sites = self.config, self.lora.sites
-        kept: dict[str, Any] = {"seed": seed, "dtype": self._decoder_dtype, "device": self.generator.device}
-        if config.parameter_branch == "none":
-            return None
-        if config.parameter_branch == "static":
-            return StaticFactors(sites, **kept)
-        kind = ParameterDecoder if config.decoder == "per_site" else LayerSharedDecoder
-        return kind(self._hidden_size, sites, config.rank, config.bottleneck, **kept)
 
     @property
     def parameters(self) -> dict[str, list[nn.Parameter]]:

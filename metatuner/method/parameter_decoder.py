@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import pi, sqrt
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metatuner.lm import Site
+from metatuner.lm import LM, Site
+from metatuner.method.config import MetaTunerConfig
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,23 @@ class StaticFactors(nn.Module):
     def forward(self, queries: int) -> Tensor:
         """The factors for this number of queries, [queries, `PerQueryLoRA.flat_size`], not copied."""
         return self.flat.expand(queries, -1)
+
+
+def parameter_branch(
+    config: MetaTunerConfig, generator: LM, sites: Sequence[Site], seed: int
+) -> tuple[ParameterDecoder | LayerSharedDecoder | StaticFactors | None, StateNorm | None]:
+    """What makes the factors, and what scales h_i before it; None for what the configuration leaves out."""
+    device = generator.device
+    # Half precision would lose small steps; `lora.applied` casts the factors.
+    dtype = torch.float64 if generator.model.dtype == torch.float64 else torch.float32
+    if config.parameter_branch == "none":
+        return None, None
+    if config.parameter_branch == "static":
+        return StaticFactors(sites, seed=seed, dtype=dtype, device=device), None
+    hidden = cast(nn.Embedding, generator.model.get_input_embeddings()).embedding_dim
+    kind = ParameterDecoder if config.decoder == "per_site" else LayerSharedDecoder
+    norm = StateNorm(hidden, dtype=dtype, device=device) if config.state_scaling == "standard" else None
+    return kind(hidden, sites, config.rank, config.bottleneck, seed=seed, dtype=dtype, device=device), norm
 
 
 def _rates(factor_rate: float, bottleneck: int, hidden: int, widths: Sequence[int]) -> tuple[float, float]:

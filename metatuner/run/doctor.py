@@ -91,7 +91,7 @@ def _model(place: str, model: ModelConfig) -> Finding:
         folder = expand_path(model.path, f"{place}.path")
     except UserError as error:
         return Finding("missing", str(error))
-    from metatuner.lm.model import TOKENIZER_FILES
+    from metatuner.lm.weights import TOKENIZER_FILES
 
     needed = {
         "config.json": (folder / "config.json").is_file(),

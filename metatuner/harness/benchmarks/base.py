@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from metatuner.errors import UserError, suggest
-from metatuner.harness.metrics.leaks import holds_text
+from metatuner.harness.metrics.text import holds_text
 from metatuner.harness.rows import Row
 
 

@@ -3,10 +3,7 @@
 import re
 
 from metatuner.harness.metrics.numeric import find_numbers, number_in_words, numbers, numbers_equal, plain_numbers
-from metatuner.harness.metrics.text import normalise_answer
 
-# Words of ordinary prompts: one of them alone states nothing.
-_VERDICTS = frozenset({"yes", "no", "noanswer", "true", "false"})
 _MARK = re.compile(r"(?<!\S)\(?(\d{1,2})[.):](?=\s+[^\W\d])")
 # Numbers that speak of the text to write: "step 2", "in 3 steps", "to 2 decimal places".
 _FORM = re.compile(
@@ -16,18 +13,6 @@ _FORM = re.compile(
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[,;:! ]|\$")
-
-
-def holds_text(prompt: str, gold: str, given: str) -> bool:
-    """Whether a prompt holds a reference as whole words that the given text does not hold.
-
-    Case, punctuation and articles do not matter (`normalise_answer`). A reference "yes", "no", "true" or "false" never
-    counts.
-    """
-    wanted = normalise_answer(gold)
-    if not wanted or wanted in _VERDICTS:
-        return False
-    return _holds(normalise_answer(prompt), wanted) and not _holds(normalise_answer(given), wanted)
 
 
 def holds_number(prompt: str, gold: str, given: str) -> bool:
@@ -57,10 +42,6 @@ def holds_expression(prompt: str, gold: str, given: str) -> bool:
     spaced = r"\s*".join(map(re.escape, wanted))
     place = re.compile(rf"(?<![\w\\]){spaced}(?!\w)")
     return len(wanted) >= 3 and bool(place.search(_unmarked(prompt))) and not place.search(_unmarked(given))
-
-
-def _holds(text: str, wanted: str) -> bool:
-    return f" {wanted} " in f" {text} "
 
 
 def _unmarked(text: str) -> str:

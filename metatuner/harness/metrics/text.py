@@ -8,6 +8,8 @@ _PUNCTUATION = frozenset(string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 # HotpotQA's evaluation gives no partial credit if the answer or the reference is one of these.
 _VERDICTS = frozenset({"yes", "no", "noanswer"})
+# Words of ordinary prompts: one of them alone states nothing.
+_TRUTHS = _VERDICTS | {"true", "false"}
 
 
 def normalise_answer(text: str) -> str:
@@ -32,3 +34,19 @@ def token_f1(answer: str, gold: str) -> float:
         return 0.0
     precision, recall = shared / len(answer_words), shared / len(gold_words)
     return 2 * precision * recall / (precision + recall)
+
+
+def holds_text(prompt: str, gold: str, given: str) -> bool:
+    """Whether a prompt holds a reference as whole words that the given text does not hold.
+
+    Case, punctuation and articles do not matter (`normalise_answer`). A reference "yes", "no", "true" or "false" never
+    counts.
+    """
+    wanted = normalise_answer(gold)
+    if not wanted or wanted in _TRUTHS:
+        return False
+    return _holds(normalise_answer(prompt), wanted) and not _holds(normalise_answer(given), wanted)
+
+
+def _holds(text: str, wanted: str) -> bool:
+    return f" {wanted} " in f" {text} "
