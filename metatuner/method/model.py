@@ -148,9 +148,10 @@ class TunedModel:
         """Take the means and deviations that standardise h_i from these queries (`state_scaling: standard`)."""
         if self.state_norm is None:
             return
-        size = self.config.batch_size
+        size, half = self.config.batch_size, self.config.autocast == "bfloat16"
         starts = range(0, len(queries), size)
-        parts = [self.encode(prompts[start : start + size], queries[start : start + size]) for start in starts]
+        with torch.autocast(self.generator.device.type, torch.bfloat16, enabled=half):
+            parts = [self.encode(prompts[start : start + size], queries[start : start + size]) for start in starts]
         self.state_norm.fit(torch.cat(parts))
 
     def _decoded(self, h: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from metatuner import progress
@@ -55,6 +55,15 @@ def check_slurm(jobs: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
             progress.say(f"sbatch may refuse {name} ({given}): {reason}, or not now; {remedy}")
         else:
             raise UserError(f"sbatch refuses {name} ({given}): {reason}; {remedy}")
+
+
+def cluster_jobs(dag: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Names and resources of the jobs that Snakemake submits to a cluster; grouped steps are one job."""
+    for step in dag.needrun_jobs():
+        if not step.is_local:
+            job = dag.get_job_group(step) or step
+            resources = {name: job.resources.get(name) for name in (*OPTIONS, "_cores")}
+            yield f"rule {step.rule.name}", {**resources, "cores": resources["_cores"]}
 
 
 def _refusal(words: Iterable[str]) -> str | None:

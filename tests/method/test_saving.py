@@ -106,6 +106,7 @@ def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
         "metatuner.json",
         "generator.safetensors",
         "parameter_decoder.safetensors",
+        "state_norm.safetensors",
         "actor.safetensors",
     }
 

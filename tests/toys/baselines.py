@@ -21,6 +21,8 @@ from metatuner.nano.tokenizer import ANSWER, transformers_tokenizer
 
 NEW_TOKENS = 20
 """Enough for every target of `sums`."""
+SHORT = {"gsm8k": "solve the problem and give the answer", "math": "find the result and give the answer"}
+"""Initial prompts that a tiny model reads in a few tokens; the benchmarks' own are longer."""
 
 
 def tiny_lm(seed: int = 0, window: int = 256, dtype: torch.dtype = torch.float32) -> LM:
@@ -59,7 +61,9 @@ def lab_settings(
 ) -> dict[str, Any]:
     """The arguments of a lab, except its models; events of the fit's log go to `events`."""
     return {
-        "benchmarks": {"gsm8k": get_benchmark("gsm8k").with_overrides(max_new_tokens=NEW_TOKENS)},
+        "benchmarks": {
+            "gsm8k": get_benchmark("gsm8k").with_overrides(initial_prompt=SHORT["gsm8k"], max_new_tokens=NEW_TOKENS)
+        },
         "train": train,
         "dev": dev,
         "trained_on": ("gsm8k",),
@@ -81,8 +85,8 @@ def toy_lab(workdir: Path, train: Sequence[Row], dev: Sequence[Row] = (), **chan
 ARMS = ("tom", "more")
 """The words that the actor of `arms_lab` can write, besides its end of turn."""
 PAIR = {
-    "gsm8k": get_benchmark("gsm8k").with_overrides(max_new_tokens=4),
-    "math": get_benchmark("math").with_overrides(max_new_tokens=2),
+    "gsm8k": get_benchmark("gsm8k").with_overrides(initial_prompt=SHORT["gsm8k"], max_new_tokens=4),
+    "math": get_benchmark("math").with_overrides(initial_prompt=SHORT["math"], max_new_tokens=2),
 }
 PAIR["math"].stops = ("more more",)
 """Two benchmarks that differ in prompt, length and stops."""

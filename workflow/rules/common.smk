@@ -8,7 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from metatuner.plan.dag import Dag
 from metatuner.errors import UserError
-from metatuner.run.clusters import OPTIONS, check_slurm
+from metatuner.run.clusters import check_slurm, cluster_jobs
 from metatuner.run.jobs import memory_of, runs_group, start_server
 from metatuner.run.machine import memory_bytes
 
@@ -56,12 +56,3 @@ wildcard_constraints:
 def usage_log(step, name):
     """Where a job's log goes."""
     return f"{L.logs}/{step}/{name}.log"
-
-
-def cluster_jobs(dag):
-    """Names and resources of the jobs that are submitted to a cluster; grouped steps are one job."""
-    for step in dag.needrun_jobs():
-        if not step.is_local:
-            job = dag.get_job_group(step) or step
-            resources = {name: job.resources.get(name) for name in (*OPTIONS, "_cores")}
-            yield f"rule {step.rule.name}", {**resources, "cores": resources["_cores"]}

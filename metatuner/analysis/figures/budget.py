@@ -98,7 +98,7 @@ def _drawn(
     world: str,
 ) -> "Figure":
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     note = note_lines(
         "Best score on tune rows among settings that cost at most so much (one seed, one setting after the other; no "
@@ -111,7 +111,7 @@ def _drawn(
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
     figure.subplots_adjust(
-        left=0.07, right=0.79, top=1 - top / height, bottom=bottom / height, hspace=0.25, wspace=0.18
+        left=0.07, right=0.75, top=1 - top / height, bottom=bottom / height, hspace=0.25, wspace=0.18
     )
     methods = list(dict.fromkeys(method for method, _ in trials))
     styles: dict[str, object] = {}
@@ -136,7 +136,8 @@ def _drawn(
             panel.axvline(limit, color=FAINT, lw=0.6)
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter("{x:g}")  # by default a log axis needs mathematical text, which is off
-        panel.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_title(title, loc="left")
         panel.grid(axis="both")
     for unused in list(axes.flat)[len(titles) :]:
@@ -149,7 +150,12 @@ def _drawn(
         text: handle for panel in axes.flat for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(0.8, 1 - top / height), fontsize=7
+        handles.values(),
+        handles.keys(),
+        loc="upper left",
+        bbox_to_anchor=(0.76, 1 - top / height),
+        fontsize=6.5,
+        handlelength=2.4,
     )
     write_note(figure, note)
     return figure
