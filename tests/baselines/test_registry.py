@@ -18,7 +18,7 @@ from metatuner.harness.method import Method
 from metatuner.harness.policy import load_policy
 from metatuner.harness.query import to_query
 from metatuner.harness.registry import Registry
-from tests.toys.baselines import NEW_TOKENS, sums, tiny_lm, toy_lab
+from tests.toys.baselines import NEW_TOKENS, SHORT, sums, tiny_lm, toy_lab
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = {"zero_shot": "vanilla", "few_shot": "vanilla", "opro": "prompt", "sft": "parameter"}
@@ -44,7 +44,7 @@ def test_zero_shot_asks_under_the_initial_prompt(tmp_path: Path) -> None:
     lab = toy_lab(tmp_path, sums(3), actor=tiny_lm())
     queries = [to_query(row) for row in lab.train]
     policy = ZeroShot().fit(lab)
-    initial = get_benchmark("gsm8k").initial_prompt
+    initial = SHORT["gsm8k"]
     assert [answer.prompt for answer in policy.respond(queries)] == [initial] * 3
     policy.save(tmp_path / "policy")
     assert load_policy(tmp_path / "policy", lab).respond(queries) == lab.answer(queries, initial)
@@ -104,7 +104,7 @@ def test_the_method_of_the_docs_runs_as_it_stands(tmp_path: Path) -> None:
     chosen = method(method.Settings(candidates=3))
     policy = chosen.fit(lab)
     tried = [event["prompt"] for event in events]
-    assert tried[0] == get_benchmark("gsm8k").initial_prompt
+    assert tried[0] == SHORT["gsm8k"]
     assert policy.prompts["gsm8k"] in tried
     counted = chosen.loop(Rows(6, 4), Shares(0.5, 0.5)).sequences
     calls = {role: use.usage.lm_calls for role, use in lab.budget.by_model.items()}

@@ -20,7 +20,7 @@ from metatuner.harness.policies import StaticPolicy
 from metatuner.harness.policy import load_policy
 from metatuner.harness.query import to_query
 from metatuner.lm import completion_ids, generate, render
-from tests.toys.baselines import NEW_TOKENS, PAIR, mixed_rows, sums, tiny_lm, toy_lab
+from tests.toys.baselines import NEW_TOKENS, PAIR, SHORT, mixed_rows, sums, tiny_lm, toy_lab
 
 ROWS = sums(12)
 
@@ -39,7 +39,7 @@ def test_trains_on_the_ids_that_inference_reads_and_on_nothing_before_the_comple
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
     wide = make_lab(tmp_path).actor
-    prompts = [render(wide, get_benchmark("gsm8k").initial_prompt, row.query).ids for row in ROWS]
+    prompts = [render(wide, SHORT["gsm8k"], row.query).ids for row in ROWS]
     longest = max(map(len, prompts))
     lab, read = make_lab(tmp_path, actor=tiny_lm(window=longest + NEW_TOKENS - cut)), []
 
@@ -149,10 +149,8 @@ def test_trained_on_two_benchmarks_each_row_is_read_under_its_own_prompt_and_lim
 def test_a_row_that_just_fits_the_window_is_kept(tmp_path: Path) -> None:
     wide = tiny_lm()
     row = ROWS[0]
-    whole = len(render(wide, get_benchmark("gsm8k").initial_prompt, row.query).ids) + len(
-        completion_ids(wide, row.target)
-    )
-    short = {"gsm8k": get_benchmark("gsm8k").with_overrides(max_new_tokens=1)}
+    whole = len(render(wide, SHORT["gsm8k"], row.query).ids) + len(completion_ids(wide, row.target))
+    short = {"gsm8k": get_benchmark("gsm8k").with_overrides(initial_prompt=SHORT["gsm8k"], max_new_tokens=1)}
     for window, kept in ((whole, 1), (whole - 1, 0)):
         lab = make_lab(tmp_path, benchmarks=short, actor=tiny_lm(window=window))
         assert len(encode(lab, [row])) == kept
