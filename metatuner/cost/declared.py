@@ -87,7 +87,7 @@ class Memory:
         if known not in self._known:
             try:
                 self._known[known] = round(self._bytes(item, several=several) / 1e6)
-            except Exception:  # nothing is assumed of its models or rows, or a method's `loop` raises what it likes
+            except Exception:  # a method's `loop` may raise anything, and shapes may be unknown: nothing is declared
                 self._known[known] = 0
         return self._known[known]
 

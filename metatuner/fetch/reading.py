@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,8 @@ class Gguf:
 
 def need_gguf() -> None:
     """UserError if the package gguf is not installed."""
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise UserError(f"the package gguf is missing, which reads the model's file; {HOW_TO_INSTALL}") from None
+    if find_spec("gguf") is None:
+        raise UserError(f"the package gguf is missing, which reads the model's file; {HOW_TO_INSTALL}")
 
 
 def read_gguf(path: Path) -> Gguf:
