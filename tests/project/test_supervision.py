@@ -145,7 +145,9 @@ def test_an_error_of_the_job_itself_is_its_status_and_no_failed_step(tmp_path: P
 def started(folder: Path) -> tuple[subprocess.Popen[str], int]:
     """A job that hangs in its second step, and its child."""
     words = job(folder, "time.sleep(600)")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, the job would inherit that it is ignored
     parent = subprocess.Popen(words, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    signal.signal(signal.SIGHUP, before)
     begun = folder / "begun"
     wait_until(lambda: begun.is_file() and "b" in begun.read_text(), "the second step")
     (child,) = psutil.Process(parent.pid).children()
